@@ -1,0 +1,197 @@
+//! The words between nodes and reactors: the bodies of the reactor's HTTP API, as both sides see them.
+//!
+//! | call | body | answers |
+//! |---|---|---|
+//! | `POST /publisher_lookup` | [`PublisherLookup`] | `200`, empty, [`EPOCH_HEADER`] if a session was named; `400`, `409`, `503` [`Refusal`] |
+//! | `POST /publisher_release` | [`PublisherRelease`] | `204`, whether or not the session still owned the name |
+//! | `POST /watcher_lookup` | [`WatcherLookup`] | `200`, workflow text, [`ORIGIN_HEADER`], [`EPOCH_HEADER`]; `404`, `400`, `503` [`Refusal`] |
+//! | `PUT /nodes/{node}` | [`Heartbeat`] | `200` [`HeartbeatReply`] |
+//! | `DELETE /nodes/{node}` | | `204`; the node's leases end |
+//! | `GET /events` | | Server-Sent Events, see [`Change`] |
+//! | `GET /streams`, `GET /nodes` | | `200` [`StreamList`], [`NodeList`] |
+//!
+//! Plain mmids nodes know the two lookups only, with nothing but a `stream_name` in the body; every other field is
+//! optional, and what a plain node would not understand travels in headers. No clock of one host is ever compared with
+//! another's: all times here are durations.
+
+use crate::ids::{NodeId, Origin, SessionId, StreamName};
+use serde::{Deserialize, Serialize};
+
+/// Reply header with the epoch of the stream's current session.
+pub const EPOCH_HEADER: &str = "lb-epoch";
+
+/// Reply header with the [`Origin`] a watcher lookup was answered with.
+pub const ORIGIN_HEADER: &str = "lb-origin";
+
+/// The word in [`WatcherLookup::accept`] of a node that has the `rtmp_pull` step.
+pub const ACCEPT_RTMP_PULL: &str = "rtmp_pull";
+
+/// An ingest node asks whether a stream may be published, and thereby claims its name or renews its claim.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PublisherLookup {
+    /// The stream that is published.
+    pub stream_name: StreamName,
+    /// The publish. A new one takes the next epoch. Missing from plain mmids nodes, which are known by their address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<SessionId>,
+    /// The node that asks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<NodeId>,
+    /// Where the stream can be pulled from; missing: the address the request came from and `rtmp_port`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
+    /// The node's RTMP port where `origin` is missing; missing as well: 1935.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rtmp_port: Option<u16>,
+}
+
+/// An ingest node says that a publisher left: the name is free at once, if that session still owns it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PublisherRelease {
+    /// The stream that was published.
+    pub stream_name: StreamName,
+    /// The publish that ended.
+    pub session: SessionId,
+}
+
+/// A playback node asks where a stream can be pulled from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WatcherLookup {
+    /// The stream that somebody wants to watch.
+    pub stream_name: StreamName,
+    /// The steps, beyond the contract's `ffmpeg_pull`, that the node can pull with, see [`ACCEPT_RTMP_PULL`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub accept: Vec<String>,
+    /// The node that asks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<NodeId>,
+}
+
+/// Why a call was refused, as JSON.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// One sentence for people.
+    pub error: String,
+}
+
+/// A node's full picture, sent every few seconds. It renews the leases of every stream it lists, and restores them in a
+/// reactor that lost its memory.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Heartbeat {
+    /// Milliseconds until the next one is due. A node that stays silent for three of them has lost its leases.
+    pub interval_ms: u64,
+    /// See [`PublisherLookup::origin`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
+    /// See [`PublisherLookup::rtmp_port`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rtmp_port: Option<u16>,
+    /// The node takes no new work and will stop soon.
+    #[serde(default)]
+    pub draining: bool,
+    /// The roles of the process.
+    #[serde(default)]
+    pub roles: Vec<String>,
+    /// What is published on it.
+    #[serde(default)]
+    pub streams: Vec<PublishedStream>,
+    /// Viewers connected to it.
+    #[serde(default)]
+    pub viewers: u64,
+    /// Streams it pulls from other nodes.
+    #[serde(default)]
+    pub pulls: u64,
+    /// Bytes received on RTMP sockets since the node started.
+    #[serde(default)]
+    pub received_bytes: u64,
+    /// Bytes sent on RTMP sockets since the node started.
+    #[serde(default)]
+    pub sent_bytes: u64,
+    /// The most connections it takes.
+    #[serde(default)]
+    pub capacity: u64,
+}
+
+/// One publish in a [`Heartbeat`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PublishedStream {
+    /// The stream's name.
+    pub stream_name: StreamName,
+    /// The publish.
+    pub session: SessionId,
+    /// The epoch that a reactor gave it; missing while none was reached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epoch: Option<u64>,
+}
+
+/// What a reactor thinks of a heartbeat.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeartbeatReply {
+    /// The listed streams that this node owns, with their epochs.
+    #[serde(default)]
+    pub owned: Vec<PublishedStream>,
+    /// The listed sessions that own their name no longer: the node closes those publishers.
+    #[serde(default)]
+    pub superseded: Vec<PublisherRelease>,
+}
+
+/// One change of ownership, the data of an event of `GET /events`. The event's name is `change`.
+///
+/// The first event on each connection is `hello`, without meaning beyond this: what happened before was missed, so the
+/// node asks again for what it serves.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    /// The stream's name.
+    pub stream_name: StreamName,
+    /// Where it can be pulled from now; missing: nowhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
+    /// The epoch of the session that came or went.
+    pub epoch: u64,
+}
+
+/// Reply of `GET /streams`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StreamList {
+    /// One entry a stream, ordered by name.
+    pub streams: Vec<StreamEntry>,
+}
+
+/// One registered stream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StreamEntry {
+    /// The stream's name.
+    pub stream_name: StreamName,
+    /// Where it can be pulled from.
+    pub origin: Origin,
+    /// The publish; missing for plain mmids nodes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<SessionId>,
+    /// The order of this session among those of its name.
+    pub epoch: u64,
+    /// The node it is published on; missing for plain mmids nodes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<NodeId>,
+    /// Milliseconds since the session took the name.
+    pub age_ms: u64,
+    /// Milliseconds until the lease lapses unless it is renewed.
+    pub lease_ms: u64,
+}
+
+/// Reply of `GET /nodes`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct NodeList {
+    /// One entry a node, ordered by id.
+    pub nodes: Vec<NodeEntry>,
+}
+
+/// One node that sends heartbeats.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NodeEntry {
+    /// The node's id.
+    pub node: NodeId,
+    /// Milliseconds since its last heartbeat.
+    pub silent_ms: u64,
+    /// That heartbeat.
+    pub heartbeat: Heartbeat,
+}

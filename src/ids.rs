@@ -1,0 +1,387 @@
+//! The names that pass between processes: stream names, origins, sessions and nodes, each checked once at the door.
+//!
+//! A stream name becomes part of the text of a workflow definition, so its alphabet is narrow: whatever is a
+//! [`StreamName`] can stand in that text, in a URL path and in a log line without escaping.
+
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::str::FromStr;
+use std::sync::Arc;
+
+/// The RTMP port that needs no mention in an address.
+pub const DEFAULT_RTMP_PORT: u16 = 1935;
+
+/// The longest stream name, in bytes.
+pub const STREAM_NAME_MAX: usize = 255;
+
+/// The longest node name, in bytes.
+pub const NODE_ID_MAX: usize = 64;
+
+/// Why a text is not a stream name. The text is the reason that peers and users see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum StreamNameError {
+    /// Nothing at all.
+    #[error("the stream name is empty; 1 to 255 characters of A-Z a-z 0-9 . _ : , / - are allowed")]
+    Empty,
+    /// More than [`STREAM_NAME_MAX`] bytes.
+    #[error("the stream name is longer than 255 characters")]
+    TooLong,
+    /// A character outside the alphabet.
+    #[error("the stream name has a character at position {0} that is not one of A-Z a-z 0-9 . _ : , / -")]
+    Character(usize),
+    /// `a//b`, `/a`, `a/` or `a/../b`.
+    #[error("the stream name has an empty or '..' path element")]
+    PathElement,
+}
+
+/// A stream's name: the RTMP stream key without its query part.
+///
+/// 1 to 255 characters of `[A-Za-z0-9._:,/-]`, with no empty and no `..` path element. Cheap to clone.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct StreamName(Arc<str>);
+
+impl StreamName {
+    /// Checks a text. The query part of a stream key (`?…`) must be split off before.
+    pub fn parse(text: &str) -> Result<Self, StreamNameError> {
+        if text.is_empty() {
+            return Err(StreamNameError::Empty);
+        }
+        if text.len() > STREAM_NAME_MAX {
+            return Err(StreamNameError::TooLong);
+        }
+        let allowed =
+            |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | ':' | ',' | '/' | '-');
+        if let Some(position) = text.chars().position(|c| !allowed(c)) {
+            return Err(StreamNameError::Character(position + 1));
+        }
+        if text.split('/').any(|element| element.is_empty() || element == "..") {
+            return Err(StreamNameError::PathElement);
+        }
+        Ok(StreamName(text.into()))
+    }
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for StreamName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for StreamName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", &*self.0)
+    }
+}
+
+impl FromStr for StreamName {
+    type Err = StreamNameError;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        StreamName::parse(text)
+    }
+}
+
+impl TryFrom<String> for StreamName {
+    type Error = StreamNameError;
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        StreamName::parse(&text)
+    }
+}
+
+impl From<StreamName> for String {
+    fn from(name: StreamName) -> String {
+        name.0.as_ref().to_owned()
+    }
+}
+
+/// Why a text is not an origin.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("'{0}' is not an origin; HOST, HOST:PORT, IPv4[:PORT], IPv6 or [IPv6][:PORT] is allowed")]
+pub struct OriginError(String);
+
+/// Where a stream can be pulled from: a host name or address, and an RTMP port.
+///
+/// Written without its port when that is 1935, and with IPv6 addresses in brackets, so that it can stand in a URL.
+/// An IPv4-mapped IPv6 address is the IPv4 address.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Origin {
+    host: Host,
+    port: u16,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+enum Host {
+    Ip(IpAddr),
+    Name(Arc<str>),
+}
+
+impl Origin {
+    /// An origin at a socket address.
+    pub fn from_ip(ip: IpAddr, port: u16) -> Self {
+        Origin { host: Host::Ip(ip.to_canonical()), port }
+    }
+
+    /// The RTMP port.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The address, if the host is not a name.
+    pub fn ip(&self) -> Option<IpAddr> {
+        match self.host {
+            Host::Ip(ip) => Some(ip),
+            Host::Name(_) => None,
+        }
+    }
+
+    /// The host as it is given to a resolver: no brackets, no port.
+    pub fn host(&self) -> String {
+        match &self.host {
+            Host::Ip(ip) => ip.to_string(),
+            Host::Name(name) => name.to_string(),
+        }
+    }
+
+    /// Reads `HOST[:PORT]`; a missing port is `default_port`.
+    pub fn parse(text: &str, default_port: u16) -> Result<Self, OriginError> {
+        let bad = || OriginError(text.to_owned());
+        if let Ok(addr) = text.parse::<SocketAddr>() {
+            return if addr.port() == 0 { Err(bad()) } else { Ok(Origin::from_ip(addr.ip(), addr.port())) };
+        }
+        if let Ok(ip) = text.parse::<IpAddr>() {
+            return Ok(Origin::from_ip(ip, default_port));
+        }
+        if let Some(inner) = text.strip_prefix('[').and_then(|t| t.strip_suffix(']')) {
+            let ip: Ipv6Addr = inner.parse().map_err(|_| bad())?;
+            return Ok(Origin::from_ip(ip.into(), default_port));
+        }
+        let (name, port) = match text.split_once(':') {
+            Some((name, port)) => (name, port.parse().ok().filter(|port| *port != 0).ok_or_else(bad)?),
+            None => (text, default_port),
+        };
+        let label = |label: &str| {
+            !label.is_empty()
+                && label.len() <= 63
+                && label.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
+        };
+        let numeric_tail = name
+            .rsplit('.')
+            .next()
+            .is_some_and(|last| !last.is_empty() && last.chars().all(|c| c.is_ascii_digit()));
+        if name.len() > 253 || numeric_tail || !name.split('.').all(label) {
+            return Err(bad());
+        }
+        Ok(Origin { host: Host::Name(name.into()), port })
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.host {
+            Host::Ip(IpAddr::V6(ip)) => write!(f, "[{ip}]")?,
+            Host::Ip(IpAddr::V4(ip)) => write!(f, "{ip}")?,
+            Host::Name(name) => f.write_str(name)?,
+        }
+        if self.port != DEFAULT_RTMP_PORT {
+            write!(f, ":{}", self.port)?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for Origin {
+    type Err = OriginError;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Origin::parse(text, DEFAULT_RTMP_PORT)
+    }
+}
+
+impl TryFrom<String> for Origin {
+    type Error = OriginError;
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<Origin> for String {
+    fn from(origin: Origin) -> String {
+        origin.to_string()
+    }
+}
+
+/// Why a text is not a session or node id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum IdError {
+    /// Not 32 hexadecimal digits.
+    #[error("a session id is 32 hexadecimal digits")]
+    Session,
+    /// Not a node name.
+    #[error("a node id is 1 to 64 characters of A-Z a-z 0-9 . _ -")]
+    Node,
+}
+
+/// One publish, from its start to its end: a random id, written as 32 hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct SessionId(u128);
+
+impl SessionId {
+    /// A new random id.
+    pub fn random() -> Self {
+        SessionId(rand::random())
+    }
+}
+
+impl fmt::Display for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+impl fmt::Debug for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for SessionId {
+    type Err = IdError;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let digits = text.len() == 32 && text.chars().all(|c| c.is_ascii_hexdigit());
+        match u128::from_str_radix(text, 16) {
+            Ok(id) if digits => Ok(SessionId(id)),
+            _ => Err(IdError::Session),
+        }
+    }
+}
+
+impl TryFrom<String> for SessionId {
+    type Error = IdError;
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<SessionId> for String {
+    fn from(id: SessionId) -> String {
+        id.to_string()
+    }
+}
+
+/// A process that registers streams or pulls them: 1 to 64 characters of `[A-Za-z0-9._-]`.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct NodeId(Arc<str>);
+
+impl NodeId {
+    /// A new random id, for a process that was given none. Restarted processes are new nodes.
+    pub fn random() -> Self {
+        NodeId(format!("{:016x}", rand::random::<u64>()).into())
+    }
+
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", &*self.0)
+    }
+}
+
+impl FromStr for NodeId {
+    type Err = IdError;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+        if text.is_empty() || text.len() > NODE_ID_MAX || !text.chars().all(allowed) {
+            return Err(IdError::Node);
+        }
+        Ok(NodeId(text.into()))
+    }
+}
+
+impl TryFrom<String> for NodeId {
+    type Error = IdError;
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<NodeId> for String {
+    fn from(id: NodeId) -> String {
+        id.0.as_ref().to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stream_name_is_checked_character_by_character() {
+        for good in ["x", "live/a", "A-z_0.9:,", "a.b/c", "...", &"n".repeat(255)] {
+            assert_eq!(StreamName::parse(good).map(|n| n.to_string()).as_deref(), Ok(good));
+        }
+        assert_eq!(StreamName::parse(""), Err(StreamNameError::Empty));
+        assert_eq!(StreamName::parse(&"n".repeat(256)), Err(StreamNameError::TooLong));
+        for (bad, position) in [("a b", 2), ("a{", 2), ("a\n}", 2), ("é", 1), ("a?b", 2), ("a\0", 2), ("\"", 1)] {
+            assert_eq!(StreamName::parse(bad), Err(StreamNameError::Character(position)), "{bad:?}");
+        }
+        for bad in ["/", "/a", "a/", "a//b", "..", "a/../b"] {
+            assert_eq!(StreamName::parse(bad), Err(StreamNameError::PathElement), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn an_origin_reads_and_writes_every_form_of_address() {
+        for (text, written) in [
+            ("10.0.0.1", "10.0.0.1"),
+            ("10.0.0.1:1935", "10.0.0.1"),
+            ("10.0.0.1:1936", "10.0.0.1:1936"),
+            ("::1", "[::1]"),
+            ("[::1]", "[::1]"),
+            ("[2001:db8::2]:1936", "[2001:db8::2]:1936"),
+            ("::ffff:10.0.0.1", "10.0.0.1"),
+            ("[::ffff:10.0.0.1]:99", "10.0.0.1:99"),
+            ("ingest-1.example.org", "ingest-1.example.org"),
+            ("localhost:2000", "localhost:2000"),
+        ] {
+            assert_eq!(text.parse::<Origin>().map(|o| o.to_string()).as_deref(), Ok(written), "{text}");
+        }
+        for bad in ["", ":1", "a:", "a:0", "a:70000", "a b", "[::1", "300.1.1.1", "a..b", "x/y", "h\n"] {
+            assert!(bad.parse::<Origin>().is_err(), "{bad:?}");
+        }
+        assert_eq!(Origin::parse("h", 7).map(|o| o.to_string()).as_deref(), Ok("h:7"));
+    }
+
+    #[test]
+    fn ids_round_trip_and_refuse_what_is_not_one() {
+        let session = SessionId::random();
+        assert_eq!(session.to_string().parse(), Ok(session));
+        assert_eq!("+".repeat(32).parse::<SessionId>(), Err(IdError::Session));
+        assert_eq!("ab".parse::<SessionId>(), Err(IdError::Session));
+        assert!(NodeId::random().as_str().parse::<NodeId>().is_ok());
+        assert_eq!("a b".parse::<NodeId>(), Err(IdError::Node));
+    }
+}

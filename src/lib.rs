@@ -1,0 +1,17 @@
+//! Dynamic RTMP load balancing: the library behind the `lb` binary.
+//!
+//! The modules stand on floors, and imports point down only (`tests/floors.rs` fails on an upward arrow):
+//!
+//! | floor | modules | what they know |
+//! |---|---|---|
+//! | 4 | `cli`, `config`, `node` | how the parts are put together |
+//! | 3 | `steps`, `web` | the workflow engine; HTTP servers |
+//! | 2 | `net`, `ffmpeg`, `client` | sockets, processes, the reactor's API from a node's side |
+//! | 1 | `relay`, `registry` | one publisher and many viewers; who owns a stream name |
+//! | 0 | `rtmp`, `media` | bytes in, events and bytes out: no sockets, no clocks, no tokio |
+//!
+//! `ids`, `api`, `drain` and `telemetry` are pillars: usable from floor 1 up.
+
+pub mod api;
+pub mod ids;
+pub mod media;
