@@ -15,3 +15,4 @@
 pub mod api;
 pub mod ids;
 pub mod media;
+pub mod rtmp;

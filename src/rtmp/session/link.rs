@@ -1,0 +1,151 @@
+//! What both sides of a connection do alike: chunks in, messages out, acknowledgements, pings, pending output.
+
+use super::{COMMAND_CHUNK_STREAM, OUT_CHUNK_SIZE, PLAY_STREAM_ID, WINDOW_ACK_SIZE};
+use crate::rtmp::amf0::Value;
+use crate::rtmp::chunk::{self, Reader};
+use crate::rtmp::message::{Command, Control, Message, UserControl};
+use crate::rtmp::{Error, Limits};
+use bytes::{Bytes, BytesMut};
+
+pub(super) struct Link {
+    pub limits: Limits,
+    pub out: BytesMut,
+    /// Messages that were dropped because they made no sense where they stood.
+    pub ignored: u64,
+    reader: Reader,
+    out_chunk_size: usize,
+    /// Bytes since the handshake; wraps, as the counter on the wire does.
+    received: u32,
+    acknowledged: u32,
+    window: u32,
+}
+
+/// A message that is not the link's own business.
+pub(super) enum Arrival {
+    Message(Message),
+    User(UserControl),
+}
+
+impl Link {
+    pub fn new(limits: Limits) -> Self {
+        Link {
+            reader: Reader::new(&limits),
+            limits,
+            out: BytesMut::new(),
+            ignored: 0,
+            out_chunk_size: chunk::DEFAULT_CHUNK_SIZE,
+            received: 0,
+            acknowledged: 0,
+            window: WINDOW_ACK_SIZE,
+        }
+    }
+
+    /// The next message in `input` that is for the session; `None` once all of `input` is taken.
+    pub fn arrival(&mut self, input: &mut &[u8]) -> Result<Option<Arrival>, Error> {
+        loop {
+            let before = input.len();
+            let message = self.reader.read(input)?;
+            let taken = u32::try_from(before - input.len()).unwrap_or(u32::MAX);
+            self.received = self.received.wrapping_add(taken);
+            let Some(message) = message else {
+                self.acknowledge();
+                return Ok(None);
+            };
+            match Control::parse(&message)? {
+                None => return Ok(Some(Arrival::Message(message))),
+                Some(Control::SetChunkSize(size)) => self.reader.set_chunk_size(size)?,
+                Some(Control::Abort(chunk_stream_id)) => {
+                    self.ignored += u64::from(self.reader.abort(chunk_stream_id));
+                }
+                // A window of 0 would ask for acknowledgements without end.
+                Some(Control::WindowAckSize(window)) if window > 0 => self.window = window,
+                Some(Control::User(UserControl::PingRequest(time))) => {
+                    self.control(Control::User(UserControl::PingResponse(time)));
+                }
+                Some(Control::User(event)) => return Ok(Some(Arrival::User(event))),
+                // Flow control is TCP's business, so acknowledgements and bandwidths change nothing.
+                Some(
+                    Control::WindowAckSize(_)
+                    | Control::Acknowledgement(_)
+                    | Control::SetPeerBandwidth { .. },
+                ) => {}
+            }
+        }
+    }
+
+    /// At most one acknowledgement for each input, however small the peer's window.
+    fn acknowledge(&mut self) {
+        if self.received.wrapping_sub(self.acknowledged) >= self.window {
+            self.acknowledged = self.received;
+            self.control(Control::Acknowledgement(self.received));
+        }
+    }
+
+    pub fn control(&mut self, control: Control) {
+        control.write(&mut self.out);
+    }
+
+    /// Announces [`OUT_CHUNK_SIZE`] and uses it from now on.
+    pub fn announce_chunk_size(&mut self) {
+        self.control(Control::SetChunkSize(OUT_CHUNK_SIZE as u32));
+        self.out_chunk_size = OUT_CHUNK_SIZE;
+    }
+
+    pub fn command(&mut self, stream_id: u32, command: Command) {
+        command.write(
+            &mut self.out,
+            COMMAND_CHUNK_STREAM,
+            stream_id,
+            self.out_chunk_size,
+        );
+    }
+
+    pub fn media(&mut self, stream_id: u32, timestamp: u32, type_id: u8, body: &[u8]) {
+        let chunk_stream_id = super::chunk_stream(type_id);
+        let size = self.out_chunk_size;
+        chunk::write_message(
+            &mut self.out,
+            chunk_stream_id,
+            timestamp,
+            type_id,
+            stream_id,
+            body,
+            size,
+        );
+    }
+
+    /// `onStatus` on the one stream (§7.2.2).
+    pub fn status(&mut self, level: &str, code: &str, description: &str) {
+        let info = [info(level, code, description)];
+        self.command(PLAY_STREAM_ID, Command::new("onStatus", 0.0, Value::Null, info));
+    }
+
+    /// Answers a call, if an answer is wanted.
+    pub fn result(&mut self, call: &Command, value: Value) {
+        if call.transaction != 0.0 {
+            self.command(0, Command::new("_result", call.transaction, Value::Null, [value]));
+        }
+    }
+
+    /// Refuses a call, if an answer is wanted.
+    pub fn error(&mut self, call: &Command, description: &str) {
+        if call.transaction != 0.0 {
+            let info = [info("error", "NetConnection.Call.Failed", description)];
+            self.command(0, Command::new("_error", call.transaction, Value::Null, info));
+        }
+    }
+
+    /// All pending output. No buffer is kept.
+    pub fn output(&mut self) -> Bytes {
+        std::mem::take(&mut self.out).freeze()
+    }
+}
+
+/// The object that says how a request went.
+pub(super) fn info(level: &str, code: &str, description: &str) -> Value {
+    Value::object([
+        ("level", Value::string(level)),
+        ("code", Value::string(code)),
+        ("description", Value::string(description)),
+    ])
+}

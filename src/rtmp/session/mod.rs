@@ -1,0 +1,51 @@
+//! One connection, from its first byte to its last: [`Server`] answers, [`Client`] asks.
+//!
+//! Both eat bytes with `input`, hand out events with `event` and bytes with `output`. Acknowledgements, pings and chunk
+//! sizes are their own business; who may do what is not: a server waits for `accept_…` or `reject_…`, and whatever the
+//! peer sends until then is kept in order, within limits.
+//!
+//! The media that a viewer gets does not pass through its session. The relay writes messages once for all viewers, on
+//! message stream [`PLAY_STREAM_ID`] in chunks of [`OUT_CHUNK_SIZE`]; a session's output may stand between any two of them.
+
+mod client;
+mod link;
+mod names;
+mod server;
+
+pub use client::{Client, ClientEvent, Target};
+pub use server::{Connect, Event, Play, Publish, PublishKind, PublishRefusal, Server};
+
+/// The chunk size that both kinds of session announce before they send anything longer than the default's 128 bytes. Most
+/// video frames fit in one chunk of it; some players refuse sizes of 65,536 and more.
+pub const OUT_CHUNK_SIZE: usize = 60_000;
+
+/// The one message stream of a connection: `createStream` answers it, and all shared media bytes carry it.
+pub const PLAY_STREAM_ID: u32 = 1;
+
+/// The chunk stream of commands and status messages.
+pub const COMMAND_CHUNK_STREAM: u32 = 3;
+/// The chunk stream of audio.
+pub const AUDIO_CHUNK_STREAM: u32 = 4;
+/// The chunk stream of data, metadata above all.
+pub const DATA_CHUNK_STREAM: u32 = 5;
+/// The chunk stream of video.
+pub const VIDEO_CHUNK_STREAM: u32 = 6;
+
+/// The acknowledgement window of both directions until the peer asks for another, in bytes; what other servers use.
+pub const WINDOW_ACK_SIZE: u32 = 2_500_000;
+
+/// The chunk stream that a media message of this type goes out on.
+pub fn chunk_stream(type_id: u8) -> u32 {
+    match type_id {
+        super::message::AUDIO => AUDIO_CHUNK_STREAM,
+        super::message::VIDEO => VIDEO_CHUNK_STREAM,
+        _ => DATA_CHUNK_STREAM,
+    }
+}
+
+/// `capsEx` bits of Enhanced RTMP v2 that a relay of verbatim bodies has: multitrack, ModEx and nanosecond offsets.
+/// Reconnect requests (bit 0) are not followed.
+const CAPS_EX: u32 = 0b1110;
+
+/// "Can forward", in the codec maps of Enhanced RTMP v2.
+const CAN_FORWARD: f64 = 4.0;
