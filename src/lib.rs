@@ -13,6 +13,7 @@
 //! `ids`, `api`, `drain` and `telemetry` are pillars: usable from floor 1 up.
 
 pub mod api;
+pub mod client;
 pub mod ids;
 pub mod media;
 pub mod rtmp;
