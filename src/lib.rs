@@ -17,3 +17,6 @@ pub mod client;
 pub mod ids;
 pub mod media;
 pub mod rtmp;
+pub mod health;
+pub mod registry;
+pub mod web;
