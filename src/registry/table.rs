@@ -109,7 +109,7 @@ impl Table {
                 }
                 if let Some(held) = held.filter(|_| !leaves) {
                     self.contested += 1;
-                    tracing::warn!(stream = %name, owner = %held_by, refused = %origin, "contested: claim refused");
+                    tracing::debug!(stream = %name, owner = %held_by, refused = %origin, "claim refused: contested");
                     return Err(Error::Contested {
                         name,
                         origin: held_by,
@@ -382,6 +382,10 @@ impl Table {
         }
         if !leaves {
             entry.contest.strike(now);
+            if let Some(held) = entry.contest.held(now) {
+                let seconds = held.as_secs();
+                tracing::warn!(stream = %name, owner = %origin, seconds, "publishers fight for a name: held");
+            }
         }
         tracing::info!(stream = %name, from = %entry.origin, to = %origin, epoch, "taken over");
         self.takeovers += 1;

@@ -1,0 +1,104 @@
+//! The admin port: health, metrics and the workflows of this process. Read only.
+
+use super::request::{Failure, Request, request};
+use super::{Routes, probes};
+use crate::health::Health;
+use futures::future::BoxFuture;
+use serde_json::Value;
+use std::convert::Infallible;
+use std::sync::Arc;
+use warp::http::header::{CONTENT_TYPE, HeaderValue};
+use warp::reply::Response;
+use warp::{Filter, Reply};
+
+/// What the admin port shows; where it comes from is the caller's business.
+#[derive(Clone)]
+pub struct Admin {
+    /// Behind `/readyz`.
+    pub health: Health,
+    /// The body of `/metrics`, in Prometheus' text format.
+    pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
+    /// The body of `/workflows`.
+    pub workflows: Arc<dyn Fn() -> BoxFuture<'static, Value> + Send + Sync>,
+    /// The body of `/workflows/{name}`; nothing if there is no workflow of that name.
+    pub workflow: Arc<dyn Fn(String) -> BoxFuture<'static, Option<Value>> + Send + Sync>,
+}
+
+/// The routes of the admin port:
+///
+/// | call | answers |
+/// |---|---|
+/// | `GET /livez` | `200`, `ok` |
+/// | `GET /readyz` | `200` or `503`, JSON with `ready` and `reasons` |
+/// | `GET /metrics` | `200`, Prometheus text format 0.0.4 |
+/// | `GET /workflows` | `200`, JSON |
+/// | `GET /workflows/{name}` | `200`, JSON; `404` |
+pub fn routes(admin: Admin) -> Routes {
+    request()
+        .and_then(move |request: Request| {
+            let admin = admin.clone();
+            async move { Ok::<_, Infallible>(admin.answer(request).await.unwrap_or_else(Reply::into_response)) }
+        })
+        .boxed()
+}
+
+impl Admin {
+    async fn answer(&self, request: Request) -> Result<Response, Failure> {
+        let path = request.path.as_str();
+        let workflow = path.strip_prefix("/workflows/").filter(|name| !name.is_empty());
+        if !matches!(path, "/livez" | "/readyz" | "/metrics" | "/workflows") && workflow.is_none() {
+            return Err(Failure::no_path(path));
+        }
+        request.expect("GET")?;
+        Ok(match path {
+            "/livez" => probes::live(),
+            "/readyz" => probes::ready(&self.health.reasons(), &[]),
+            "/metrics" => {
+                let mut response = (self.metrics)().into_response();
+                let format = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+                response.headers_mut().insert(CONTENT_TYPE, format);
+                response
+            }
+            _ => match workflow {
+                None => warp::reply::json(&(self.workflows)().await).into_response(),
+                Some(name) => {
+                    let name = decoded(name).ok_or_else(|| Failure::no_path(path))?;
+                    let workflow = (self.workflow)(name)
+                        .await
+                        .ok_or_else(|| Failure::no_path(path))?;
+                    warp::reply::json(&workflow).into_response()
+                }
+            },
+        })
+    }
+}
+
+/// Undoes percent-encoding (RFC 3986, section 2.1). The name of a workflow may hold slashes, as those of streams do.
+fn decoded(text: &str) -> Option<String> {
+    let mut bytes = text.bytes();
+    let mut decoded = Vec::with_capacity(text.len());
+    while let Some(byte) = bytes.next() {
+        if byte != b'%' {
+            decoded.push(byte);
+            continue;
+        }
+        let mut digit = || char::from(bytes.next()?).to_digit(16);
+        let (high, low) = (digit()?, digit()?);
+        decoded.push(u8::try_from(high * 16 + low).ok()?);
+    }
+    String::from_utf8(decoded).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::decoded;
+
+    #[test]
+    fn percent_encoding_is_undone_or_refused() {
+        assert_eq!(decoded("ingest_live%2Fa/b").as_deref(), Some("ingest_live/a/b"));
+        assert_eq!(decoded("%C3%A9").as_deref(), Some("é"));
+        for bad in ["%", "%2", "%zz", "%ff"] {
+            assert_eq!(decoded(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! The reactor's figures for Prometheus.
+
+use crate::registry::Registry;
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::MetricFamily;
+use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts};
+use std::sync::{Arc, Weak};
+
+/// Counts of lookups by result; the registry's own figures are read when they are asked for.
+#[derive(Clone, Debug)]
+pub struct ReactorMetrics {
+    lookups: IntCounterVec,
+}
+
+impl ReactorMetrics {
+    /// Registers all metrics of a reactor.
+    ///
+    /// Errors: metrics of these names are registered there already.
+    pub fn register(
+        metrics: &prometheus::Registry,
+        registry: &Arc<dyn Registry>,
+    ) -> Result<Self, prometheus::Error> {
+        let help = "Lookups answered by the reactor.";
+        let lookups = IntCounterVec::new(Opts::new("lb_reactor_lookups_total", help), &["kind", "result"])?;
+        for kind in ["publisher", "watcher"] {
+            for result in ["ok", "unknown", "refused", "bad", "unavailable"] {
+                lookups.with_label_values(&[kind, result]);
+            }
+        }
+        metrics.register(Box::new(lookups.clone()))?;
+        metrics.register(Box::new(Figures::new(Arc::downgrade(registry))?))?;
+        Ok(ReactorMetrics { lookups })
+    }
+
+    pub(super) fn lookup(&self, kind: &str, result: &str) {
+        self.lookups.with_label_values(&[kind, result]).inc();
+    }
+}
+
+/// Reads [`Registry::stats`] at each scrape.
+struct Figures {
+    registry: Weak<dyn Registry>,
+    streams: IntGauge,
+    nodes: IntGauge,
+    takeovers: IntCounter,
+    contested: IntCounter,
+}
+
+impl Figures {
+    fn new(registry: Weak<dyn Registry>) -> Result<Self, prometheus::Error> {
+        Ok(Figures {
+            registry,
+            streams: IntGauge::new("lb_reactor_streams", "Streams with an owner.")?,
+            nodes: IntGauge::new("lb_reactor_nodes", "Nodes that send heartbeats.")?,
+            takeovers: IntCounter::new(
+                "lb_reactor_takeovers_total",
+                "Names that went from one living owner to another.",
+            )?,
+            contested: IntCounter::new(
+                "lb_reactor_contested_total",
+                "Claims refused because publishers fight for their name.",
+            )?,
+        })
+    }
+}
+
+impl Collector for Figures {
+    fn desc(&self) -> Vec<&Desc> {
+        let collectors: [&dyn Collector; 4] = [&self.streams, &self.nodes, &self.takeovers, &self.contested];
+        collectors.into_iter().flat_map(Collector::desc).collect()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        if let Some(stats) = self.registry.upgrade().map(|registry| registry.stats()) {
+            self.streams.set(i64::try_from(stats.streams).unwrap_or(i64::MAX));
+            self.nodes.set(i64::try_from(stats.nodes).unwrap_or(i64::MAX));
+            self.takeovers
+                .inc_by(stats.takeovers.saturating_sub(self.takeovers.get()));
+            self.contested
+                .inc_by(stats.contested.saturating_sub(self.contested.get()));
+        }
+        let collectors: [&dyn Collector; 4] = [&self.streams, &self.nodes, &self.takeovers, &self.contested];
+        collectors.into_iter().flat_map(Collector::collect).collect()
+    }
+}

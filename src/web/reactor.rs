@@ -1,0 +1,284 @@
+//! The reactor's API, as [`crate::api`] describes it, over any [`Registry`].
+
+use super::metrics::ReactorMetrics;
+use super::request::{Failure, Request, empty, request};
+use super::secret::Secret;
+use super::template::Template;
+use super::{Routes, events, forwarded, probes};
+use crate::api::{
+    ACCEPT_RTMP_PULL, EPOCH_HEADER, Heartbeat, NodeList, ORIGIN_HEADER, PublisherLookup, PublisherRelease,
+    StreamList, WatcherLookup,
+};
+use crate::health::Health;
+use crate::ids::{DEFAULT_RTMP_PORT, NodeId, Origin};
+use crate::registry::{Claim, Error, Registry, Status};
+use ipnet::IpNet;
+use std::convert::Infallible;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tokio_util::sync::CancellationToken;
+use warp::http::StatusCode;
+use warp::http::header::{AUTHORIZATION, HeaderValue};
+use warp::reply::Response;
+use warp::{Filter, Reply};
+
+/// The greatest body of a lookup or release, bytes. The longest real one is below 2 KiB.
+pub const LOOKUP_BODY_MAX: usize = 16 * 1024;
+
+/// The greatest body of a heartbeat, bytes: some 10,000 streams with the longest names.
+pub const HEARTBEAT_BODY_MAX: usize = 4 * 1024 * 1024;
+
+/// The most roles a heartbeat may name, and the longest name of one: they are kept.
+const ROLES_MAX: (usize, usize) = (16, 32);
+
+/// When to ask again while the store cannot be reached or has no room.
+const UNAVAILABLE_RETRY: Duration = Duration::from_secs(1);
+
+/// How often, at most, a wrong-looking origin is warned about.
+const WARN_INTERVAL: Duration = Duration::from_secs(10);
+
+/// A reactor service.
+#[derive(Clone)]
+pub struct Reactor {
+    /// Where leases are kept.
+    pub registry: Arc<dyn Registry>,
+    /// The text of the reply to a watcher lookup.
+    pub template: Template,
+    /// What nodes must know to be heard; nothing: every node is heard.
+    pub token: Option<Secret>,
+    /// The proxies whose word about the client's address is believed.
+    pub trusted_proxies: Vec<IpNet>,
+    /// Counts of lookups.
+    pub metrics: ReactorMetrics,
+    /// Behind `/readyz`, together with the registry's own status.
+    pub health: Health,
+    /// Ends the event streams; the same as the server's.
+    pub stop: CancellationToken,
+}
+
+/// The routes of a reactor: those of [`crate::api`], and `GET /livez` and `/readyz`, which need no token.
+pub fn routes(reactor: Reactor) -> Routes {
+    let reactor = Arc::new(Handler {
+        reactor,
+        warned: Mutex::new(None),
+    });
+    request()
+        .and_then(move |request: Request| {
+            let reactor = reactor.clone();
+            async move { Ok::<_, Infallible>(reactor.answer(request).await.unwrap_or_else(Reply::into_response)) }
+        })
+        .boxed()
+}
+
+struct Handler {
+    reactor: Reactor,
+    /// When an origin was warned about last.
+    warned: Mutex<Option<Instant>>,
+}
+
+impl Handler {
+    async fn answer(&self, request: Request) -> Result<Response, Failure> {
+        let path = request.path.clone();
+        let registry = &self.reactor.registry;
+        match path.as_str() {
+            "/publisher_lookup" => self.counted("publisher", self.publisher_lookup(request).await),
+            "/watcher_lookup" => self.counted("watcher", self.watcher_lookup(request).await),
+            "/publisher_release" => self.publisher_release(request).await,
+            "/events" => {
+                self.admit(&request, "GET")?;
+                Ok(events::reply(registry.changes(), self.reactor.stop.clone()))
+            }
+            "/streams" => {
+                self.admit(&request, "GET")?;
+                let streams = registry.list().await?.into_iter().map(Into::into).collect();
+                Ok(warp::reply::json(&StreamList { streams }).into_response())
+            }
+            "/nodes" => {
+                self.admit(&request, "GET")?;
+                Ok(warp::reply::json(&NodeList {
+                    nodes: registry.nodes().await?,
+                })
+                .into_response())
+            }
+            "/livez" => request.expect("GET").map(|()| probes::live()),
+            "/readyz" => request.expect("GET").map(|()| self.ready()),
+            _ => match path
+                .strip_prefix("/nodes/")
+                .filter(|node| !node.is_empty() && !node.contains('/'))
+            {
+                Some(node) => self.node(node, request).await,
+                None => Err(Failure::no_path(&path)),
+            },
+        }
+    }
+
+    async fn publisher_lookup(&self, mut request: Request) -> Result<Response, Failure> {
+        self.admit(&request, "POST")?;
+        let lookup: PublisherLookup = request.json(LOOKUP_BODY_MAX).await?;
+        let source = self.source(&request);
+        let origin = self.origin(lookup.origin, lookup.rtmp_port, source)?;
+        let (name, session) = (lookup.stream_name, lookup.session);
+        let claim = Claim {
+            name,
+            session,
+            node: lookup.node,
+            origin,
+            source,
+        };
+        let lease = self.reactor.registry.claim(claim).await?;
+        let mut response = empty(StatusCode::OK);
+        if session.is_some() {
+            response.headers_mut().insert(EPOCH_HEADER, lease.epoch.into());
+        }
+        Ok(response)
+    }
+
+    async fn publisher_release(&self, mut request: Request) -> Result<Response, Failure> {
+        self.admit(&request, "POST")?;
+        let PublisherRelease { stream_name, session } = request.json(LOOKUP_BODY_MAX).await?;
+        self.reactor.registry.release(stream_name, session).await?;
+        Ok(empty(StatusCode::NO_CONTENT))
+    }
+
+    async fn watcher_lookup(&self, mut request: Request) -> Result<Response, Failure> {
+        self.admit(&request, "POST")?;
+        let lookup: WatcherLookup = request.json(LOOKUP_BODY_MAX).await?;
+        let name = lookup.stream_name;
+        let Some(lease) = self.reactor.registry.owner(name.clone()).await? else {
+            return Err(Failure::new(
+                StatusCode::NOT_FOUND,
+                format!("stream '{name}' is not published"),
+            ));
+        };
+        let native = lookup.accept.iter().any(|step| step == ACCEPT_RTMP_PULL);
+        let mut response = self
+            .reactor
+            .template
+            .render(&name, &lease.origin, native)
+            .into_response();
+        let headers = response.headers_mut();
+        headers.insert(EPOCH_HEADER, lease.epoch.into());
+        if let Ok(origin) = HeaderValue::try_from(lease.origin.to_string()) {
+            headers.insert(ORIGIN_HEADER, origin);
+        }
+        Ok(response)
+    }
+
+    async fn node(&self, node: &str, mut request: Request) -> Result<Response, Failure> {
+        let put = request.method == "PUT";
+        if !put && request.method != "DELETE" {
+            return Err(Failure::method("PUT, DELETE"));
+        }
+        self.authorize(&request)?;
+        let node: NodeId = node.parse().map_err(|error| Failure::bad(format!("{error}")))?;
+        if !put {
+            self.reactor.registry.remove_node(node).await?;
+            return Ok(empty(StatusCode::NO_CONTENT));
+        }
+        let heartbeat: Heartbeat = request.json(HEARTBEAT_BODY_MAX).await?;
+        let (count, length) = ROLES_MAX;
+        if heartbeat.roles.len() > count || heartbeat.roles.iter().any(|role| role.len() > length) {
+            return Err(Failure::bad(format!(
+                "at most {count} roles of {length} characters are allowed"
+            )));
+        }
+        let source = self.source(&request);
+        self.origin(heartbeat.origin.clone(), heartbeat.rtmp_port, source)?;
+        let reply = self.reactor.registry.heartbeat(node, heartbeat, source).await?;
+        Ok(warp::reply::json(&reply).into_response())
+    }
+
+    fn ready(&self) -> Response {
+        let mut reasons = self.reactor.health.reasons();
+        let mut remarks = Vec::new();
+        match self.reactor.registry.status() {
+            Status::Whole => {}
+            Status::WarmingUp(left) => {
+                reasons.push(format!(
+                    "registry: warming up, {} s left",
+                    left.as_secs_f32().ceil()
+                ));
+            }
+            // Known streams are answered still, and other reactors would be no better off.
+            Status::Degraded => remarks.push("registry: the store cannot be reached".to_owned()),
+        }
+        probes::ready(&reasons, &remarks)
+    }
+
+    fn counted(&self, kind: &str, answer: Result<Response, Failure>) -> Result<Response, Failure> {
+        let result = match answer.as_ref().map_err(|failure| failure.status) {
+            Ok(_) => "ok",
+            Err(StatusCode::NOT_FOUND) => "unknown",
+            Err(StatusCode::CONFLICT) => "refused",
+            Err(StatusCode::SERVICE_UNAVAILABLE) => "unavailable",
+            Err(_) => "bad",
+        };
+        self.reactor.metrics.lookup(kind, result);
+        answer
+    }
+
+    fn admit(&self, request: &Request, method: &'static str) -> Result<(), Failure> {
+        request.expect(method)?;
+        self.authorize(request)
+    }
+
+    /// RFC 6750, section 2.1.
+    fn authorize(&self, request: &Request) -> Result<(), Failure> {
+        let Some(secret) = &self.reactor.token else {
+            return Ok(());
+        };
+        let given = request
+            .headers
+            .get(AUTHORIZATION)
+            .and_then(|value| value.to_str().ok()?.split_once(' '));
+        match given {
+            Some((scheme, token))
+                if scheme.eq_ignore_ascii_case("bearer") && secret.matches(token.trim()) =>
+            {
+                Ok(())
+            }
+            _ => Err(Failure::new(
+                StatusCode::UNAUTHORIZED,
+                "a valid bearer token is needed".to_owned(),
+            )),
+        }
+    }
+
+    fn source(&self, request: &Request) -> IpAddr {
+        forwarded::client(request.peer, &request.headers, &self.reactor.trusted_proxies)
+    }
+
+    /// Where a node's streams can be pulled from; warns when nobody else could.
+    fn origin(&self, named: Option<Origin>, port: Option<u16>, source: IpAddr) -> Result<Origin, Failure> {
+        if port == Some(0) {
+            return Err(Failure::bad("rtmp_port is 0; 1 to 65535 is allowed".to_owned()));
+        }
+        let origin = named.unwrap_or_else(|| Origin::from_ip(source, port.unwrap_or(DEFAULT_RTMP_PORT)));
+        let wrong = origin
+            .ip()
+            .is_some_and(|ip| ip.is_unspecified() || (ip.is_loopback() && !source.is_loopback()));
+        if wrong {
+            let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
+            if warned.is_none_or(|last| last.elapsed() >= WARN_INTERVAL) {
+                *warned = Some(Instant::now());
+                tracing::warn!(%origin, %source, "a node registers an origin that others cannot pull from");
+            }
+        }
+        Ok(origin)
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Failure {
+        let text = error.to_string();
+        match error {
+            Error::Superseded(_) | Error::Taken(..) => Failure::new(StatusCode::CONFLICT, text),
+            Error::Contested { held, .. } => Failure::new(StatusCode::CONFLICT, text).retry_after(held),
+            Error::WarmingUp(left) => Failure::new(StatusCode::SERVICE_UNAVAILABLE, text).retry_after(left),
+            Error::Full(..) | Error::Unavailable => {
+                Failure::new(StatusCode::SERVICE_UNAVAILABLE, text).retry_after(UNAVAILABLE_RETRY)
+            }
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! What handlers see of a request, and how they refuse one.
+
+use super::server::Peer;
+use crate::api::Refusal;
+use bytes::Buf;
+use futures::stream::{BoxStream, Stream, StreamExt};
+use serde::de::DeserializeOwned;
+use std::net::IpAddr;
+use std::time::Duration;
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use warp::filters::path::FullPath;
+use warp::http::header::{ALLOW, CONTENT_LENGTH, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use warp::http::{HeaderMap, Method, StatusCode};
+use warp::reply::Response;
+use warp::{Filter, Rejection, Reply};
+
+/// How long a body may take to arrive: 4 MiB at 400 kB/s.
+const BODY_DEADLINE: Duration = Duration::from_secs(10);
+
+/// A body beyond its limit is still read up to here, and thrown away: closing a connection on a peer that still
+/// sends would take the reply from it.
+const DISCARD_MAX: usize = 8 * 1024 * 1024;
+
+/// A body that grows beyond this, bytes, needs one of [`BIG_BODIES`].
+const BIG_BODY: usize = 64 * 1024;
+
+/// The big bodies in memory at any time, whatever the number of connections: 256 MiB with the greatest limit.
+static BIG_BODIES: Semaphore = Semaphore::const_new(64);
+
+/// One request.
+pub(super) struct Request {
+    pub method: Method,
+    /// As sent: percent-encoded, without the query.
+    pub path: String,
+    pub headers: HeaderMap,
+    pub peer: IpAddr,
+    body: BoxStream<'static, Result<bytes::Bytes, warp::Error>>,
+}
+
+/// Extracts the whole request, whatever its method and path.
+pub(super) fn request() -> impl Filter<Extract = (Request,), Error = Rejection> + Clone {
+    warp::method()
+        .and(warp::path::full())
+        .and(warp::header::headers_cloned())
+        .and(warp::ext::get::<Peer>())
+        .and(warp::body::stream())
+        .map(|method, path: FullPath, headers, Peer(peer), body| Request {
+            method,
+            path: path.as_str().to_owned(),
+            headers,
+            peer,
+            body: chunks(body).boxed(),
+        })
+}
+
+fn chunks<B: Buf>(
+    body: impl Stream<Item = Result<B, warp::Error>>,
+) -> impl Stream<Item = Result<bytes::Bytes, warp::Error>> {
+    body.map(|chunk| chunk.map(|mut chunk| chunk.copy_to_bytes(chunk.remaining())))
+}
+
+impl Request {
+    /// Refuses other methods than the given one; `GET` stands for `HEAD` too.
+    pub fn expect(&self, method: &'static str) -> Result<(), Failure> {
+        let fits = self.method == method || (method == "GET" && self.method == Method::HEAD);
+        if fits {
+            Ok(())
+        } else {
+            Err(Failure::method(method))
+        }
+    }
+
+    /// Reads the body as JSON, whatever its content type says.
+    pub async fn json<T: DeserializeOwned>(&mut self, limit: usize) -> Result<T, Failure> {
+        let body = timeout(BODY_DEADLINE, self.body(limit));
+        let body = body.await.map_err(|_| {
+            Failure::new(
+                StatusCode::REQUEST_TIMEOUT,
+                format!("the body took longer than {} s", BODY_DEADLINE.as_secs()),
+            )
+        })??;
+        serde_json::from_slice(&body).map_err(|error| Failure::bad(format!("the body is not valid: {error}")))
+    }
+
+    async fn body(&mut self, limit: usize) -> Result<Vec<u8>, Failure> {
+        let too_large = || {
+            Failure::new(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                format!("the body is larger than {limit} bytes"),
+            )
+        };
+        let announced = self
+            .headers
+            .get(CONTENT_LENGTH)
+            .and_then(|length| length.to_str().ok()?.parse().ok());
+        if announced.is_some_and(|length: usize| length > DISCARD_MAX) {
+            return Err(too_large());
+        }
+        let (mut body, mut length, mut big) = (Vec::new(), 0, None);
+        while let Some(chunk) = self.body.next().await {
+            let chunk = chunk.map_err(|_| Failure::bad("the body broke off".to_owned()))?;
+            length += chunk.len();
+            if length > DISCARD_MAX {
+                return Err(too_large());
+            }
+            if length > limit {
+                body = Vec::new();
+                continue;
+            }
+            if length > BIG_BODY && big.is_none() {
+                big = BIG_BODIES.acquire().await.ok();
+            }
+            body.extend_from_slice(&chunk);
+        }
+        if length > limit {
+            Err(too_large())
+        } else {
+            Ok(body)
+        }
+    }
+}
+
+/// A refused request: a status, and one sentence for people.
+#[derive(Debug)]
+pub(super) struct Failure {
+    pub status: StatusCode,
+    error: String,
+    retry_after: Option<u64>,
+    allow: Option<&'static str>,
+}
+
+impl Failure {
+    pub fn new(status: StatusCode, error: String) -> Self {
+        Failure {
+            status,
+            error,
+            retry_after: None,
+            allow: None,
+        }
+    }
+
+    /// The request does not say what it should.
+    pub fn bad(error: String) -> Self {
+        Failure::new(StatusCode::BAD_REQUEST, error)
+    }
+
+    /// There is nothing under this path.
+    pub fn no_path(path: &str) -> Self {
+        // What was asked for could be anything: only so much of it comes back.
+        let path: String = path.chars().take(100).collect();
+        Failure::new(StatusCode::NOT_FOUND, format!("there is nothing at '{path}'"))
+    }
+
+    /// The path exists, but not for this method.
+    pub fn method(allow: &'static str) -> Self {
+        let error = format!("only {allow} is allowed here");
+        Failure {
+            allow: Some(allow),
+            ..Failure::new(StatusCode::METHOD_NOT_ALLOWED, error)
+        }
+    }
+
+    /// Says when to try again: in whole seconds, at least one.
+    pub fn retry_after(mut self, time: Duration) -> Self {
+        self.retry_after = Some((time.as_secs() + u64::from(time.subsec_nanos() > 0)).max(1));
+        self
+    }
+}
+
+impl Reply for Failure {
+    fn into_response(self) -> Response {
+        let refusal = warp::reply::json(&Refusal { error: self.error });
+        let mut response = warp::reply::with_status(refusal, self.status).into_response();
+        let headers = response.headers_mut();
+        if let Some(seconds) = self.retry_after {
+            headers.insert(RETRY_AFTER, seconds.into());
+        }
+        if let Some(allow) = self.allow {
+            headers.insert(ALLOW, HeaderValue::from_static(allow));
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}
+
+/// A reply with a status and no body.
+pub(super) fn empty(status: StatusCode) -> Response {
+    let mut response = warp::reply().into_response();
+    *response.status_mut() = status;
+    response
+}
