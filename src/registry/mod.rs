@@ -29,12 +29,13 @@ mod contest;
 mod contract;
 mod ended;
 mod memory;
-//R mod redis;
-//R #[cfg(test)] mod redis_server;
+mod redis;
+#[cfg(test)]
+mod redis_server;
 mod table;
 
 pub use memory::Memory;
-//R pub use redis::Redis;
+pub use redis::{Redis, RedisUrlError};
 
 use crate::api::{Change, Heartbeat, HeartbeatReply, NodeEntry, PublishedStream, StreamEntry};
 use crate::ids::{NodeId, Origin, SessionId, StreamName};
