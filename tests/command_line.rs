@@ -1,0 +1,416 @@
+//! What a user meets at the command line: help, checks, exit codes, signals, and a port that is taken.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)] // helpers of tests may panic
+
+mod common;
+
+use common::ffmpeg::{self, Clip};
+use common::http;
+use common::lb::{self, Lb};
+use common::{SOON, process, wait_for};
+use std::io::Write;
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+use tempfile::NamedTempFile;
+
+/// A node that comes back on the same ports serves again this soon.
+const AT_ONCE: Duration = Duration::from_secs(2);
+
+fn config(text: &str) -> NamedTempFile {
+    let mut file = NamedTempFile::new().unwrap();
+    file.write_all(text.as_bytes()).unwrap();
+    file
+}
+
+#[test]
+fn help_is_as_documented() {
+    let help = lb::run(&["--help"]);
+    assert_eq!((help.code, help.stderr.as_str()), (Some(0), ""));
+    let snapshot = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/snapshots/help.txt");
+    if std::env::var_os("UPDATE_SNAPSHOTS").is_some() {
+        std::fs::write(&snapshot, &help.stdout).unwrap();
+    }
+    let wanted = std::fs::read_to_string(&snapshot).unwrap_or_default();
+    if wanted != help.stdout {
+        let now = config(&help.stdout);
+        let mut diff = Command::new("diff");
+        diff.args([
+            "-u",
+            "--label",
+            "tests/snapshots/help.txt",
+            "--label",
+            "lb --help",
+        ]);
+        let diff = process::run(
+            {
+                diff.arg(&snapshot).arg(now.path());
+                diff
+            },
+            SOON,
+        );
+        panic!(
+            "--help changed; if that is meant: UPDATE_SNAPSHOTS=1 cargo test help_is\n{}",
+            diff.stdout
+        );
+    }
+}
+
+#[test]
+fn version_is_printed() {
+    let version = lb::run(&["--version"]);
+    assert_eq!(version.code, Some(0));
+    assert_eq!(version.stdout.trim(), concat!("lb ", env!("CARGO_PKG_VERSION")));
+}
+
+/// Runs `lb` with something wrong, and checks that it says so in one line, does not start and exits with 2.
+#[track_caller]
+fn assert_usage_error(args: &[&str], says: &[&str]) {
+    let failed = lb::run(args);
+    assert_eq!(failed.code, Some(2), "{args:?}: {failed:?}");
+    assert_eq!(failed.stdout, "", "{args:?} printed to standard output");
+    let first = failed.stderr.lines().next().unwrap_or_default();
+    for text in says {
+        assert!(
+            first.contains(text),
+            "{args:?}: '{text}' is not in the line: {:?}",
+            failed.stderr
+        );
+    }
+    assert!(!failed.stderr.contains("panicked"), "{args:?}: {}", failed.stderr);
+}
+
+#[test]
+fn wrong_usage_is_named_and_exits_with_2() {
+    for (args, says) in [
+        (&["--role", "viewer"][..], "viewer"),
+        (&["--no-such-flag"], "--no-such-flag"),
+        (&["--role", "ingest", "--rtmp-port", "70000"], "70000"),
+        (&["--role", "ingest", "--rtmp-port", "x"], "--rtmp-port"),
+        (&["--role", "ingest", "--pull", "magic"], "magic"),
+        (&["--role", "ingest", "--admin-listen", "nowhere"], "nowhere"),
+        (&["--role", "reactor", "--reactor-listen", "1.2.3.4"], "1.2.3.4"),
+        (&["--role", "reactor", "--store", "file:///tmp/x"], "store"),
+        (&["--role", "ingest", "--advertise", "two words"], "two words"),
+        (&["--role", "ingest", "--reactor-url", "ftp://x"], "ftp://x"),
+        (
+            &["--role", "ingest", "--config", "/does/not/exist.mmids"],
+            "/does/not/exist.mmids",
+        ),
+        (
+            &["--role", "reactor", "--watcher-template", "/does/not/exist"],
+            "/does/not/exist",
+        ),
+        (
+            &["--role", "reactor", "--reactor-token-file", "/does/not/exist"],
+            "/does/not/exist",
+        ),
+    ] {
+        assert_usage_error(args, &[says]);
+    }
+}
+
+#[test]
+fn a_wrong_configuration_is_named_by_file_and_line_and_exits_with_2() {
+    let workflow = |step: &str| format!("workflow w {{\n    {step}\n}}\n");
+    let reactor = "reactor r executor=simple_http {\n    url: http://127.0.0.1:1/x\n}\n";
+    for (text, says) in [
+        (workflow("rtmp_recieve rtmp_app=a stream_key=*"), "rtmp_recieve"),
+        (
+            workflow("rtmp_watch rtmp_app=a stream_key=* reactor=nobody"),
+            "nobody",
+        ),
+        (workflow("rtmp_watch rtmp_app=a stream_key=* port=70000"), "70000"),
+        (workflow("rtmp_watch rtmp_app=a stream_key=* port=many"), "many"),
+        (workflow("rtmp_watch stream_key=*"), "rtmp_app"),
+        (
+            workflow("rtmp_watch rtmp_app=a stream_key=* allow_ips=here"),
+            "here",
+        ),
+        (
+            workflow("rtmp_watch rtmp_app=a stream_key=* port=${NO_SUCH_NAME}"),
+            "NO_SUCH_NAME",
+        ),
+        (workflow("ffmpeg_pull stream_name=x"), "location"),
+        ("reactor r executor=magic {\n}\n".into(), "magic"),
+        ("reactor r executor=simple_http {\n}\n".into(), "url"),
+        (format!("{reactor}{reactor}"), "r"),
+        (
+            "workflow a {\n    rtmp_watch rtmp_app=a stream_key=*\n".into(),
+            ":",
+        ),
+        ("workflow a {\n}\n\n  }\n".into(), ":4"),
+    ] {
+        let file = config(&text);
+        let path = file.path().to_str().unwrap();
+        for extra in [&["--check"][..], &[]] {
+            let mut args = vec![
+                "--role",
+                "ingest",
+                "--rtmp-port",
+                "0",
+                "--admin-listen",
+                "off",
+                "--config",
+                path,
+            ];
+            args.extend(extra);
+            assert_usage_error(&args, &[path, says]);
+        }
+    }
+    // What is not text at all.
+    let file = NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), [0xff, 0xfe, 0]).unwrap();
+    let path = file.path().to_str().unwrap();
+    assert_usage_error(&["--role", "ingest", "--config", path], &[path]);
+}
+
+#[test]
+fn check_looks_at_everything_and_starts_nothing() {
+    let taken = TcpListener::bind("[::]:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    for role in ["ingest", "playback", "reactor", "ingest,playback", "all"] {
+        // A check binds nothing: that the port is taken does not matter.
+        let checked = lb::run(&["--role", role, "--check", "--rtmp-port", &port]);
+        assert_eq!(checked.code, Some(0), "{role}: {}", checked.stderr);
+        assert!(!checked.stdout.contains("ready"), "{role}: {}", checked.stdout);
+    }
+}
+
+#[test]
+fn print_config_gives_a_configuration_that_works() {
+    for role in ["ingest", "playback"] {
+        let printed = lb::run(&["--role", role, "--print-config", "--rtmp-port", "0"]);
+        assert_eq!(printed.code, Some(0), "{role}: {}", printed.stderr);
+        assert!(
+            printed.stdout.contains("workflow ") && printed.stdout.contains("rtmp_watch"),
+            "{}",
+            printed.stdout
+        );
+        let file = config(&printed.stdout);
+        let path = file.path().to_str().unwrap();
+        let checked = lb::run(&["--role", role, "--check", "--config", path]);
+        assert_eq!(checked.code, Some(0), "{role}: {}", checked.stderr);
+    }
+}
+
+#[test]
+fn variables_stand_for_flags_and_flags_win() {
+    let node = Lb::start_with(
+        &[],
+        &[("LB_ROLE", "ingest,reactor"), ("LB_ADMIN_LISTEN", "[::1]:0")],
+    );
+    assert!(
+        node.ready_line().contains("roles=ingest,reactor"),
+        "{}",
+        node.ready_line()
+    );
+    assert!(node.admin().is_ipv6(), "{}", node.ready_line());
+    drop(node);
+    let node = Lb::start_with(&["--role", "playback"], &[("LB_ROLE", "ingest")]);
+    assert!(
+        node.ready_line().contains("roles=playback"),
+        "{}",
+        node.ready_line()
+    );
+}
+
+#[test]
+fn a_node_says_which_parts_it_has_and_answers_on_them() {
+    let node = Lb::start(&["--role", "playback", "--reactor-listen", "127.0.0.1:0"]);
+    assert_eq!(http::get(node.admin(), "/livez").status, 200);
+    assert_eq!(
+        http::get(node.reactor(), "/streams").status,
+        200,
+        "--reactor-listen starts the reactor"
+    );
+    std::net::TcpStream::connect(("127.0.0.1", node.rtmp_port())).unwrap();
+    std::net::TcpStream::connect(("::1", node.rtmp_port())).unwrap();
+    let node = Lb::start(&["--role", "reactor", "--admin-listen", "off"]);
+    assert!(
+        !node.ready_line().contains("admin=") && !node.ready_line().contains("rtmp="),
+        "{}",
+        node.ready_line()
+    );
+}
+
+#[test]
+fn a_port_in_use_is_named_and_exits_with_1() {
+    let taken = TcpListener::bind("[::]:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let listen = format!("127.0.0.1:{port}");
+    for args in [
+        &["--role", "ingest", "--admin-listen", "off", "--rtmp-port", &port][..],
+        &["--role", "ingest", "--rtmp-port", "0", "--admin-listen", &listen],
+        &[
+            "--role",
+            "reactor",
+            "--admin-listen",
+            "off",
+            "--reactor-listen",
+            &listen,
+        ],
+    ] {
+        let failed = lb::run(args);
+        assert_eq!(failed.code, Some(1), "{args:?}: {failed:?}");
+        assert_eq!(failed.stdout, "", "{args:?} said that it is ready");
+        let last = failed.stderr.lines().last().unwrap_or_default();
+        assert!(
+            last.contains(&port),
+            "{args:?}: the port is not in: {}",
+            failed.stderr
+        );
+    }
+}
+
+#[test]
+fn signals_end_every_role_cleanly() {
+    for role in ["ingest", "playback", "reactor", "all"] {
+        for signal in [libc::SIGTERM, libc::SIGINT] {
+            let status = Lb::start(&["--role", role]).stop(signal);
+            assert_eq!(status.code(), Some(0), "{role}, signal {signal}: {status}");
+        }
+    }
+}
+
+/// A reactor, an ingest node with a stream, and a playback node with a viewer, which pulls by ffmpeg.
+struct Busy {
+    _viewer: process::Peer,
+    _publisher: process::Peer,
+    playback: Lb,
+    ingest: Lb,
+    reactor: Lb,
+}
+
+fn busy() -> Busy {
+    let reactor = Lb::start(&["--role", "reactor"]);
+    let url = reactor.reactor_url();
+    let ingest = Lb::start(&["--role", "ingest", "--reactor-url", &url]);
+    let playback = Lb::start(&["--role", "playback", "--reactor-url", &url, "--pull", "ffmpeg"]);
+    let publisher = ffmpeg::publish(Clip::Alpha, &ingest.rtmp_url("ingest", "alpha"));
+    wait_for("the registration", SOON, || {
+        http::get(reactor.reactor(), "/streams")
+            .body
+            .contains("\"alpha\"")
+    });
+    let viewer = ffmpeg::watch(&playback.rtmp_url("live", "alpha"));
+    ingest.wait_for_metric("lb_pulls_out", 1.0, SOON);
+    assert!(
+        playback.children().iter().any(|(_, name)| name == "ffmpeg"),
+        "{:?}",
+        playback.children()
+    );
+    Busy {
+        _viewer: viewer,
+        _publisher: publisher,
+        playback,
+        ingest,
+        reactor,
+    }
+}
+
+#[test]
+fn no_ffmpeg_is_left_behind_after_a_stop_with_streams_running() {
+    let Busy {
+        playback,
+        ingest,
+        reactor,
+        ..
+    } = busy();
+    // Lb::stop checks that no child is left.
+    for node in [playback, ingest, reactor] {
+        let status = node.stop(libc::SIGTERM);
+        assert_eq!(status.code(), Some(0), "{status}");
+    }
+}
+
+#[test]
+fn no_ffmpeg_is_left_behind_after_a_kill() {
+    let Busy { playback, .. } = busy();
+    playback.kill();
+}
+
+#[test]
+fn a_killed_node_serves_again_at_once_on_the_same_ports() {
+    let Busy {
+        _viewer: viewer,
+        _publisher: publisher,
+        playback,
+        ingest,
+        reactor,
+    } = busy();
+    let [rtmp, admin, listen] = [
+        ingest.rtmp_port().to_string(),
+        ingest.admin().to_string(),
+        reactor.reactor().port().to_string(),
+    ];
+    let playback_rtmp = playback.rtmp_port().to_string();
+    let (url, listen) = (reactor.reactor_url(), format!("[::]:{listen}"));
+    // Killed while peers are connected: their connections linger in every state TCP knows.
+    reactor.kill();
+    ingest.kill();
+    playback.kill();
+
+    let start = Instant::now();
+    let reactor = Lb::start(&["--role", "reactor", "--reactor-listen", &listen]);
+    let ingest = Lb::start(&[
+        "--role",
+        "ingest",
+        "--reactor-url",
+        &url,
+        "--rtmp-port",
+        &rtmp,
+        "--admin-listen",
+        &admin,
+    ]);
+    let playback = Lb::start(&[
+        "--role",
+        "playback",
+        "--reactor-url",
+        &url,
+        "--rtmp-port",
+        &playback_rtmp,
+    ]);
+    assert!(
+        start.elapsed() < AT_ONCE,
+        "three nodes took {:?} to come back",
+        start.elapsed()
+    );
+    assert_eq!(ingest.rtmp_port().to_string(), rtmp);
+
+    drop((viewer, publisher));
+    let _publisher = ffmpeg::publish(Clip::Alpha, &ingest.rtmp_url("ingest", "alpha"));
+    wait_for("the registration", SOON, || {
+        http::get(reactor.reactor(), "/streams")
+            .body
+            .contains("\"alpha\"")
+    });
+    ffmpeg::record(&playback.rtmp_url("live", "alpha"), 3).assert_shows(Clip::Alpha, 3);
+}
+
+#[test]
+fn the_binary_needs_nothing_beyond_the_c_library() {
+    let mut ldd = Command::new("ldd");
+    ldd.arg(env!("CARGO_BIN_EXE_lb"));
+    let listed = process::run(ldd, SOON);
+    assert_eq!(listed.code, Some(0), "{}", listed.stderr);
+    for line in listed.stdout.lines() {
+        let library = line.split_whitespace().next().unwrap_or_default();
+        let name = library.rsplit('/').next().unwrap_or_default();
+        let known = [
+            "linux-vdso.so",
+            "libc.so",
+            "libm.so",
+            "libgcc_s.so",
+            "libdl.so",
+            "libpthread.so",
+            "librt.so",
+            "ld-linux",
+        ];
+        assert!(
+            known.iter().any(|known| name.starts_with(known)),
+            "{library} may be missing on a bare host"
+        );
+    }
+}

@@ -1,0 +1,300 @@
+//! The product under test: the real binary, as a process.
+
+use super::http;
+use super::process::{self, Finished};
+use super::{SOON, poll};
+use std::io::{BufRead, BufReader, Read};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+use tempfile::NamedTempFile;
+
+/// A node without work that is told to stop has stopped after this.
+pub const STOP_DEADLINE: Duration = Duration::from_secs(10);
+
+/// What `lb` started must be gone this soon after `lb`.
+const CHILDREN_DEADLINE: Duration = Duration::from_secs(3);
+
+/// The binary, without any `LB_` variable of the caller's environment.
+pub fn command(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lb"));
+    for (name, _) in std::env::vars_os() {
+        let name = name.to_string_lossy();
+        // COLUMNS decides how help is wrapped; NOTIFY_SOCKET and WATCHDOG_USEC would reach whoever runs the tests.
+        if name.starts_with("LB_")
+            || [
+                "COLUMNS",
+                "NOTIFY_SOCKET",
+                "WATCHDOG_USEC",
+                "WATCHDOG_PID",
+                "RUST_LOG",
+            ]
+            .contains(&&*name)
+        {
+            command.env_remove(&*name);
+        }
+    }
+    command.args(args);
+    command
+}
+
+/// Runs the binary for a command that ends by itself.
+#[track_caller]
+pub fn run(args: &[&str]) -> Finished {
+    process::run(command(args), SOON)
+}
+
+/// A running `lb`. Dropping it stops it, and fails the test if it does not end cleanly or leaves a child.
+pub struct Lb {
+    child: Child,
+    ready: String,
+    log: NamedTempFile,
+    ended: bool,
+}
+
+impl Lb {
+    /// Starts `lb` and waits until it says that it is ready. Ports that `args` does not name are picked by the system.
+    #[track_caller]
+    pub fn start(args: &[&str]) -> Lb {
+        Lb::start_with(args, &[])
+    }
+
+    /// As [`Lb::start`], with variables in its environment.
+    #[track_caller]
+    pub fn start_with(args: &[&str], variables: &[(&str, &str)]) -> Lb {
+        let mut command = command(args);
+        let named = |flag: &str, variable: &str| {
+            args.iter()
+                .any(|arg| *arg == flag || arg.starts_with(&format!("{flag}=")))
+                || variables.iter().any(|(name, _)| *name == variable)
+        };
+        if !named("--rtmp-port", "LB_RTMP_PORT") {
+            command.args(["--rtmp-port", "0"]);
+        }
+        if !named("--admin-listen", "LB_ADMIN_LISTEN") {
+            command.args(["--admin-listen", "127.0.0.1:0"]);
+        }
+        let reactor = args
+            .iter()
+            .any(|arg| arg.contains("reactor") && !arg.contains("--"))
+            || args.contains(&"all");
+        if reactor && !named("--reactor-listen", "LB_REACTOR_LISTEN") {
+            command.args(["--reactor-listen", "[::]:0"]);
+        }
+        command.envs(variables.iter().copied());
+
+        let log = NamedTempFile::new().unwrap();
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(log.reopen().unwrap());
+        let mut child = process::spawn(command).expect("lb starts");
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let (sender, receiver) = mpsc::channel();
+        std::thread::spawn(move || {
+            let mut line = String::new();
+            stdout.read_line(&mut line).ok();
+            sender.send(line).ok();
+            // Standard output stays open, so that nothing written there later fails.
+            stdout.read_to_end(&mut Vec::new()).ok();
+        });
+        let ready = receiver.recv_timeout(SOON).unwrap_or_default();
+        // From here on the guard ends the process, whatever happens.
+        let mut lb = Lb {
+            child,
+            ready,
+            log,
+            ended: false,
+        };
+        if !lb.ready.starts_with("lb ready: ") {
+            let status = lb.child.try_wait().unwrap();
+            lb.end_now();
+            panic!(
+                "lb {args:?} is not ready but said {:?} ({status:?}); its log:\n{}",
+                lb.ready,
+                lb.log()
+            );
+        }
+        lb
+    }
+
+    /// The line that says it is ready.
+    pub fn ready_line(&self) -> &str {
+        self.ready.trim_end()
+    }
+
+    /// An address of the ready line, with the loopback address in place of the unspecified one.
+    #[track_caller]
+    fn address(&self, part: &str) -> SocketAddr {
+        let text = self
+            .ready_line()
+            .split(' ')
+            .find_map(|word| word.strip_prefix(part)?.strip_prefix('='));
+        let text = text.unwrap_or_else(|| panic!("no {part} address in: {}", self.ready_line()));
+        let mut addr: SocketAddr = text
+            .parse()
+            .unwrap_or_else(|error| panic!("{part}={text}: {error}"));
+        if addr.ip().is_unspecified() {
+            // [::] is dual-stack, so IPv4's loopback reaches it as well.
+            addr.set_ip(IpAddr::V4(Ipv4Addr::LOCALHOST));
+        }
+        addr
+    }
+
+    /// The port of its RTMP listener.
+    #[track_caller]
+    pub fn rtmp_port(&self) -> u16 {
+        self.address("rtmp").port()
+    }
+
+    /// A URL for encoders and players: `rtmp_url("live", "alpha")`.
+    #[track_caller]
+    pub fn rtmp_url(&self, app: &str, key: &str) -> String {
+        format!("rtmp://127.0.0.1:{}/{app}/{key}", self.rtmp_port())
+    }
+
+    /// Where its admin endpoint listens.
+    #[track_caller]
+    pub fn admin(&self) -> SocketAddr {
+        self.address("admin")
+    }
+
+    /// Where its reactor endpoint listens.
+    #[track_caller]
+    pub fn reactor(&self) -> SocketAddr {
+        self.address("reactor")
+    }
+
+    /// The base URL of its reactor, for `--reactor-url`.
+    #[track_caller]
+    pub fn reactor_url(&self) -> String {
+        format!("http://{}", self.reactor())
+    }
+
+    /// The sum of all samples of a metric, or of those with a label: `lb_pulls_out`, `lb_lookups_total{kind="watcher"}`.
+    /// A metric without samples is 0: a counter with labels has none before it first counts.
+    #[track_caller]
+    pub fn metric(&self, wanted: &str) -> f64 {
+        let (name, labels) = wanted.split_once('{').unwrap_or((wanted, ""));
+        let labels: Vec<&str> = labels
+            .trim_end_matches('}')
+            .split(',')
+            .filter(|l| !l.is_empty())
+            .collect();
+        let text = http::get(self.admin(), "/metrics").body;
+        let mut sum = 0.0;
+        for line in text.lines().filter(|line| !line.starts_with('#')) {
+            let Some((series, value)) = line.rsplit_once(' ') else {
+                continue;
+            };
+            let (series, has) = series.split_once('{').unwrap_or((series, ""));
+            if series == name && labels.iter().all(|label| has.contains(label)) {
+                sum += value
+                    .parse::<f64>()
+                    .unwrap_or_else(|error| panic!("{line}: {error}"));
+            }
+        }
+        sum
+    }
+
+    /// Waits until [`Lb::metric`] is `value`.
+    #[track_caller]
+    pub fn wait_for_metric(&self, name: &str, value: f64, deadline: Duration) {
+        let mut last = f64::NAN;
+        poll(deadline, || {
+            last = self.metric(name);
+            (last == value).then_some(())
+        });
+        assert_eq!(last, value, "{name} after {deadline:?}; log:\n{}", self.log());
+    }
+
+    /// The process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The living processes that it started.
+    pub fn children(&self) -> Vec<(u32, String)> {
+        process::session_members(self.pid())
+    }
+
+    /// What it wrote to its log so far.
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&std::fs::read(self.log.path()).unwrap_or_default()).into_owned()
+    }
+
+    /// Kills it (`kill -9`), and checks that its children are gone as well.
+    #[track_caller]
+    pub fn kill(mut self) {
+        self.end_now();
+        self.assert_no_children();
+    }
+
+    /// Sends a signal and waits for the end.
+    #[track_caller]
+    pub fn stop(mut self, signal: i32) -> ExitStatus {
+        process::signal(&self.child, signal);
+        let status = self.wait_for_end(signal);
+        self.assert_no_children();
+        status
+    }
+
+    /// Waits for the end after a signal was sent; kills it and panics if it does not come.
+    #[track_caller]
+    fn wait_for_end(&mut self, signal: i32) -> ExitStatus {
+        let status = process::wait_for_exit(&mut self.child, STOP_DEADLINE);
+        self.end_now();
+        status.unwrap_or_else(|| {
+            panic!(
+                "lb runs on {STOP_DEADLINE:?} after signal {signal}; its log:\n{}",
+                self.log()
+            )
+        })
+    }
+
+    fn end_now(&mut self) {
+        self.ended = true;
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+
+    #[track_caller]
+    fn assert_no_children(&self) {
+        poll(CHILDREN_DEADLINE, || self.children().is_empty().then_some(()));
+        let left = self.children();
+        for (pid, _) in &left {
+            // SAFETY: kill has no memory effects; the process belongs to the session that this test made.
+            unsafe { libc::kill(pid.cast_signed(), libc::SIGKILL) };
+        }
+        assert!(
+            left.is_empty(),
+            "lb left processes behind: {left:?}; its log:\n{}",
+            self.log()
+        );
+    }
+}
+
+impl Drop for Lb {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.end_now();
+            eprintln!(
+                "--- log of lb (process {}, {})\n{}---",
+                self.pid(),
+                self.ready_line(),
+                self.log()
+            );
+        } else if !self.ended {
+            process::signal(&self.child, libc::SIGTERM);
+            let status = self.wait_for_end(libc::SIGTERM);
+            assert_eq!(
+                status.code(),
+                Some(0),
+                "lb did not end cleanly; its log:\n{}",
+                self.log()
+            );
+            self.assert_no_children();
+        }
+    }
+}

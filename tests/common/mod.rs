@@ -1,0 +1,42 @@
+//! What the tests with real processes share: starting `lb` and ffmpeg, asking over HTTP, waiting for a condition.
+//!
+//! Nothing here knows what a test is about. Every process that is started here ends with its guard, and with the test
+//! process even if that is killed. Ports are picked by the system and read back from what the processes print.
+
+// Each test file is a crate of its own and uses its own part of this.
+#![allow(dead_code)]
+// A test fails by panicking; Clippy's switch for tests does not reach helpers outside of `#[test]` functions.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
+pub mod ffmpeg;
+pub mod http;
+pub mod lb;
+pub mod process;
+
+use std::time::{Duration, Instant};
+
+/// For things that take a moment on an idle machine, and longer on one with two busy cores.
+pub const SOON: Duration = Duration::from_secs(20);
+
+/// Waits until `condition` holds, and panics with `what` if it does not within `deadline`.
+#[track_caller]
+pub fn wait_for(what: &str, deadline: Duration, mut condition: impl FnMut() -> bool) {
+    let held = poll(deadline, || condition().then_some(()));
+    assert!(held.is_some(), "waited {deadline:?} in vain for: {what}");
+}
+
+/// Asks `probe` until it finds something; `None` if it does not within `deadline`.
+///
+/// The only place in the tests that sleeps: it asks again every 10 ms.
+pub fn poll<T>(deadline: Duration, mut probe: impl FnMut() -> Option<T>) -> Option<T> {
+    let end = Instant::now() + deadline;
+    loop {
+        // Asked once more at the end: what came true while this thread did not run has come true.
+        let last = Instant::now() >= end;
+        let found = probe();
+        if found.is_some() || last {
+            return found;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}

@@ -1,0 +1,293 @@
+//! The whole topology with real processes, real encoders and real players: who pulls what from where, and that nothing
+//! is lost or altered on the way.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)] // helpers of tests may panic
+
+mod common;
+
+use common::ffmpeg::{self, Clip};
+use common::http::{self, Response, WebServer};
+use common::lb::Lb;
+use common::process::Peer;
+use common::{SOON, wait_for};
+use std::io::Write;
+use std::net::SocketAddr;
+use std::time::Duration;
+use tempfile::NamedTempFile;
+
+/// Seconds that a player records.
+const RECORDED: u32 = 4;
+
+fn ingest(reactor: &str) -> Lb {
+    Lb::start(&["--role", "ingest", "--reactor-url", reactor])
+}
+
+fn playback(reactor: &str, pull: &str) -> Lb {
+    Lb::start(&["--role", "playback", "--reactor-url", reactor, "--pull", pull])
+}
+
+/// Publishes a clip and waits until the reactor knows the stream.
+#[track_caller]
+fn publish(clip: Clip, name: &str, ingest: &Lb, reactor: &Lb) -> Peer {
+    let publisher = ffmpeg::publish(clip, &ingest.rtmp_url("ingest", name));
+    wait_for(&format!("the registration of {name}"), SOON, || {
+        is_known(reactor.reactor(), name)
+    });
+    publisher
+}
+
+fn is_known(reactor: SocketAddr, name: &str) -> bool {
+    http::get(reactor, "/streams")
+        .body
+        .contains(&format!("\"{name}\""))
+}
+
+/// A configuration of the user's own.
+fn config(text: &str) -> NamedTempFile {
+    let mut file = NamedTempFile::new().unwrap();
+    file.write_all(text.as_bytes()).unwrap();
+    file
+}
+
+#[track_caller]
+fn every_viewer_gets_every_byte(pull: &str) {
+    let reactor = Lb::start(&["--role", "reactor"]);
+    let url = reactor.reactor_url();
+    let (a, b) = (ingest(&url), ingest(&url));
+    let (c, d) = (playback(&url, pull), playback(&url, pull));
+    let _alpha = publish(Clip::Alpha, "alpha", &a, &reactor);
+    let _beta = publish(Clip::Beta, "beta", &b, &reactor);
+
+    std::thread::scope(|scope| {
+        for node in [&c, &d] {
+            for (name, clip) in [("alpha", Clip::Alpha), ("beta", Clip::Beta)] {
+                let url = node.rtmp_url("live", name);
+                scope.spawn(move || ffmpeg::record(&url, RECORDED).assert_shows(clip, RECORDED));
+            }
+        }
+    });
+    for node in [&c, &d] {
+        node.wait_for_metric("lb_pulls_in", 0.0, SOON);
+    }
+    // Each playback node asked the right ingest node, and no other, for each stream.
+    assert!(a.metric("lb_sent_bytes_total") > 0.0 && b.metric("lb_sent_bytes_total") > 0.0);
+}
+
+#[test]
+fn every_viewer_gets_every_byte_by_native_pulls() {
+    every_viewer_gets_every_byte("native");
+}
+
+#[test]
+fn every_viewer_gets_every_byte_by_ffmpeg_pulls() {
+    every_viewer_gets_every_byte("ffmpeg");
+}
+
+#[track_caller]
+fn a_stream_is_pulled_while_somebody_watches(pull: &str) {
+    let reactor = Lb::start(&["--role", "reactor"]);
+    let ingest = ingest(&reactor.reactor_url());
+    let playback = playback(&reactor.reactor_url(), pull);
+    let _publisher = publish(Clip::Alpha, "alpha", &ingest, &reactor);
+    assert_eq!(ingest.metric("lb_publishers"), 1.0);
+    assert_eq!(ingest.metric("lb_pulls_out"), 0.0, "nobody watches yet");
+
+    let url = playback.rtmp_url("live", "alpha");
+    let viewers: Vec<Peer> = (0..10).map(|_| ffmpeg::watch(&url)).collect();
+    playback.wait_for_metric("lb_viewers", 10.0, SOON);
+    ingest.wait_for_metric("lb_pulls_out", 1.0, SOON);
+    assert_eq!(playback.metric("lb_pulls_in"), 1.0, "one pull for ten viewers");
+
+    drop(viewers);
+    ingest.wait_for_metric("lb_pulls_out", 0.0, Duration::from_secs(1));
+    playback.wait_for_metric("lb_pulls_in", 0.0, Duration::from_secs(1));
+    assert_eq!(
+        ingest.metric("lb_publishers"),
+        1.0,
+        "the publisher is not concerned"
+    );
+
+    // The next viewer starts it all over.
+    let _viewer = ffmpeg::watch(&url);
+    ingest.wait_for_metric("lb_pulls_out", 1.0, SOON);
+}
+
+#[test]
+fn a_stream_is_pulled_natively_while_somebody_watches() {
+    a_stream_is_pulled_while_somebody_watches("native");
+}
+
+#[test]
+fn a_stream_is_pulled_by_ffmpeg_while_somebody_watches() {
+    a_stream_is_pulled_while_somebody_watches("ffmpeg");
+}
+
+/// The ingest configuration of the contract, to the letter but for the address.
+fn printed_ingest(web_server: SocketAddr) -> NamedTempFile {
+    config(&format!(
+        "reactor publishers executor=simple_http update_interval=60 {{
+    url: http://{web_server}/publisher_lookup
+}}
+workflow ingestion {{
+    rtmp_receive rtmp_app=ingest stream_key=* reactor=publishers
+    rtmp_watch rtmp_app=pull_source stream_key=*
+}}
+"
+    ))
+}
+
+/// The playback configuration of the contract, to the letter but for the address and the two additions without which
+/// nothing would ask, and nothing would be shown.
+fn printed_playback(web_server: SocketAddr) -> NamedTempFile {
+    config(&format!(
+        "reactor watchers executor=simple_http update_interval=60 {{
+    url: http://{web_server}/watcher_lookup
+    forward_to pending_watchers
+}}
+workflow pending_watchers {{
+    rtmp_watch rtmp_app=live stream_key=* reactor=watchers
+}}
+"
+    ))
+}
+
+fn configured(role: &str, file: &NamedTempFile) -> Lb {
+    Lb::start(&["--role", role, "--config", file.path().to_str().unwrap()])
+}
+
+#[test]
+fn the_contracts_configurations_work_as_printed() {
+    let reactor = Lb::start(&["--role", "reactor"]);
+    let ingest = configured("ingest", &printed_ingest(reactor.reactor()));
+    let playback = configured("playback", &printed_playback(reactor.reactor()));
+    let _publisher = publish(Clip::Alpha, "alpha", &ingest, &reactor);
+    ffmpeg::record(&playback.rtmp_url("live", "alpha"), RECORDED).assert_shows(Clip::Alpha, RECORDED);
+}
+
+#[test]
+fn a_web_server_that_knows_only_the_contract_is_enough() {
+    let origin = std::sync::Arc::new(std::sync::OnceLock::<String>::new());
+    let told = std::sync::Arc::clone(&origin);
+    let server = WebServer::start(move |request| match (request.line.as_str(), told.get()) {
+        ("POST /publisher_lookup", _) => Response {
+            status: 200,
+            body: String::new(),
+        },
+        ("POST /watcher_lookup", Some(ip_address)) if request.body.contains("\"x\"") => Response {
+            status: 200,
+            body: format!(
+                "workflow ingest_x {{
+    ffmpeg_pull location=rtmp://{ip_address}/pull_source/x stream_name=x
+}}
+"
+            ),
+        },
+        _ => Response {
+            status: 404,
+            body: String::new(),
+        },
+    });
+    let ingest = configured("ingest", &printed_ingest(server.addr()));
+    origin.set(format!("127.0.0.1:{}", ingest.rtmp_port())).unwrap();
+    let playback = configured("playback", &printed_playback(server.addr()));
+
+    let _publisher = ffmpeg::publish(Clip::Beta, &ingest.rtmp_url("ingest", "x"));
+    ingest.wait_for_metric("lb_publishers", 1.0, SOON);
+    ffmpeg::record(&playback.rtmp_url("live", "x"), RECORDED).assert_shows(Clip::Beta, RECORDED);
+
+    ffmpeg::watch_in_vain(&playback.rtmp_url("live", "unknown"));
+    let asked = server.seen();
+    for line in ["POST /publisher_lookup", "POST /watcher_lookup"] {
+        let body = &asked
+            .iter()
+            .find(|request| request.line == line)
+            .expect(line)
+            .body;
+        let body: serde_json::Value = serde_json::from_str(body).unwrap();
+        assert_eq!(body["stream_name"], "x", "{line}");
+    }
+}
+
+#[test]
+fn everything_works_over_ipv6() {
+    let reactor = Lb::start(&["--role", "reactor", "--reactor-listen", "[::1]:0"]);
+    let ingest = ingest(&reactor.reactor_url());
+    let playback = playback(&reactor.reactor_url(), "native");
+    let by_ipv6 = |url: String| url.replace("127.0.0.1", "[::1]");
+
+    let _publisher = ffmpeg::publish(Clip::Alpha, &by_ipv6(ingest.rtmp_url("ingest", "six")));
+    wait_for("the registration", SOON, || is_known(reactor.reactor(), "six"));
+    let origin = format!("[::1]:{}", ingest.rtmp_port());
+    let streams = http::get(reactor.reactor(), "/streams").body;
+    assert!(streams.contains(&origin), "{origin} in {streams}");
+    ffmpeg::record(&by_ipv6(playback.rtmp_url("live", "six")), RECORDED).assert_shows(Clip::Alpha, RECORDED);
+}
+
+#[test]
+fn one_process_can_have_all_roles() {
+    let node = Lb::start(&["--role", "all"]);
+    // The reactor in the process is found by --reactor-url's default only on the default port, hence a second start.
+    let url = node.reactor_url();
+    let port = node.reactor().port();
+    drop(node);
+    let listen = format!("[::]:{port}");
+    let node = Lb::start(&[
+        "--role",
+        "all",
+        "--reactor-listen",
+        &listen,
+        "--reactor-url",
+        &url,
+    ]);
+    let _publisher = publish(Clip::Alpha, "solo", &node, &node);
+    ffmpeg::record(&node.rtmp_url("live", "solo"), RECORDED).assert_shows(Clip::Alpha, RECORDED);
+}
+
+#[test]
+fn what_cannot_be_served_is_refused() {
+    let reactor = Lb::start(&["--role", "reactor"]);
+    let ingest = ingest(&reactor.reactor_url());
+    let playback = playback(&reactor.reactor_url(), "native");
+
+    // No such stream, no such app, and names outside the allowed form, at play, publish and lookup.
+    for (app, key) in [
+        ("live", "nobody"),
+        ("nothing", "here"),
+        ("live", "bad{name}"),
+        ("live", "a/../b"),
+    ] {
+        ffmpeg::watch_in_vain(&playback.rtmp_url(app, key));
+    }
+    for (app, key) in [("nothing", "here"), ("ingest", "bad{name}"), ("ingest", "a//b")] {
+        ffmpeg::publish_in_vain(Clip::Alpha, &ingest.rtmp_url(app, key));
+    }
+    assert!(ingest.metric("lb_refusals_total") >= 3.0 && playback.metric("lb_refusals_total") >= 3.0);
+    assert_eq!(
+        http::get(reactor.reactor(), "/streams")
+            .body
+            .replace(char::is_whitespace, ""),
+        r#"{"streams":[]}"#
+    );
+
+    for lookup in ["/publisher_lookup", "/watcher_lookup"] {
+        for body in [
+            "",
+            "x",
+            "{}",
+            r#"{"stream_name": "a b"}"#,
+            r#"{"stream_name": 7}"#,
+            r#"{"stream_name": "a}b"}"#,
+        ] {
+            let Response { status, body: answer } = http::post(reactor.reactor(), lookup, body);
+            assert_eq!(status, 400, "{lookup} {body}");
+            let reason: serde_json::Value = serde_json::from_str(&answer).expect("a JSON reason");
+            assert!(
+                reason["error"].as_str().is_some_and(|text| !text.is_empty()),
+                "{lookup} {body}: {answer}"
+            );
+        }
+    }
+    // A refused peer costs nothing but its own connection.
+    let _publisher = publish(Clip::Alpha, "good", &ingest, &reactor);
+    ffmpeg::record(&playback.rtmp_url("live", "good"), RECORDED).assert_shows(Clip::Alpha, RECORDED);
+}
