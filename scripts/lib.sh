@@ -1,0 +1,27 @@
+# shellcheck shell=bash
+# What scripts/demo and scripts/test share. Sourced at their top, with the working directory at the project's root.
+
+# A toolchain from rustup that this shell does not know of.
+if ! command -v cargo >/dev/null && [[ -x $HOME/.cargo/bin/cargo ]]; then
+    PATH=$HOME/.cargo/bin:$PATH
+fi
+
+# Colours for people, none for files.
+# shellcheck disable=SC2034 # used by the scripts that source this
+if [[ -t 1 && -z ${NO_COLOR:-} ]]; then
+    bold=$'\e[1m' red=$'\e[31m' green=$'\e[32m' plain=$'\e[0m'
+else
+    bold='' red='' green='' plain=''
+fi
+
+# The directory of what `cargo` builds.
+target_dir() {
+    cargo metadata --locked --offline --no-deps --format-version 1 | sed 's/.*"target_directory":"\([^"]*\)".*/\1/'
+}
+
+# foreign_libraries BINARY: prints the shared libraries it needs that are not part of the C library or the compiler's
+# own runtime, both of which every Debian has; nothing when it runs anywhere.
+foreign_libraries() {
+    ldd "$1" | awk '{print $1}' |
+        grep -Ev '(^|/)(linux-vdso|libc|libm|libdl|libpthread|librt|libgcc_s|ld-linux[-a-z0-9_]*)\.so' || true
+}
