@@ -238,3 +238,126 @@ fn put_random(out: &mut BytesMut, nonce: &Nonce, count: usize) {
         missing -= bytes.len();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NONCE: Nonce = [7; 32];
+
+    /// C0 and C1 with a digest at `base`.
+    fn digest_hello(base: usize) -> Vec<u8> {
+        let mut c1 = BytesMut::new();
+        c1.put_slice(&[0, 0, 0, 1, 128, 0, 7, 2]);
+        put_random(&mut c1, &[9; 32], PART - 8);
+        let (signed, _) = split_digest(&c1, base).unwrap();
+        let at = digest_offset(&c1, base);
+        c1[at..at + DIGEST].copy_from_slice(&sign(PLAYER_NAME, &signed));
+        [&[VERSION], &c1[..]].concat()
+    }
+
+    fn serve(hello: &[u8], piece: usize) -> (BytesMut, Vec<bool>) {
+        let (mut server, mut out) = (Server::new(NONCE), BytesMut::new());
+        let done = hello
+            .chunks(piece)
+            .map(|mut piece| server.read(&mut piece, &mut out).unwrap())
+            .collect();
+        (out, done)
+    }
+
+    #[test]
+    fn the_simple_form_echoes_c1() {
+        let hello: Vec<u8> = [&[3, 0, 0, 0, 9, 0, 0, 0, 0][..], &[5; PART - 8]].concat();
+        let (out, _) = serve(&hello, hello.len());
+        assert_eq!(out.len(), 1 + 2 * PART);
+        assert_eq!(out[..9], [3, 0, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(out[1 + PART..], hello[1..]);
+    }
+
+    #[test]
+    fn the_digest_form_is_answered_in_the_clients_schema() {
+        for base in [8, 772] {
+            let hello = digest_hello(base);
+            let (out, _) = serve(&hello, hello.len());
+            let (s1, s2) = out[1..].split_at(PART);
+            let (signed, digest) = split_digest(s1, base).unwrap();
+            assert_eq!(sign(SERVER_NAME, &signed), digest, "S1, schema at {base}");
+            let (_, client_digest) = split_digest(&hello[1..], base).unwrap();
+            let key = sign(&[SERVER_NAME, &SECRET].concat(), &client_digest);
+            assert_eq!(
+                sign(&key, &s2[..PART - DIGEST]),
+                s2[PART - DIGEST..],
+                "S2, schema at {base}"
+            );
+            assert_eq!(serve(&hello, 1).0, out, "byte by byte");
+        }
+    }
+
+    #[test]
+    fn any_c2_ends_it_in_pieces_of_any_size_and_leaves_what_follows() {
+        let wire = [digest_hello(8), vec![0xAB; PART]].concat();
+        for piece in [1, 2, 7, 1535, 1536, 1537, 3072] {
+            let (_, done) = serve(&wire, piece);
+            assert_eq!(
+                done.iter().position(|done| *done),
+                Some(done.len() - 1),
+                "pieces of {piece}"
+            );
+        }
+        let wire = [&wire[..], b"chunk"].concat();
+        let mut input = &wire[..];
+        assert_eq!(
+            Server::new(NONCE).read(&mut input, &mut BytesMut::new()),
+            Ok(true)
+        );
+        assert_eq!(input, b"chunk");
+    }
+
+    #[test]
+    fn other_versions_are_refused_by_both_sides() {
+        for version in [0, 6, 31, b'G'] {
+            let mut out = BytesMut::new();
+            let error = Err(Error::Version(version));
+            assert_eq!(Server::new(NONCE).read(&mut &[version][..], &mut out), error);
+            let error = Err(Error::Version(version));
+            assert_eq!(
+                Client::new(NONCE, &mut out).read(&mut &[version][..], &mut out),
+                error
+            );
+        }
+    }
+
+    #[test]
+    fn a_client_may_send_as_soon_as_s1_is_there_and_takes_any_s2() {
+        let mut out = BytesMut::new();
+        let mut client = Client::new(NONCE, &mut out);
+        assert_eq!(out.len(), 1 + PART);
+        let reply = [&[3][..], &[1; PART], &[2; PART]].concat();
+        out.clear();
+        let mut seen = Vec::new();
+        for byte in &reply {
+            seen.push(client.read(&mut std::slice::from_ref(byte), &mut out).unwrap());
+        }
+        assert_eq!(
+            seen.iter()
+                .filter(|progress| **progress == Progress::Waiting)
+                .count(),
+            PART
+        );
+        assert_eq!(
+            seen.iter()
+                .filter(|progress| **progress == Progress::Done)
+                .count(),
+            1
+        );
+        assert_eq!(out[..], [1; PART], "C2 is S1");
+    }
+
+    #[test]
+    fn each_nonce_gives_other_bytes() {
+        let hello = [&[3, 0, 0, 0, 9, 0, 0, 0, 0][..], &[5; PART - 8]].concat();
+        let mut other = BytesMut::new();
+        Server::new([8; 32]).read(&mut &hello[..], &mut other).unwrap();
+        assert_ne!(serve(&hello, hello.len()).0[9..1 + PART], other[9..1 + PART]);
+    }
+}

@@ -393,3 +393,172 @@ impl Iterator for Tags {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rtmp::chunk::Reader;
+
+    fn message(type_id: u8, body: &[u8]) -> Message {
+        Message {
+            type_id,
+            timestamp: 0,
+            stream_id: 0,
+            chunk_stream_id: 2,
+            body: Bytes::copy_from_slice(body),
+        }
+    }
+
+    fn read(wire: &[u8]) -> Message {
+        Reader::new(&Limits::default())
+            .read(&mut &wire[..])
+            .unwrap()
+            .unwrap()
+    }
+
+    #[test]
+    fn control_messages_round_trip_and_their_cuts_are_errors() {
+        let user = [
+            UserControl::StreamBegin(1),
+            UserControl::StreamEof(2),
+            UserControl::StreamDry(3),
+            UserControl::SetBufferLength {
+                stream_id: 1,
+                millis: 3000,
+            },
+            UserControl::StreamIsRecorded(4),
+            UserControl::PingRequest(u32::MAX),
+            UserControl::PingResponse(6),
+            UserControl::Other(31),
+        ];
+        let controls = [
+            Control::SetChunkSize(4096),
+            Control::Abort(6),
+            Control::Acknowledgement(u32::MAX),
+            Control::WindowAckSize(2_500_000),
+            Control::SetPeerBandwidth { window: 1, limit: 2 },
+        ];
+        for control in controls.into_iter().chain(user.map(Control::User)) {
+            let mut wire = BytesMut::new();
+            control.write(&mut wire);
+            let message = read(&wire);
+            assert_eq!((message.chunk_stream_id, message.stream_id), (2, 0));
+            assert_eq!(Control::parse(&message), Ok(Some(control)));
+            let cut = Message {
+                body: message.body.slice(..1),
+                ..message
+            };
+            assert!(matches!(
+                Control::parse(&cut),
+                Err(Error::ControlTooShort { length: 1, .. })
+            ));
+        }
+        assert_eq!(Control::parse(&message(AUDIO, b"")), Ok(None));
+    }
+
+    #[test]
+    fn a_command_is_read_in_both_disguises_and_as_far_as_it_goes() {
+        let command = Command::new(
+            "play",
+            4.0,
+            Value::Null,
+            [Value::string("x"), Value::Number(-2.0)],
+        );
+        let mut wire = BytesMut::new();
+        command.write(&mut wire, 3, 1, 128);
+        let plain = read(&wire);
+        assert_eq!(Command::parse(&plain, &Limits::default()).as_ref(), Ok(&command));
+        let amf3 = message(COMMAND_AMF3, &[&[0], &plain.body[..]].concat());
+        assert_eq!(Command::parse(&amf3, &Limits::default()).as_ref(), Ok(&command));
+        let amf3_without_zero = message(COMMAND_AMF3, &plain.body);
+        assert_eq!(
+            Command::parse(&amf3_without_zero, &Limits::default()).as_ref(),
+            Ok(&command)
+        );
+        let spoilt = message(COMMAND_AMF0, &[&plain.body[..], &[0x11, 4, 4]].concat());
+        assert_eq!(Command::parse(&spoilt, &Limits::default()).as_ref(), Ok(&command));
+
+        let bare = Command::parse(&message(COMMAND_AMF0, b"\x02\0\x01a"), &Limits::default()).unwrap();
+        assert_eq!(bare, Command::new("a", 0.0, Value::Null, []));
+        for nameless in [&b""[..], b"\x05", b"\x02\0\x09a"] {
+            let error = Command::parse(&message(COMMAND_AMF0, nameless), &Limits::default());
+            assert_eq!(error, Err(Error::Command { chunk_stream_id: 2 }));
+        }
+    }
+
+    #[test]
+    fn data_loses_its_wrapper_and_keeps_the_rest_to_the_byte() {
+        let limits = amf0::Limits::default();
+        let metadata = &b"\x02\0\x0aonMetaData\x08\0\0\0\x09\0\x01a\x05\0\0\x09"[..];
+        for (type_id, prefix) in [
+            (DATA_AMF0, &b""[..]),
+            (DATA_AMF0, SET_DATA_FRAME),
+            (DATA_AMF3, b"\0"),
+            (DATA_AMF3, b""),
+        ] {
+            let plain = plain_data(&message(type_id, &[prefix, metadata].concat()), &limits).unwrap();
+            assert_eq!((plain.type_id, &plain.body[..]), (DATA_AMF0, metadata));
+        }
+        let unclosed = &metadata[..metadata.len() - 3];
+        assert_eq!(
+            plain_data(&message(DATA_AMF0, unclosed), &limits).unwrap().body,
+            unclosed
+        );
+    }
+
+    #[test]
+    fn data_without_a_name_or_nested_too_deep_is_dropped() {
+        let limits = amf0::Limits::default();
+        let deep = [&b"\x02\0\x0aonMetaData"[..], &b"\x03\0\x01a".repeat(100_000)].concat();
+        for body in [&deep[..], b"", b"\x05", b"\x02\0\xFFa"] {
+            assert_eq!(plain_data(&message(DATA_AMF0, body), &limits), None);
+        }
+    }
+
+    fn tag(type_id: u8, time: u32, body: &[u8]) -> Vec<u8> {
+        let [t3, t2, t1, t0] = time.to_be_bytes();
+        let header = [type_id, 0, 0, body.len() as u8, t2, t1, t0, t3, 0, 0, 0];
+        [&header[..], body, &(11 + body.len() as u32).to_be_bytes()].concat()
+    }
+
+    #[test]
+    fn an_aggregate_is_split_and_rebased_on_its_first_tag() {
+        let body = [
+            tag(VIDEO, 0x0100_0000, b"vv"),
+            tag(AUDIO, 0x0100_0017, b"a"),
+            tag(VIDEO, 0x0100_0021, b""),
+        ];
+        let body = body.concat();
+        let whole = Message {
+            timestamp: 5000,
+            stream_id: 1,
+            ..message(AGGREGATE, &body)
+        };
+        let split = |message: &Message| -> Vec<_> {
+            split_aggregate(message)
+                .map(|tag| (tag.type_id, tag.timestamp, tag.body))
+                .collect()
+        };
+        let want = [(VIDEO, 5000, "vv"), (AUDIO, 5023, "a"), (VIDEO, 5033, "")];
+        let want = want.map(|(type_id, time, body)| (type_id, time, Bytes::from_static(body.as_bytes())));
+        assert_eq!(split(&whole), want);
+        let no_pointer = Message {
+            body: whole.body.slice(..body.len() - 4),
+            ..whole.clone()
+        };
+        assert_eq!(split(&no_pointer), want, "without the last back pointer");
+        let cut = Message {
+            body: whole.body.slice(..body.len() - 5),
+            ..whole
+        };
+        let mut tags = split_aggregate(&cut);
+        assert_eq!(tags.by_ref().count(), 2);
+        assert!(tags.is_cut());
+    }
+
+    #[test]
+    fn debug_texts_hold_no_body() {
+        let command = Command::new("publish", 1.0, Value::Null, [Value::string("key?token=secret")]);
+        assert!(!format!("{command:?} {:?}", message(COMMAND_AMF0, b"secret")).contains("secret"));
+    }
+}

@@ -229,3 +229,6 @@ pub enum Error {
         bytes: usize,
     },
 }
+
+#[cfg(test)]
+mod fuzzing;

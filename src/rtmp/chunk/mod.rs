@@ -20,3 +20,6 @@ pub const CONTROL_CHUNK_STREAM: u32 = 2;
 
 /// From this value on a timestamp or delta is sent in the four bytes after the header (§5.3.1.3).
 const EXTENDED: u32 = 0xFF_FFFF;
+
+#[cfg(test)]
+mod tests;

@@ -81,7 +81,7 @@ impl Reader {
             partial_messages: limits.partial_messages,
             partial_bytes: limits.partial_bytes,
             chunk_streams: limits.chunk_streams,
-            max_chunk_size: limits.chunk_size.min(super::super::CHUNK_SIZE),
+            max_chunk_size: limits.chunk_size.min(crate::rtmp::CHUNK_SIZE),
             chunk_size: DEFAULT_CHUNK_SIZE,
             streams: SmallVec::new(),
             partials: SmallVec::new(),
@@ -134,6 +134,11 @@ impl Reader {
     /// Bytes allocated for unfinished messages.
     pub fn partial_bytes(&self) -> usize {
         self.partials.iter().map(|partial| partial.body.capacity()).sum()
+    }
+
+    #[cfg(test)]
+    pub(super) fn owns_nothing(&self) -> bool {
+        !self.partials.spilled() && !self.streams.spilled()
     }
 
     fn next_header(&mut self, input: &mut &[u8]) -> Result<Option<Header>, Error> {
@@ -296,6 +301,9 @@ impl Reader {
         let mut missing = missing - taken.len();
         self.chunk = (missing > 0).then_some((index, missing));
 
+        if taken.is_empty() && length > 0 {
+            return Ok(None);
+        }
         if taken.len() == length {
             return Ok(self.finish(index, Bytes::copy_from_slice(taken)));
         }

@@ -149,3 +149,32 @@ pub(super) fn info(level: &str, code: &str, description: &str) -> Value {
         ("description", Value::string(description)),
     ])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rtmp::chunk::Reader;
+
+    #[test]
+    fn the_byte_count_wraps() {
+        let mut link = Link::new(Limits {
+            message_bytes: 200,
+            ..Limits::default()
+        });
+        link.received = u32::MAX - 50;
+        link.acknowledged = u32::MAX - 50;
+        link.window = 100;
+        let mut wire = BytesMut::new();
+        chunk::write_message(&mut wire, 4, 0, 8, 1, &[0; 90], 128);
+        let mut input = &wire[..];
+        assert!(matches!(link.arrival(&mut input), Ok(Some(Arrival::Message(_)))));
+        assert!(matches!(link.arrival(&mut input), Ok(None)));
+        let reply = link.output();
+        let reply = Reader::new(&Limits::default())
+            .read(&mut &reply[..])
+            .unwrap()
+            .unwrap();
+        // 51 bytes up to the wrap, and the rest of 102.
+        assert_eq!(Control::parse(&reply), Ok(Some(Control::Acknowledgement(51))));
+    }
+}

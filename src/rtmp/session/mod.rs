@@ -49,3 +49,6 @@ const CAPS_EX: u32 = 0b1110;
 
 /// "Can forward", in the codec maps of Enhanced RTMP v2.
 const CAN_FORWARD: f64 = 4.0;
+
+#[cfg(test)]
+mod tests;

@@ -404,6 +404,16 @@ impl Server {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn owns_nothing(&self) -> bool {
+        let capacities = [
+            self.link.out.capacity(),
+            self.events.capacity(),
+            self.deferred.capacity(),
+        ];
+        capacities == [0; 3]
+    }
+
     fn is_waiting(&self) -> bool {
         matches!(
             self.state,
