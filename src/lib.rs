@@ -14,6 +14,7 @@
 
 pub mod api;
 pub mod client;
+pub mod ffmpeg;
 pub mod ids;
 pub mod media;
 pub mod rtmp;

@@ -4,7 +4,7 @@
 //! they come and keeps only the tag that is not yet complete. Sizes of previous tags are for seeking and are skipped.
 
 use super::Packet;
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, BytesMut};
 
 /// The largest tag body the 24-bit size field can name.
 pub const TAG_SIZE_MAX: usize = 0xff_ffff;
@@ -244,6 +244,7 @@ impl<const N: usize> Head<N> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bytes::Bytes;
     use proptest::prelude::*;
 
     fn read_all(reader: &mut Reader, mut input: &[u8]) -> Result<Vec<Packet>, Error> {
