@@ -1,0 +1,1076 @@
+//! The reactor service over real sockets: the contract to the letter, bad input, hostile peers, and its store going away.
+
+#[path = "../src/registry/redis_server.rs"]
+mod redis_server;
+
+use futures::StreamExt;
+use futures::future::FutureExt;
+use lb::api::{Heartbeat, HeartbeatReply, NodeList, StreamList};
+use lb::health::Health;
+use lb::ids::SessionId;
+use lb::registry::{Memory, Policy, Redis, Registry, Settings};
+use lb::web::reactor::{self, Reactor};
+use lb::web::server::{self, Limits};
+use lb::web::{ReactorMetrics, Routes, Secret, Template, admin};
+use redis_server::RedisServer;
+use reqwest::{Client, Response, StatusCode};
+use serde_json::{Value, json};
+use std::net::SocketAddr;
+use std::sync::{Arc, Once};
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+#[tokio::test]
+async fn plain_nodes_get_the_contract_to_the_letter() {
+    let service = Service::start().await;
+    let reply = service.post("/watcher_lookup", r#"{"stream_name":"x"}"#).await;
+    assert_eq!(reply.status(), 404);
+    assert_eq!(error(reply).await, "stream 'x' is not published");
+    let reply = service.post("/publisher_lookup", r#"{"stream_name":"x"}"#).await;
+    assert_eq!(reply.status(), 200);
+    assert!(reply.headers().get("lb-epoch").is_none());
+    assert_eq!(reply.text().await.unwrap(), "");
+    let reply = service.post("/watcher_lookup", r#"{"stream_name":"x"}"#).await;
+    assert_eq!(reply.status(), 200);
+    assert!(header(&reply, "content-type").starts_with("text/plain"));
+    assert_eq!(header(&reply, "lb-origin"), "127.0.0.1");
+    assert_eq!(
+        reply.text().await.unwrap(),
+        "workflow ingest_x {\n    ffmpeg_pull location=rtmp://127.0.0.1/pull_source/x stream_name=x\n}\n"
+    );
+}
+
+#[tokio::test]
+async fn addresses_are_written_as_a_url_has_them() {
+    for (listen, connect, origin) in [
+        ("[::1]:0", "[::1]", "[::1]"),
+        ("[::]:0", "127.0.0.1", "127.0.0.1"),
+        ("[::]:0", "[::1]", "[::1]"),
+        ("0.0.0.0:0", "127.0.0.1", "127.0.0.1"),
+    ] {
+        let mut service = Service::start_with(Setup {
+            listen,
+            ..Setup::default()
+        })
+        .await;
+        service.url = format!("http://{connect}:{}", service.addr.port());
+        service.publish(json!({"stream_name": "a/b"})).await;
+        let reply = service.watch("a/b").await;
+        assert_eq!(header(&reply, "lb-origin"), origin);
+        let text = reply.text().await.unwrap();
+        assert!(
+            text.contains(&format!(" location=rtmp://{origin}/pull_source/a/b ")),
+            "{text}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn origins_ports_and_the_native_pull_are_taken_from_the_body() {
+    let service = Service::start().await;
+    for (body, origin) in [
+        (json!({"stream_name": "p", "rtmp_port": 1936}), "127.0.0.1:1936"),
+        (
+            json!({"stream_name": "o", "origin": "ingest-1.example.org", "rtmp_port": 7}),
+            "ingest-1.example.org",
+        ),
+        (
+            json!({"stream_name": "v", "origin": "[2001:db8::2]:99"}),
+            "[2001:db8::2]:99",
+        ),
+        (
+            json!({"stream_name": "m", "origin": "::ffff:10.0.0.1"}),
+            "10.0.0.1",
+        ),
+    ] {
+        service.publish(body.clone()).await;
+        let lookup = json!({"stream_name": body["stream_name"], "accept": ["other", "rtmp_pull"]});
+        let text = service
+            .post("/watcher_lookup", &lookup.to_string())
+            .await
+            .text()
+            .await
+            .unwrap();
+        let name = body["stream_name"].as_str().unwrap();
+        assert_eq!(
+            text,
+            format!(
+                "workflow ingest_{name} {{\n    rtmp_pull location=rtmp://{origin}/pull_source/{name} stream_name={name}\n}}\n"
+            )
+        );
+    }
+}
+
+#[tokio::test]
+async fn bad_bodies_get_a_reason() {
+    let service = Service::start().await;
+    let name = "the stream name has a character at position 2";
+    for path in ["/publisher_lookup", "/watcher_lookup"] {
+        for (body, status, reason) in [
+            ("", 400, "the body is not valid"),
+            ("stream_name=x", 400, "the body is not valid"),
+            ("{}", 400, "missing field `stream_name`"),
+            (r#"{"stream_name":7}"#, 400, "invalid type"),
+            (r#"{"stream_name":""}"#, 400, "the stream name is empty"),
+            (r#"{"stream_name":"a b"}"#, 400, name),
+            (r#"{"stream_name":"a\n}\nworkflow w {"}"#, 400, name),
+            (r#"{"stream_name":"a/../b"}"#, 400, "'..' path element"),
+            (
+                &format!(r#"{{"stream_name":"{}"}}"#, "n".repeat(256)),
+                400,
+                "longer than 255",
+            ),
+            (
+                &format!(r#"{{"stream_name":"x","pad":"{}"}}"#, "n".repeat(16 << 10)),
+                413,
+                "larger than 16384 bytes",
+            ),
+            (&"[".repeat(10_000), 400, "the body is not valid"),
+        ] {
+            let reply = service.post(path, body).await;
+            assert_eq!(reply.status(), status, "{path} {body}");
+            let error = error(reply).await;
+            assert!(error.contains(reason), "{path} {body}: {error}");
+        }
+    }
+    for body in [
+        json!({"stream_name": "x", "session": "ab"}),
+        json!({"stream_name": "x", "origin": "a b"}),
+        json!({"stream_name": "x", "rtmp_port": 0}),
+        json!({"stream_name": "x", "rtmp_port": 65536}),
+        json!({"stream_name": "x", "node": "a/b"}),
+    ] {
+        assert_eq!(
+            service
+                .post("/publisher_lookup", &body.to_string())
+                .await
+                .status(),
+            400,
+            "{body}"
+        );
+    }
+    // Chunked, so that no length is announced.
+    let chunks = futures::stream::iter((0..5000).map(|_| Ok::<_, std::io::Error>("x".repeat(1024))));
+    let reply = service
+        .client
+        .post(service.at("/watcher_lookup"))
+        .body(reqwest::Body::wrap_stream(chunks));
+    assert_eq!(reply.send().await.unwrap().status(), 413);
+    assert_eq!(service.watch("x").await.status(), 404, "it serves on");
+}
+
+#[tokio::test]
+async fn wrong_paths_and_methods_are_refused_as_json() {
+    let service = Service::start().await;
+    for (method, path, status, allow) in [
+        ("GET", "/publisher_lookup", 405, "POST"),
+        ("PUT", "/watcher_lookup", 405, "POST"),
+        ("POST", "/streams", 405, "GET"),
+        ("DELETE", "/events", 405, "GET"),
+        ("GET", "/nodes/a", 405, "PUT, DELETE"),
+        ("GET", "/", 404, ""),
+        ("POST", "/watcher_lookup/x", 404, ""),
+        ("GET", "/nodes/a/b", 404, ""),
+        ("DELETE", "/nodes/a%20b", 400, ""),
+    ] {
+        let method = reqwest::Method::from_bytes(method.as_bytes()).unwrap();
+        let reply = service
+            .client
+            .request(method, service.at(path))
+            .send()
+            .await
+            .unwrap();
+        assert_eq!(reply.status(), status, "{path}");
+        assert_eq!(header(&reply, "allow"), allow, "{path}");
+        assert!(!error(reply).await.is_empty());
+    }
+}
+
+#[tokio::test]
+async fn the_newest_publish_wins_and_an_older_one_is_told() {
+    let service = Service::start().await;
+    let (old, new) = (SessionId::random(), SessionId::random());
+    let lookup = |session, origin| json!({"stream_name": "x", "session": session, "origin": origin});
+    let first = epoch(&service.publish(lookup(old, "a")).await);
+    let second = epoch(&service.publish(lookup(new, "b")).await);
+    assert!(second > first);
+    let reply = service
+        .post("/publisher_lookup", &lookup(old, "a").to_string())
+        .await;
+    assert_eq!(reply.status(), 409);
+    assert_eq!(
+        error(reply).await,
+        "stream 'x': this publish was superseded by a newer one"
+    );
+    assert_eq!(
+        service.release("x", old).await,
+        204,
+        "whether or not it still owned the name"
+    );
+    let found = service.watch("x").await;
+    assert_eq!((header(&found, "lb-origin"), epoch(&found)), ("b".into(), second));
+    assert_eq!(service.release("x", new).await, 204);
+    assert_eq!(service.watch("x").await.status(), 404);
+    let metrics = service.metrics();
+    for line in [
+        "lb_reactor_lookups_total{kind=\"publisher\",result=\"ok\"} 2",
+        "lb_reactor_lookups_total{kind=\"publisher\",result=\"refused\"} 1",
+        "lb_reactor_lookups_total{kind=\"watcher\",result=\"ok\"} 1",
+        "lb_reactor_lookups_total{kind=\"watcher\",result=\"unknown\"} 1",
+        "lb_reactor_takeovers_total 1",
+        "lb_reactor_streams 0",
+    ] {
+        assert!(metrics.contains(line), "{line} in {metrics}");
+    }
+}
+
+#[tokio::test]
+async fn first_wins_refuses_the_newcomer() {
+    let settings = Settings {
+        policy: Policy::FirstWins,
+        ..settings()
+    };
+    let service = Service::start_with(Setup {
+        settings,
+        ..Setup::default()
+    })
+    .await;
+    service
+        .publish(json!({"stream_name": "x", "session": SessionId::random(), "origin": "a"}))
+        .await;
+    let body = json!({"stream_name": "x", "session": SessionId::random(), "origin": "b"});
+    let reply = service.post("/publisher_lookup", &body.to_string()).await;
+    assert_eq!(reply.status(), 409);
+    assert_eq!(error(reply).await, "stream 'x' is already published at a");
+}
+
+#[tokio::test]
+async fn a_fresh_reactor_never_says_that_a_stream_does_not_exist() {
+    let settings = Settings {
+        warm_up: Duration::from_millis(1200),
+        ..settings()
+    };
+    let service = Service::start_with(Setup {
+        settings,
+        ..Setup::default()
+    })
+    .await;
+    let reply = service.watch("x").await;
+    assert_eq!(
+        (reply.status(), header(&reply, "retry-after").as_str()),
+        (StatusCode::SERVICE_UNAVAILABLE, "2")
+    );
+    assert!(!error(reply).await.is_empty());
+    let ready = service.get("/readyz").await;
+    assert_eq!(ready.status(), 503);
+    assert!(ready.text().await.unwrap().contains("registry: warming up"));
+    service.publish(json!({"stream_name": "y"})).await;
+    assert_eq!(
+        service.watch("y").await.status(),
+        200,
+        "what is known is answered at once"
+    );
+    eventually(async || service.watch("x").await.status() == 404).await;
+    assert_eq!(service.get("/readyz").await.status(), 200);
+    assert_eq!(service.get("/livez").await.text().await.unwrap(), "ok");
+}
+
+#[tokio::test]
+async fn a_token_is_needed_where_one_is_set() {
+    let token = Some(Secret::new("s3cret").unwrap());
+    let service = Service::start_with(Setup {
+        token,
+        ..Setup::default()
+    })
+    .await;
+    for (method, path) in [
+        ("POST", "/publisher_lookup"),
+        ("POST", "/watcher_lookup"),
+        ("POST", "/publisher_release"),
+        ("PUT", "/nodes/a"),
+        ("DELETE", "/nodes/a"),
+        ("GET", "/nodes"),
+        ("GET", "/streams"),
+        ("GET", "/events"),
+    ] {
+        for authorization in [None, Some("Bearer wrong"), Some("Basic s3cret"), Some("s3cret")] {
+            let method = reqwest::Method::from_bytes(method.as_bytes()).unwrap();
+            let mut request = service
+                .client
+                .request(method, service.at(path))
+                .body(r#"{"stream_name":"x"}"#);
+            if let Some(authorization) = authorization {
+                request = request.header("authorization", authorization);
+            }
+            let reply = request.send().await.unwrap();
+            assert_eq!(reply.status(), 401, "{path} {authorization:?}");
+            assert_eq!(header(&reply, "www-authenticate"), "Bearer");
+        }
+    }
+    let request = service
+        .client
+        .post(service.at("/publisher_lookup"))
+        .body(r#"{"stream_name":"x"}"#);
+    assert_eq!(request.bearer_auth("s3cret").send().await.unwrap().status(), 200);
+    assert_eq!(service.get("/readyz").await.status(), 200, "probes need none");
+}
+
+#[tokio::test]
+async fn a_forwarded_address_is_believed_from_listed_proxies_only() {
+    for (trusted, forwarded, origin) in [
+        (vec![], "192.0.2.7", "127.0.0.1"),
+        (vec!["10.0.0.0/8"], "192.0.2.7", "127.0.0.1"),
+        (vec!["127.0.0.0/8"], "192.0.2.7", "192.0.2.7"),
+        (vec!["127.0.0.0/8"], "203.0.113.1, 192.0.2.7", "192.0.2.7"),
+        (vec!["127.0.0.0/8"], "2001:db8::7", "[2001:db8::7]"),
+        (vec!["127.0.0.0/8"], "nonsense", "127.0.0.1"),
+    ] {
+        let service = Service::start_with(Setup {
+            trusted: trusted.clone(),
+            ..Setup::default()
+        })
+        .await;
+        let request = service
+            .client
+            .post(service.at("/publisher_lookup"))
+            .header("x-forwarded-for", forwarded);
+        assert_eq!(
+            request
+                .body(r#"{"stream_name":"x"}"#)
+                .send()
+                .await
+                .unwrap()
+                .status(),
+            200
+        );
+        assert_eq!(
+            header(&service.watch("x").await, "lb-origin"),
+            origin,
+            "{trusted:?} {forwarded}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn heartbeats_are_the_full_picture_of_a_node() {
+    let service = Service::start().await;
+    let (x, y) = (SessionId::random(), SessionId::random());
+    let epoch = epoch(
+        &service
+            .publish(json!({"stream_name": "x", "session": x, "node": "n1"}))
+            .await,
+    );
+    let reply = service
+        .beat("n1", json!({"interval_ms": 5000, "rtmp_port": 1936, "viewers": 3, "roles": ["ingest"], "streams": [
+            {"stream_name": "x", "session": x, "epoch": epoch}, {"stream_name": "y", "session": y, "epoch": 77}]}))
+        .await;
+    assert_eq!((reply.owned.len(), reply.superseded.len()), (2, 0));
+    assert_eq!(
+        (reply.owned[0].epoch, reply.owned[1].epoch),
+        (Some(epoch), Some(77))
+    );
+    assert_eq!(header(&service.watch("y").await, "lb-origin"), "127.0.0.1:1936");
+    let streams: StreamList = service.get("/streams").await.json().await.unwrap();
+    assert_eq!(
+        streams
+            .streams
+            .iter()
+            .map(|s| s.stream_name.as_str())
+            .collect::<Vec<_>>(),
+        ["x", "y"]
+    );
+    assert!(
+        streams
+            .streams
+            .iter()
+            .all(|s| s.lease_ms <= 15_000 && s.lease_ms > 10_000),
+        "{streams:?}"
+    );
+    let nodes: NodeList = service.get("/nodes").await.json().await.unwrap();
+    assert_eq!(
+        (nodes.nodes[0].node.as_str(), nodes.nodes[0].heartbeat.viewers),
+        ("n1", 3)
+    );
+    assert_eq!(nodes.nodes[0].heartbeat.streams.len(), 2);
+    service
+        .publish(json!({"stream_name": "x", "session": SessionId::random(), "node": "n2"}))
+        .await;
+    let lost = service
+        .beat(
+            "n1",
+            json!({"interval_ms": 5000, "streams": [{"stream_name": "x", "session": x}]}),
+        )
+        .await;
+    assert_eq!(lost.superseded[0].session, x);
+    let gone = service
+        .client
+        .delete(service.at("/nodes/n1"))
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(gone.status(), 204);
+    assert_eq!(service.watch("y").await.status(), 404);
+    assert_eq!(
+        service.watch("x").await.status(),
+        200,
+        "another node's stream stays"
+    );
+    for bad in [
+        json!({}),
+        json!({"interval_ms": 1, "rtmp_port": 0}),
+        json!({"interval_ms": 1, "roles": vec!["r"; 17]}),
+    ] {
+        assert_eq!(
+            service.put("/nodes/n1", bad.to_string()).await.status(),
+            400,
+            "{bad}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_big_heartbeat_is_taken_and_a_huge_one_refused() {
+    let service = Service::start().await;
+    let streams: Vec<_> = (0..10_000)
+        .map(|i| json!({"stream_name": format!("stream-{i}"), "session": SessionId::random()}))
+        .collect();
+    let reply = service
+        .beat("n1", json!({"interval_ms": 5000, "streams": streams}))
+        .await;
+    assert_eq!(reply.owned.len(), 10_000);
+    let reply = service.put("/nodes/n1", " ".repeat((4 << 20) + 1)).await;
+    assert_eq!(reply.status(), 413);
+}
+
+#[tokio::test]
+async fn subscribers_hear_hello_and_then_each_change() {
+    let service = Service::start().await;
+    let mut events = Events::open(&service).await;
+    assert_eq!(events.next().await.unwrap(), "event:hello\ndata:{}");
+    let session = SessionId::random();
+    let epoch = epoch(
+        &service
+            .publish(json!({"stream_name": "x", "session": session, "origin": "a:7"}))
+            .await,
+    );
+    assert_eq!(
+        events.next().await.unwrap(),
+        format!("event:change\ndata:{{\"stream_name\":\"x\",\"origin\":\"a:7\",\"epoch\":{epoch}}}")
+    );
+    service.release("x", session).await;
+    assert_eq!(
+        events.next().await.unwrap(),
+        format!("event:change\ndata:{{\"stream_name\":\"x\",\"epoch\":{epoch}}}")
+    );
+    assert!(
+        events.next().await.unwrap().starts_with(':'),
+        "silence is broken by a comment"
+    );
+    service.stop.cancel();
+    assert_eq!(events.next().await, None, "the stream ends with the server");
+    service.task.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_subscriber_that_does_not_read_is_told_that_it_missed_something() {
+    let service = Service::start().await;
+    let mut slow = Events::open(&service).await;
+    assert_eq!(slow.next().await.unwrap(), "event:hello\ndata:{}");
+    let session = SessionId::random();
+    let beat = |i| {
+        let mut streams = Vec::new();
+        for n in 0..5000 {
+            streams.push(json!({"stream_name": format!("{n}-{}", "n".repeat(200)), "session": session}));
+        }
+        json!({"interval_ms": 5000, "origin": format!("o{i}"), "streams": streams})
+    };
+    for i in 0..12 {
+        service.beat("n1", beat(i)).await;
+    }
+    let hello = async { while slow.next().await.expect("the stream goes on") != "event:hello\ndata:{}" {} };
+    tokio::time::timeout(Duration::from_secs(20), hello)
+        .await
+        .expect("a second hello");
+}
+
+#[tokio::test]
+async fn slow_peers_cost_their_own_connection() {
+    let head_deadline = Duration::from_millis(300);
+    let limits = Limits {
+        connections: 4,
+        head_deadline,
+        ..Limits::default()
+    };
+    let service = Service::start_with(Setup {
+        limits,
+        ..Setup::default()
+    })
+    .await;
+    let mut slow = Vec::new();
+    for _ in 0..4 {
+        let mut stream = TcpStream::connect(service.addr).await.unwrap();
+        stream
+            .write_all(b"POST /watcher_lookup HTTP/1.1\r\nhost: x\r\nx: ")
+            .await
+            .unwrap();
+        slow.push(stream);
+    }
+    let mut fifth = TcpStream::connect(service.addr).await.unwrap();
+    let closed = tokio::time::timeout(Duration::from_secs(5), fifth.read(&mut [0; 8]))
+        .await
+        .expect("refused at once");
+    assert!(matches!(closed, Ok(0) | Err(_)));
+    for mut stream in slow {
+        let end = tokio::time::timeout(Duration::from_secs(5), stream.read_to_end(&mut Vec::new())).await;
+        end.expect("closed at the deadline").ok();
+    }
+    eventually(async || service.try_watch("x").await == Some(404)).await;
+}
+
+#[tokio::test]
+async fn garbage_and_half_requests_do_not_hurt_the_server() {
+    let service = Service::start().await;
+    for bytes in [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".as_slice(),
+        b"\x03\x00\x00\x00\x00",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"POST /watcher_lookup HTTP/1.1\r\nhost: x\r\ncontent-length: 99999999999999999999\r\n\r\n{",
+        b"POST /watcher_lookup HTTP/1.1\r\nhost: x\r\ncontent-length: 50\r\n\r\n{\"stream",
+        b"POST /watcher_lookup HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
+        &[b'a'; 100_000],
+    ] {
+        let mut stream = TcpStream::connect(service.addr).await.unwrap();
+        stream.write_all(bytes).await.ok();
+        stream.shutdown().await.ok();
+        let end = tokio::time::timeout(Duration::from_secs(5), stream.read_to_end(&mut Vec::new())).await;
+        end.expect("the connection ends").ok();
+    }
+    assert_eq!(service.watch("x").await.status(), 404);
+}
+
+#[tokio::test]
+async fn nobody_holds_up_a_stop() {
+    let service = Service::start().await;
+    let mut events = Events::open(&service).await;
+    events.next().await.unwrap();
+    service.watch("x").await;
+    service.watch("y").await;
+    let begin = Instant::now();
+    service.stop.cancel();
+    service.task.await.unwrap();
+    assert!(
+        begin.elapsed() < Duration::from_secs(1),
+        "idle and streaming: {:?}",
+        begin.elapsed()
+    );
+    let service = Service::start_with(Setup {
+        limits: Limits {
+            stop_deadline: Duration::from_millis(200),
+            ..Limits::default()
+        },
+        ..Setup::default()
+    })
+    .await;
+    let mut half_head = TcpStream::connect(service.addr).await.unwrap();
+    half_head.write_all(b"GET /li").await.unwrap();
+    let mut half_body = TcpStream::connect(service.addr).await.unwrap();
+    half_body
+        .write_all(b"POST /watcher_lookup HTTP/1.1\r\nhost: x\r\ncontent-length: 50\r\n\r\n{")
+        .await
+        .unwrap();
+    service.watch("x").await;
+    let begin = Instant::now();
+    service.stop.cancel();
+    service.task.await.unwrap();
+    assert!(
+        begin.elapsed() < Duration::from_secs(2),
+        "half requests: {:?}",
+        begin.elapsed()
+    );
+}
+
+#[tokio::test]
+async fn a_port_in_use_is_an_error_and_a_stopped_server_s_port_is_free() {
+    let service = Service::start().await;
+    service.watch("x").await;
+    assert_eq!(
+        server::bind(service.addr).unwrap_err().kind(),
+        std::io::ErrorKind::AddrInUse
+    );
+    service.stop.cancel();
+    service.task.await.unwrap();
+    server::bind(service.addr).unwrap();
+}
+
+#[tokio::test]
+async fn a_template_of_ones_own_is_used() {
+    let template = Template::parse("w {\n  {pull} {ip_address} {stream_name} ${x}\n}")
+        .err()
+        .unwrap()
+        .to_string();
+    assert!(
+        template.starts_with("line 2: '{x}' is not a placeholder"),
+        "{template}"
+    );
+    let template = Template::parse("w { {ip_address} {stream_name} }").unwrap();
+    let service = Service::start_with(Setup {
+        template,
+        ..Setup::default()
+    })
+    .await;
+    service.publish(json!({"stream_name": "x", "rtmp_port": 5})).await;
+    assert_eq!(
+        service.watch("x").await.text().await.unwrap(),
+        "w { 127.0.0.1:5 x }"
+    );
+}
+
+#[tokio::test]
+async fn the_admin_port_shows_health_metrics_and_workflows() {
+    let health = Health::new();
+    let rtmp = health.register("rtmp");
+    let service = Service::serve("127.0.0.1:0", Limits::default(), CancellationToken::new(), {
+        admin::routes(admin::Admin {
+            health,
+            metrics: Arc::new(|| "lb_up 1\n".into()),
+            workflows: Arc::new(|| async { json!(["live"]) }.boxed()),
+            workflow: Arc::new(|name| {
+                async move { (name == "ingest_a/b").then(|| json!({ "name": name })) }.boxed()
+            }),
+        })
+    })
+    .await;
+    assert_eq!(service.get("/livez").await.status(), 200);
+    let unready = service.get("/readyz").await;
+    assert_eq!(unready.status(), 503);
+    assert_eq!(
+        unready.json::<Value>().await.unwrap()["reasons"],
+        json!(["rtmp: starting"])
+    );
+    rtmp.set_ready();
+    let ready = service.get("/readyz").await;
+    assert_eq!(ready.status(), 200);
+    assert_eq!(ready.json::<Value>().await.unwrap()["ready"], json!(true));
+    let metrics = service.get("/metrics").await;
+    assert!(header(&metrics, "content-type").starts_with("text/plain; version=0.0.4"));
+    assert_eq!(metrics.text().await.unwrap(), "lb_up 1\n");
+    assert_eq!(
+        service.get("/workflows").await.json::<Value>().await.unwrap(),
+        json!(["live"])
+    );
+    for path in ["/workflows/ingest_a/b", "/workflows/ingest_a%2Fb"] {
+        assert_eq!(
+            service.get(path).await.json::<Value>().await.unwrap()["name"],
+            "ingest_a/b"
+        );
+    }
+    for path in ["/workflows/no", "/workflows/", "/x"] {
+        let reply = service.get(path).await;
+        assert_eq!(reply.status(), 404, "{path}");
+        assert!(!error(reply).await.is_empty());
+    }
+    assert_eq!(service.post("/metrics", "").await.status(), 405);
+}
+
+#[tokio::test]
+async fn two_reactors_on_one_store_are_one() {
+    let store = RedisServer::start();
+    let (one, two) = (Service::on(&store).await, Service::on(&store).await);
+    let mut events = Events::open(&two).await;
+    assert_eq!(events.next().await.unwrap(), "event:hello\ndata:{}");
+    let (old, new) = (SessionId::random(), SessionId::random());
+    let first = epoch(
+        &one.publish(json!({"stream_name": "x", "session": old, "origin": "a"}))
+            .await,
+    );
+    assert_eq!(header(&two.watch("x").await, "lb-origin"), "a");
+    assert_eq!(
+        events.next().await.unwrap(),
+        format!("event:change\ndata:{{\"stream_name\":\"x\",\"origin\":\"a\",\"epoch\":{first}}}")
+    );
+    let second = epoch(
+        &two.publish(json!({"stream_name": "x", "session": new, "origin": "b"}))
+            .await,
+    );
+    assert!(second > first);
+    let body = json!({"stream_name": "x", "session": old, "origin": "a"}).to_string();
+    assert_eq!(one.post("/publisher_lookup", &body).await.status(), 409);
+    two.beat(
+        "n2",
+        json!({"interval_ms": 5000, "streams": [{"stream_name": "x", "session": new, "epoch": second}]}),
+    )
+    .await;
+    let nodes: NodeList = one.get("/nodes").await.json().await.unwrap();
+    assert_eq!(nodes.nodes[0].heartbeat.streams[0].epoch, Some(second));
+    assert_eq!(one.release("x", new).await, 204);
+    eventually(async || two.watch("x").await.status() == 404).await;
+}
+
+#[tokio::test]
+async fn a_store_that_dies_and_comes_back_empty_costs_no_stream() {
+    let mut store = RedisServer::start();
+    let service = Service::on(&store).await;
+    let session = SessionId::random();
+    let beat = async |epoch: u64| {
+        let streams = json!([{"stream_name": "x", "session": session, "epoch": epoch}]);
+        service
+            .beat("n1", json!({"interval_ms": 5000, "streams": streams}))
+            .await
+    };
+    beat(41).await;
+    assert_eq!(service.watch("x").await.status(), 200);
+    store.kill();
+    let begin = Instant::now();
+    for _ in 0..20 {
+        assert_eq!(
+            service.watch("x").await.status(),
+            200,
+            "what was known is answered"
+        );
+        let unknown = service.watch("y").await;
+        assert_eq!(
+            (
+                unknown.status().as_u16(),
+                header(&unknown, "retry-after").as_str()
+            ),
+            (503, "1")
+        );
+    }
+    assert!(
+        begin.elapsed() < Duration::from_secs(2),
+        "nobody waits for a dead store: {:?}",
+        begin.elapsed()
+    );
+    assert_eq!(
+        service
+            .post("/publisher_lookup", r#"{"stream_name":"z"}"#)
+            .await
+            .status(),
+        503
+    );
+    let renewal = json!({"stream_name": "x", "session": session, "node": "n1"}).to_string();
+    assert_eq!(
+        service.post("/publisher_lookup", &renewal).await.status(),
+        200,
+        "a renewal is no news"
+    );
+    let reply = beat(41).await;
+    assert_eq!(
+        (reply.owned.len(), reply.superseded.len()),
+        (1, 0),
+        "nobody loses a name in an outage"
+    );
+    let ready = service.get("/readyz").await;
+    assert_eq!(ready.status(), 200);
+    assert!(ready.text().await.unwrap().contains("store cannot be reached"));
+    let mut events = Events::open(&service).await;
+    assert_eq!(events.next().await.unwrap(), "event:hello\ndata:{}");
+    store.restart();
+    assert_eq!(
+        events.next().await.unwrap(),
+        "event:hello\ndata:{}",
+        "what was missed is said"
+    );
+    for _ in 0..20 {
+        assert_eq!(service.watch("x").await.status(), 200);
+        assert_ne!(service.watch("y").await.status(), 404, "not before it is whole");
+    }
+    assert_eq!(
+        beat(41).await.owned[0].epoch,
+        Some(41),
+        "the lease is back, with its epoch"
+    );
+    eventually(async || service.watch("y").await.status() == 404).await;
+    assert_eq!(service.watch("x").await.status(), 200);
+    let epoch = epoch(
+        &service
+            .publish(json!({"stream_name": "x", "session": SessionId::random()}))
+            .await,
+    );
+    assert!(epoch > 41, "epochs never go back");
+}
+
+#[tokio::test]
+async fn a_store_that_hangs_is_given_up_in_time() {
+    let store = RedisServer::start();
+    let service = Service::on(&store).await;
+    service
+        .publish(json!({"stream_name": "x", "session": SessionId::random()}))
+        .await;
+    eventually(async || service.watch("y").await.status() == 404).await;
+    signal(&store, libc::SIGSTOP);
+    let begin = Instant::now();
+    assert_eq!(service.watch("x").await.status(), 200);
+    assert_eq!(service.watch("y").await.status(), 503);
+    assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
+    signal(&store, libc::SIGCONT);
+    eventually(async || service.watch("y").await.status() == 404).await;
+    assert_eq!(service.watch("x").await.status(), 200);
+}
+
+#[tokio::test]
+async fn a_reactor_that_joins_a_living_store_is_whole_at_once() {
+    let store = RedisServer::start();
+    let one = Service::on(&store).await;
+    eventually(async || one.watch("y").await.status() == 404).await;
+    let two = Service::on(&store).await;
+    assert_eq!(two.watch("y").await.status(), 404);
+}
+
+#[tokio::test]
+async fn a_bad_store_address_is_refused_without_showing_it() {
+    for url in [
+        "",
+        "redis",
+        "http://user:secret@host",
+        "redis://user:secret@host:port",
+        "rediss://user:secret@host",
+    ] {
+        let error = Redis::start(url, settings()).unwrap_err().to_string();
+        assert!(error.contains("redis://") && !error.contains("secret"), "{error}");
+    }
+    let redis = Redis::start("redis://user:secret@127.0.0.1:1/3", settings()).unwrap();
+    assert_eq!(format!("{redis:?}"), "Redis { place: \"127.0.0.1:1/3\", .. }");
+    assert!(redis.degraded());
+}
+
+/// What a service under test differs in.
+struct Setup {
+    listen: &'static str,
+    settings: Settings,
+    limits: Limits,
+    token: Option<Secret>,
+    trusted: Vec<&'static str>,
+    template: Template,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Setup {
+            listen: "127.0.0.1:0",
+            settings: settings(),
+            limits: Limits::default(),
+            token: None,
+            trusted: Vec::new(),
+            template: Template::default(),
+        }
+    }
+}
+
+fn settings() -> Settings {
+    Settings {
+        warm_up: Duration::ZERO,
+        ..Settings::default()
+    }
+}
+
+struct Service {
+    addr: SocketAddr,
+    url: String,
+    client: Client,
+    metrics: prometheus::Registry,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Service {
+    async fn start() -> Service {
+        Service::start_with(Setup::default()).await
+    }
+
+    async fn start_with(setup: Setup) -> Service {
+        let registry = Arc::new(Memory::start(setup.settings));
+        Service::over(registry, setup).await
+    }
+
+    /// On a Redis server, with a warm-up of 400 ms.
+    async fn on(store: &RedisServer) -> Service {
+        let settings = Settings {
+            warm_up: Duration::from_millis(400),
+            ..settings()
+        };
+        let registry = Redis::start(&store.url(), settings).unwrap();
+        tokio::time::timeout(Duration::from_secs(5), registry.connected())
+            .await
+            .expect("redis-server starts");
+        Service::over(Arc::new(registry), Setup::default()).await
+    }
+
+    async fn over(registry: Arc<dyn Registry>, setup: Setup) -> Service {
+        let (metrics, stop) = (prometheus::Registry::new(), CancellationToken::new());
+        let reactor = Reactor {
+            metrics: ReactorMetrics::register(&metrics, &registry).unwrap(),
+            registry,
+            template: setup.template,
+            token: setup.token,
+            trusted_proxies: setup.trusted.iter().map(|net| net.parse().unwrap()).collect(),
+            health: Health::new(),
+            stop: stop.clone(),
+        };
+        let service = Service::serve(setup.listen, setup.limits, stop, reactor::routes(reactor)).await;
+        Service { metrics, ..service }
+    }
+
+    async fn serve(listen: &str, limits: Limits, stop: CancellationToken, routes: Routes) -> Service {
+        static CRYPTO: Once = Once::new();
+        CRYPTO.call_once(|| drop(rustls::crypto::ring::default_provider().install_default()));
+        let listener = server::bind(listen.parse().unwrap()).unwrap();
+        let addr = listener.local_addr().unwrap();
+        let task = tokio::spawn(server::serve(listener, routes, limits, stop.clone()));
+        let client = Client::builder()
+            .timeout(Duration::from_secs(10))
+            .no_proxy()
+            .build()
+            .unwrap();
+        Service {
+            addr,
+            url: format!("http://{addr}"),
+            client,
+            metrics: prometheus::Registry::new(),
+            stop,
+            task,
+        }
+    }
+
+    fn at(&self, path: &str) -> String {
+        format!("{}{path}", self.url)
+    }
+
+    async fn get(&self, path: &str) -> Response {
+        self.client.get(self.at(path)).send().await.unwrap()
+    }
+
+    /// Without a content type, as mmids does.
+    async fn post(&self, path: &str, body: &str) -> Response {
+        self.client
+            .post(self.at(path))
+            .body(body.to_owned())
+            .send()
+            .await
+            .unwrap()
+    }
+
+    async fn put(&self, path: &str, body: String) -> Response {
+        self.client.put(self.at(path)).body(body).send().await.unwrap()
+    }
+
+    async fn publish(&self, body: Value) -> Response {
+        let reply = self.post("/publisher_lookup", &body.to_string()).await;
+        assert_eq!(reply.status(), 200, "{body}");
+        reply
+    }
+
+    async fn watch(&self, stream: &str) -> Response {
+        self.post("/watcher_lookup", &json!({ "stream_name": stream }).to_string())
+            .await
+    }
+
+    async fn try_watch(&self, stream: &str) -> Option<u16> {
+        let body = json!({ "stream_name": stream }).to_string();
+        Some(
+            self.client
+                .post(self.at("/watcher_lookup"))
+                .body(body)
+                .send()
+                .await
+                .ok()?
+                .status()
+                .as_u16(),
+        )
+    }
+
+    async fn release(&self, stream: &str, session: SessionId) -> StatusCode {
+        self.post(
+            "/publisher_release",
+            &json!({"stream_name": stream, "session": session}).to_string(),
+        )
+        .await
+        .status()
+    }
+
+    async fn beat(&self, node: &str, heartbeat: Value) -> HeartbeatReply {
+        serde_json::from_value::<Heartbeat>(heartbeat.clone()).expect("a heartbeat");
+        let reply = self.put(&format!("/nodes/{node}"), heartbeat.to_string()).await;
+        assert_eq!(reply.status(), 200);
+        reply.json().await.unwrap()
+    }
+
+    fn metrics(&self) -> String {
+        prometheus::TextEncoder::new()
+            .encode_to_string(&self.metrics.gather())
+            .unwrap()
+    }
+}
+
+/// An event stream, as blocks of text between empty lines.
+struct Events {
+    body: futures::stream::BoxStream<'static, reqwest::Result<bytes::Bytes>>,
+    text: String,
+}
+
+impl Events {
+    async fn open(service: &Service) -> Events {
+        let client = Client::builder().no_proxy().build().unwrap();
+        let reply = client.get(service.at("/events")).send().await.unwrap();
+        assert_eq!(reply.status(), 200);
+        assert_eq!(header(&reply, "content-type"), "text/event-stream");
+        Events {
+            body: reply.bytes_stream().boxed(),
+            text: String::new(),
+        }
+    }
+
+    async fn next(&mut self) -> Option<String> {
+        loop {
+            if let Some((block, rest)) = self.text.split_once("\n\n") {
+                let block = block.to_owned();
+                self.text = rest.to_owned();
+                return Some(block);
+            }
+            let chunk = tokio::time::timeout(Duration::from_secs(10), self.body.next())
+                .await
+                .expect("an event");
+            self.text.push_str(std::str::from_utf8(&chunk?.ok()?).unwrap());
+        }
+    }
+}
+
+fn header(reply: &Response, name: &str) -> String {
+    reply
+        .headers()
+        .get(name)
+        .map(|value| value.to_str().unwrap().to_owned())
+        .unwrap_or_default()
+}
+
+fn epoch(reply: &Response) -> u64 {
+    header(reply, "lb-epoch").parse().expect("an epoch")
+}
+
+async fn error(reply: Response) -> String {
+    assert!(header(&reply, "content-type").starts_with("application/json"));
+    reply.json::<Value>().await.unwrap()["error"]
+        .as_str()
+        .unwrap()
+        .to_owned()
+}
+
+fn signal(store: &RedisServer, signal: i32) {
+    let pid = i32::try_from(store.pid()).unwrap();
+    // SAFETY: kill(2) takes no pointers; the process is a child that has not been waited for.
+    assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
+}
+
+async fn eventually(mut condition: impl AsyncFnMut() -> bool) {
+    let wait = async {
+        while !condition().await {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), wait)
+        .await
+        .expect("within 5 s");
+}
