@@ -1,5 +1,7 @@
 //! The reactor service over real sockets: the contract to the letter, bad input, hostile peers, and its store going away.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
 #[path = "../src/registry/redis_server.rs"]
 mod redis_server;
 

@@ -321,6 +321,20 @@ fn heartbeat_origin(heartbeat: &Heartbeat, source: IpAddr) -> Origin {
         .unwrap_or_else(|| Origin::from_ip(source, port))
 }
 
+fn log_takeover(name: &StreamName, to: &Origin, epoch: u64, held: Duration) {
+    tracing::info!(stream = %name, %to, epoch, "taken over");
+    if held > Duration::ZERO {
+        tracing::warn!(stream = %name, owner = %to, seconds = seconds_up(held), "publishers fight for a name: held");
+    }
+}
+
+/// Says once a heartbeat how many of its streams found no room.
+fn warn_left_out(node: &NodeId, streams: usize) {
+    if streams > 0 {
+        tracing::warn!(%node, streams, "streams not registered: the reactor holds too many");
+    }
+}
+
 /// What a list of leases says about each node. Leases without a session are no publishes that a node reported.
 fn streams_by_node(leases: Vec<Lease>) -> HashMap<NodeId, Vec<PublishedStream>> {
     let mut streams = HashMap::<_, Vec<_>>::new();

@@ -1,5 +1,7 @@
 //! A real Redis server for tests: on a Unix socket in a directory of its own, ended with the value.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use tempfile::TempDir;

@@ -175,7 +175,7 @@ impl Table {
                 lease,
             },
         );
-        let mut reply = HeartbeatReply::default();
+        let (mut reply, mut left_out) = (HeartbeatReply::default(), 0);
         for PublishedStream {
             stream_name: name,
             session,
@@ -197,9 +197,10 @@ impl Table {
                     session,
                 }),
                 // Neither owned nor lost: the node goes on, and may find room next time.
-                Err(error) => tracing::warn!(stream = %name, node = %node, %error, "stream not registered"),
+                Err(_) => left_out += 1,
             }
         }
+        super::warn_left_out(&node, left_out);
         Ok(reply)
     }
 
@@ -356,7 +357,7 @@ impl Table {
             until: now,
             contest: Contest::default(),
         };
-        tracing::info!(stream = %name, %origin, epoch = entry.epoch, "registered");
+        tracing::debug!(stream = %name, %origin, epoch = entry.epoch, "registered");
         self.changes.push(change(name, Some(origin), entry.epoch));
         self.streams.insert(name.clone(), entry);
         Ok(())
@@ -382,12 +383,8 @@ impl Table {
         }
         if !leaves {
             entry.contest.strike(now);
-            if let Some(held) = entry.contest.held(now) {
-                let seconds = held.as_secs();
-                tracing::warn!(stream = %name, owner = %origin, seconds, "publishers fight for a name: held");
-            }
         }
-        tracing::info!(stream = %name, from = %entry.origin, to = %origin, epoch, "taken over");
+        super::log_takeover(name, origin, epoch, entry.contest.held(now).unwrap_or_default());
         self.takeovers += 1;
         self.changes.push(change(name, Some(origin), epoch));
         *entry = Entry {

@@ -1,9 +1,10 @@
 //! What this process saw of the owners of names: its answers while the store cannot be reached.
 
 use crate::api::Change;
-use crate::ids::StreamName;
+use crate::ids::{NodeId, Origin, SessionId, StreamName};
 use crate::registry::{Claim, Lease, MAX_STREAMS};
 use moka::sync::Cache;
+use std::time::Duration;
 
 /// The owners seen last; those longest unused are forgotten first.
 #[derive(Debug)]
@@ -20,6 +21,30 @@ impl Known {
 
     pub(super) fn saw(&self, lease: &Lease) {
         self.0.insert(lease.name.clone(), lease.clone());
+    }
+
+    /// A heartbeat's stream that owns its name. Nothing is written if nothing is new: heartbeats are many.
+    pub(super) fn confirmed(
+        &self,
+        name: &StreamName,
+        node: &NodeId,
+        session: SessionId,
+        epoch: u64,
+        origin: &Origin,
+    ) {
+        let known = self.get(name);
+        if known.is_some_and(|l| l.session == Some(session) && l.epoch == epoch && l.origin == *origin) {
+            return;
+        }
+        self.saw(&Lease {
+            name: name.clone(),
+            origin: origin.clone(),
+            session: Some(session),
+            epoch,
+            node: Some(node.clone()),
+            age: Duration::ZERO,
+            remaining: Duration::ZERO,
+        });
     }
 
     pub(super) fn gone(&self, name: &StreamName) {
@@ -46,8 +71,8 @@ impl Known {
                 session: None,
                 epoch: change.epoch,
                 node: None,
-                age: Default::default(),
-                remaining: Default::default(),
+                age: Duration::ZERO,
+                remaining: Duration::ZERO,
             }),
         }
     }

@@ -68,7 +68,13 @@ impl Link {
     }
 
     /// Keeps the connection, passes changes on and sweeps, for as long as it is polled.
-    pub(super) async fn run<F: Future<Output = Result<(), Down>>>(&self, sweep: impl Fn() -> F) {
+    ///
+    /// `learn` runs on each new connection, `sweep` then and from time to time.
+    pub(super) async fn run<L, F>(&self, learn: impl Fn() -> L, sweep: impl Fn() -> F)
+    where
+        L: Future<Output = Result<(), Down>>,
+        F: Future<Output = Result<(), Down>>,
+    {
         let mut pause = RECONNECT.0;
         loop {
             let connected = timeout(CALL_DEADLINE, self.connect()).await;
@@ -80,7 +86,10 @@ impl Link {
                     if sweep().await.is_ok() {
                         pause = RECONNECT.0;
                         self.found();
-                        self.follow(changes, &sweep).await;
+                        // What changes meanwhile waits in the subscription.
+                        if learn().await.is_ok() {
+                            self.follow(changes, &sweep).await;
+                        }
                     }
                 }
             }

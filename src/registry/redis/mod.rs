@@ -12,7 +12,7 @@ mod link;
 
 use super::{
     Changes, Claim, Error, Lease, MAX_NODES, Policy, Registry, Settings, Stats, Status, heartbeat_lease,
-    heartbeat_origin, millis, plausible, streams_by_node,
+    heartbeat_origin, log_takeover, millis, plausible, streams_by_node, warn_left_out,
 };
 use crate::api::{Heartbeat, HeartbeatReply, NodeEntry, PublishedStream, PublisherRelease};
 use crate::ids::{NodeId, SessionId, StreamName};
@@ -27,6 +27,9 @@ use tokio_util::task::AbortOnDropHandle;
 
 /// The beginning of all keys.
 const PREFIX: &str = "lb:";
+
+/// Streams that one script call goes through, so that it holds the server up for some 50 ms at most.
+const BATCH: usize = 1000;
 
 const SCRIPT: &str = include_str!("registry.lua");
 
@@ -100,7 +103,7 @@ impl Redis {
         });
         let keeper = tokio::spawn({
             let shared = shared.clone();
-            async move { shared.link.run(|| shared.sweep()).await }
+            async move { shared.link.run(|| shared.learn(), || shared.sweep()).await }
         });
         Ok(Redis {
             shared,
@@ -121,6 +124,18 @@ impl Redis {
 }
 
 impl Shared {
+    /// Runs an operation of the script: five arguments, missing ones are empty, and then the streams it is about.
+    async fn call_about<T: FromRedisValue>(
+        &self,
+        op: &str,
+        mut args: Vec<String>,
+        streams: impl IntoIterator<Item = String>,
+    ) -> Result<T, Down> {
+        args.resize(5, String::new());
+        args.extend(streams);
+        self.call(op, args).await
+    }
+
     async fn call<T: FromRedisValue>(&self, op: &str, args: Vec<String>) -> Result<T, Down> {
         let Settings {
             policy,
@@ -155,6 +170,14 @@ impl Shared {
         Ok(())
     }
 
+    /// Learns what was there before this process was: all of it is needed when the server goes away.
+    async fn learn(&self) -> Result<(), Down> {
+        for lease in self.leases().await? {
+            self.link.known.saw(&lease);
+        }
+        Ok(())
+    }
+
     async fn claim(&self, claim: Claim) -> Result<Lease, Error> {
         let args = vec![
             claim.name.to_string(),
@@ -170,7 +193,12 @@ impl Shared {
         match (word(&reply, 0)?.as_str(), reply.get(1)) {
             ("ok", _) => {
                 let lease = lease(field(&reply, 1)?)?;
-                self.takeovers.fetch_add(field(&reply, 2)?, Relaxed);
+                let takeovers: u64 = field(&reply, 2)?;
+                if takeovers > 0 {
+                    self.takeovers.fetch_add(takeovers, Relaxed);
+                    let held = Duration::from_millis(field(&reply, 3)?);
+                    log_takeover(&lease.name, &lease.origin, lease.epoch, held);
+                }
                 self.link.known.saw(&lease);
                 Ok(lease)
             }
@@ -221,12 +249,20 @@ impl Shared {
         }
     }
 
+    async fn leases(&self) -> Result<Vec<Lease>, Down> {
+        let names: Vec<String> = self.call("names", Vec::new()).await?;
+        let mut leases = Vec::with_capacity(names.len());
+        for names in names.chunks(BATCH) {
+            let raw: Vec<RawLease> = self
+                .call_about("leases", Vec::new(), names.iter().cloned())
+                .await?;
+            leases.extend(raw.into_iter().filter_map(|raw| lease(raw).ok()));
+        }
+        Ok(leases)
+    }
+
     async fn list(&self) -> Result<Vec<Lease>, Error> {
-        let raw = self
-            .call::<Vec<RawLease>>("list", Vec::new())
-            .await
-            .map_err(unavailable)?;
-        let mut leases = raw.into_iter().map(lease).collect::<Result<Vec<_>, _>>()?;
+        let mut leases = self.leases().await.map_err(unavailable)?;
         leases.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         Ok(leases)
     }
@@ -238,49 +274,67 @@ impl Shared {
         source: IpAddr,
     ) -> Result<HeartbeatReply, Error> {
         let origin = heartbeat_origin(&heartbeat, source);
-        let streams = std::mem::take(&mut heartbeat.streams);
-        let mut args = vec![
+        let mut streams = std::mem::take(&mut heartbeat.streams);
+        let args = vec![
             node.to_string(),
             millis(heartbeat_lease(&heartbeat)).to_string(),
             u8::from(heartbeat.draining).to_string(),
             origin.to_string(),
             serde_json::to_string(&heartbeat).map_err(garbled)?,
         ];
-        for stream in &streams {
-            let epoch = optional(plausible(stream.epoch).as_ref());
-            args.extend([stream.stream_name.to_string(), stream.session.to_string(), epoch]);
-        }
-        let Ok(reply) = self.call::<Vec<Value>>("heartbeat", args).await else {
-            return Ok(self.heartbeat_from_memory(streams));
-        };
-        if reply.is_empty() {
-            return Err(Error::Full(MAX_NODES, "nodes"));
-        }
-        let verdicts: Vec<(String, u64, u64)> = field(&reply, 1)?;
-        let mut reply = HeartbeatReply::default();
-        for (
-            PublishedStream {
-                stream_name, session, ..
-            },
-            (verdict, epoch, took),
-        ) in streams.into_iter().zip(verdicts)
-        {
-            self.takeovers.fetch_add(took, Relaxed);
-            match verdict.as_str() {
-                "owned" => reply.owned.push(PublishedStream {
-                    stream_name,
-                    session,
-                    epoch: Some(epoch),
-                }),
-                "superseded" => reply.superseded.push(PublisherRelease { stream_name, session }),
-                _ => tracing::warn!(stream = %stream_name, %node, "stream not registered: too many"),
+        let (mut reply, mut left_out) = (HeartbeatReply::default(), 0);
+        loop {
+            let batch: Vec<_> = streams.drain(..streams.len().min(BATCH)).collect();
+            let texts = batch.iter().flat_map(|stream| {
+                let epoch = optional(plausible(stream.epoch).as_ref());
+                [stream.stream_name.to_string(), stream.session.to_string(), epoch]
+            });
+            let Ok(verdicts) = self
+                .call_about::<Vec<Value>>("heartbeat", args.clone(), texts)
+                .await
+            else {
+                reply
+                    .owned
+                    .extend(self.confirmed(batch.into_iter().chain(streams)));
+                break;
+            };
+            if verdicts.is_empty() {
+                return Err(Error::Full(MAX_NODES, "nodes"));
+            }
+            let verdicts: Vec<(String, u64, u64)> = field(&verdicts, 1)?;
+            for (
+                PublishedStream {
+                    stream_name, session, ..
+                },
+                (verdict, epoch, took),
+            ) in batch.into_iter().zip(verdicts)
+            {
+                self.takeovers.fetch_add(took, Relaxed);
+                match verdict.as_str() {
+                    "owned" => {
+                        self.link
+                            .known
+                            .confirmed(&stream_name, &node, session, epoch, &origin);
+                        reply.owned.push(PublishedStream {
+                            stream_name,
+                            session,
+                            epoch: Some(epoch),
+                        });
+                    }
+                    "superseded" => reply.superseded.push(PublisherRelease { stream_name, session }),
+                    _ => left_out += 1,
+                }
+            }
+            if streams.is_empty() {
+                break;
             }
         }
+        warn_left_out(&node, left_out);
         Ok(reply)
     }
 
     /// During an outage nobody loses a name; those that are known are confirmed.
-    fn heartbeat_from_memory(&self, streams: Vec<PublishedStream>) -> HeartbeatReply {
+    fn confirmed(&self, streams: impl Iterator<Item = PublishedStream>) -> Vec<PublishedStream> {
         let confirmed = |stream: PublishedStream| {
             let lease = self.link.known.get(&stream.stream_name)?;
             let owns = lease.session == Some(stream.session);
@@ -289,13 +343,17 @@ impl Shared {
                 ..stream
             })
         };
-        HeartbeatReply {
-            owned: streams.into_iter().filter_map(confirmed).collect(),
-            superseded: Vec::new(),
-        }
+        streams.filter_map(confirmed).collect()
     }
 
     async fn remove_node(&self, node: NodeId) -> Result<bool, Error> {
+        let names: Vec<String> = self.call("names", Vec::new()).await.map_err(unavailable)?;
+        for names in names.chunks(BATCH) {
+            let left = self
+                .call_about::<u8>("leave", vec![node.to_string()], names.iter().cloned())
+                .await;
+            left.map_err(unavailable)?;
+        }
         self.call("remove_node", vec![node.to_string()])
             .await
             .map_err(unavailable)
@@ -418,4 +476,73 @@ fn unavailable(_: Down) -> Error {
 fn garbled(error: impl std::fmt::Display) -> Error {
     tracing::warn!(%error, "the store holds what was not written by this program");
     Error::Unavailable
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::redis_server::RedisServer;
+    use super::*;
+    use std::time::Instant;
+
+    fn heartbeat(node: usize, streams: usize) -> Heartbeat {
+        let stream = |i| PublishedStream {
+            stream_name: format!("{node}/{i}").parse().unwrap(),
+            session: SessionId::random(),
+            epoch: None,
+        };
+        let streams = (0..streams).map(stream).collect();
+        Heartbeat {
+            interval_ms: 5000,
+            streams,
+            ..Heartbeat::default()
+        }
+    }
+
+    #[tokio::test]
+    async fn what_was_there_before_is_known_in_an_outage() {
+        let mut server = RedisServer::start();
+        let settings = Settings {
+            warm_up: Duration::ZERO,
+            ..Settings::default()
+        };
+        let one = Redis::start(&server.url(), settings).unwrap();
+        one.connected().await;
+        one.heartbeat("n".parse().unwrap(), heartbeat(1, 2), [10, 0, 0, 1].into())
+            .await
+            .unwrap();
+        let two = Redis::start(&server.url(), settings).unwrap();
+        two.connected().await;
+        while two.shared.link.known.get(&"1/1".parse().unwrap()).is_none() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        server.kill();
+        for registry in [&one, &two] {
+            let lease = registry.owner("1/1".parse().unwrap()).await.unwrap().unwrap();
+            assert_eq!(lease.origin.to_string(), "10.0.0.1");
+            assert_eq!(
+                registry.owner("1/2".parse().unwrap()).await,
+                Err(Error::Unavailable)
+            );
+            assert_eq!(registry.list().await, Err(Error::Unavailable));
+        }
+    }
+
+    #[tokio::test]
+    async fn thousands_of_streams_go_in_batches() {
+        let server = RedisServer::start();
+        let registry = Redis::start(&server.url(), Settings::default()).unwrap();
+        registry.connected().await;
+        for node in 0..2 {
+            let id = format!("n{node}").parse().unwrap();
+            let reply = registry
+                .heartbeat(id, heartbeat(node, 5_500), [10, 0, 0, 1].into())
+                .await
+                .unwrap();
+            assert_eq!(reply.owned.len(), 5_500);
+        }
+        assert_eq!(registry.list().await.unwrap().len(), 11_000);
+        assert_eq!(registry.remove_node("n0".parse().unwrap()).await, Ok(true));
+        assert_eq!(registry.list().await.unwrap().len(), 5_500);
+        assert!(!registry.degraded(), "no call took longer than its deadline");
+    }
 }

@@ -173,7 +173,7 @@ function ops.claim(name, session, node, origin, source)
         took = 1
     end
     renew(name, s, origin, node, now + time)
-    return { 'ok', lease(name, s), took }
+    return { 'ok', lease(name, s), took, took == 1 and held(s) or 0 }
 end
 
 function ops.release(name, session)
@@ -190,11 +190,16 @@ function ops.owner(name)
     return { 'none', warming() }
 end
 
-function ops.list()
+function ops.names()
+    return call('ZRANGEBYSCORE', P .. 'streams', '(' .. now, '+inf')
+end
+
+-- The names follow in ARGV.
+function ops.leases()
     local leases = {}
-    for _, name in ipairs(call('ZRANGEBYSCORE', P .. 'streams', '(' .. now, '+inf')) do
-        local s = live(name)
-        if s then leases[#leases + 1] = lease(name, s) end
+    for i = 12, #ARGV do
+        local s = live(ARGV[i])
+        if s then leases[#leases + 1] = lease(ARGV[i], s) end
     end
     return leases
 end
@@ -246,11 +251,16 @@ function ops.heartbeat(node, lease, draining, origin, heartbeat)
     return { 1, verdicts }
 end
 
-function ops.remove_node(node)
-    for _, name in ipairs(call('ZRANGE', P .. 'streams', 0, -1)) do
-        local s = live(name)
-        if s and s.node == node then finish(name, s.epoch) end
+-- The names follow in ARGV.
+function ops.leave(node)
+    for i = 12, #ARGV do
+        local s = live(ARGV[i])
+        if s and s.node == node then finish(ARGV[i], s.epoch) end
     end
+    return 1
+end
+
+function ops.remove_node(node)
     call('ZREM', P .. 'nodes', node)
     return call('DEL', P .. 'node:' .. node)
 end
