@@ -482,7 +482,6 @@ fn garbled(error: impl std::fmt::Display) -> Error {
 mod tests {
     use super::super::redis_server::RedisServer;
     use super::*;
-    use std::time::Instant;
 
     fn heartbeat(node: usize, streams: usize) -> Heartbeat {
         let stream = |i| PublishedStream {
