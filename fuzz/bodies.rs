@@ -9,8 +9,7 @@ const NONCE: handshake::Nonce = [3; 32];
 
 /// Splits the input's first byte off: it steers, the rest is fed.
 fn steer(data: &[u8]) -> (u8, &[u8]) {
-    data.split_first()
-        .map_or((0, data), |(first, rest)| (*first, rest))
+    data.split_first().map_or((0, data), |(first, rest)| (*first, rest))
 }
 
 /// Whatever can be read can be written and read again.
@@ -28,11 +27,7 @@ pub fn amf0(data: &[u8]) {
 /// The reader gives the same messages for whole input and for pieces, and stays within its limits.
 pub fn chunk(data: &[u8]) {
     let (piece, data) = steer(data);
-    let limits = Limits {
-        message_bytes: 1 << 16,
-        partial_bytes: 1 << 17,
-        ..Limits::default()
-    };
+    let limits = Limits { message_bytes: 1 << 16, partial_bytes: 1 << 17, ..Limits::default() };
     let run = |piece: usize| {
         let mut reader = chunk::Reader::new(&limits);
         let mut messages = Vec::new();
@@ -73,11 +68,7 @@ pub fn handshake(data: &[u8]) {
             break;
         }
     }
-    assert!(
-        [1, 2]
-            .map(|parts| 1 + (parts * handshake::PART))
-            .contains(&out.len())
-    );
+    assert!([1, 2].map(|parts| 1 + (parts * handshake::PART)).contains(&out.len()));
 }
 
 /// A server past its handshake, with an owner that accepts or refuses as the first byte says.
@@ -109,11 +100,7 @@ pub fn server_session(data: &[u8]) {
 /// A client past its handshake.
 pub fn client_session(data: &[u8]) {
     let (steer, data) = steer(data);
-    let target = Target {
-        app: "a".into(),
-        tc_url: "rtmp://h/a".into(),
-        stream_key: "k".into(),
-    };
+    let target = Target { app: "a".into(), tc_url: "rtmp://h/a".into(), stream_key: "k".into() };
     let mut client = match steer & 64 {
         0 => Client::play(&target, Limits::default(), NONCE),
         _ => Client::publish(&target, Limits::default(), NONCE),

@@ -18,13 +18,8 @@ impl Health {
 
     /// Adds a condition, not ready yet. A second condition of the same name is the same condition.
     pub fn register(&self, name: &str) -> Condition {
-        self.conditions()
-            .entry(name.to_owned())
-            .or_insert_with(|| Some("starting".to_owned()));
-        Condition {
-            health: self.clone(),
-            name: name.to_owned(),
-        }
+        self.conditions().entry(name.to_owned()).or_insert_with(|| Some("starting".to_owned()));
+        Condition { health: self.clone(), name: name.to_owned() }
     }
 
     /// Whether all conditions are ready.
@@ -35,10 +30,7 @@ impl Health {
     /// What is not ready and why, as `name: reason`, ordered by name.
     pub fn reasons(&self) -> Vec<String> {
         let conditions = self.conditions();
-        conditions
-            .iter()
-            .filter_map(|(name, reason)| Some(format!("{name}: {}", reason.as_ref()?)))
-            .collect()
+        conditions.iter().filter_map(|(name, reason)| Some(format!("{name}: {}", reason.as_ref()?))).collect()
     }
 
     fn conditions(&self) -> MutexGuard<'_, BTreeMap<String, Option<String>>> {
@@ -61,9 +53,7 @@ impl Condition {
 
     /// It does not, for a reason that is shown to people.
     pub fn set_unready(&self, reason: impl Into<String>) {
-        self.health
-            .conditions()
-            .insert(self.name.clone(), Some(reason.into()));
+        self.health.conditions().insert(self.name.clone(), Some(reason.into()));
     }
 }
 

@@ -51,8 +51,7 @@ impl StreamName {
         if text.len() > STREAM_NAME_MAX {
             return Err(StreamNameError::TooLong);
         }
-        let allowed =
-            |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | ':' | ',' | '/' | '-');
+        let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | ':' | ',' | '/' | '-');
         if let Some(position) = text.chars().position(|c| !allowed(c)) {
             return Err(StreamNameError::Character(position + 1));
         }
@@ -345,7 +344,9 @@ mod tests {
         }
         assert_eq!(StreamName::parse(""), Err(StreamNameError::Empty));
         assert_eq!(StreamName::parse(&"n".repeat(256)), Err(StreamNameError::TooLong));
-        for (bad, position) in [("a b", 2), ("a{", 2), ("a\n}", 2), ("é", 1), ("a?b", 2), ("a\0", 2), ("\"", 1)] {
+        for (bad, position) in
+            [("a b", 2), ("a{", 2), ("a\n}", 2), ("é", 1), ("a?b", 2), ("a\0", 2), ("\"", 1)]
+        {
             assert_eq!(StreamName::parse(bad), Err(StreamNameError::Character(position)), "{bad:?}");
         }
         for bad in ["/", "/a", "a/", "a//b", "..", "a/../b"] {

@@ -10,14 +10,22 @@
 //! | 1 | `relay`, `registry` | one publisher and many viewers; who owns a stream name |
 //! | 0 | `rtmp`, `media` | bytes in, events and bytes out: no sockets, no clocks, no tokio |
 //!
-//! `ids`, `api`, `drain` and `telemetry` are pillars: usable from floor 1 up.
+//! `ids`, `api`, `drain`, `health` and `telemetry` are pillars: usable from floor 1 up.
 
 pub mod api;
+pub mod cli;
 pub mod client;
+pub mod config;
+pub mod drain;
 pub mod ffmpeg;
+pub mod health;
 pub mod ids;
 pub mod media;
-pub mod rtmp;
-pub mod health;
+pub mod net;
+pub mod node;
 pub mod registry;
+pub mod relay;
+pub mod rtmp;
+pub mod steps;
+pub mod telemetry;
 pub mod web;

@@ -1,1 +1,55 @@
-fn main(){}
+//! The `lb` binary: reads the command line, then runs a node.
+
+use clap::Parser;
+use lb::cli::Args;
+use lb::config::{LogFormat, Plan};
+use lb::node;
+use std::process::ExitCode;
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let outcome = Plan::new(args).map_err(node::Error::from).and_then(carry_out);
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("lb: {error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+fn carry_out(plan: Plan) -> Result<(), node::Error> {
+    let urls = plan.reactor_urls(plan.reactor_listen)?;
+    if plan.args.check || plan.args.print_config {
+        // Nothing is bound here, so a port that would be picked is shown as the usual one.
+        let port = if plan.args.rtmp_port == 0 { lb::ids::DEFAULT_RTMP_PORT } else { plan.args.rtmp_port };
+        plan.configs(port, &urls)?;
+        match plan.args.print_config {
+            true => print!("{}", plan.print(port, &urls)?),
+            false => println!("the configuration is good"),
+        }
+        return Ok(());
+    }
+    start_logging(&plan.args)?;
+    lb::client::install_crypto_provider();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| node::Error::Start(error.to_string()))?;
+    runtime.block_on(node::run(plan))
+}
+
+fn start_logging(args: &Args) -> Result<(), node::Error> {
+    // The engine writes two spans a message at `info`, which would cost more than the message.
+    let engine = if args.log.contains("mmids_core") { "" } else { ",mmids_core=warn" };
+    let filter = EnvFilter::try_new(format!("{}{engine}", args.log)).map_err(|error| {
+        lb::config::Error::Flag { flag: "--log", why: format!("'{}' is not a filter: {error}", args.log) }
+    })?;
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match args.log_format {
+        LogFormat::Text => lines.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
+        LogFormat::Json => lines.json().init(),
+    }
+    Ok(())
+}

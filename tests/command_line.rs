@@ -36,13 +36,7 @@ fn help_is_as_documented() {
     if wanted != help.stdout {
         let now = config(&help.stdout);
         let mut diff = Command::new("diff");
-        diff.args([
-            "-u",
-            "--label",
-            "tests/snapshots/help.txt",
-            "--label",
-            "lb --help",
-        ]);
+        diff.args(["-u", "--label", "tests/snapshots/help.txt", "--label", "lb --help"]);
         let diff = process::run(
             {
                 diff.arg(&snapshot).arg(now.path());
@@ -50,10 +44,7 @@ fn help_is_as_documented() {
             },
             SOON,
         );
-        panic!(
-            "--help changed; if that is meant: UPDATE_SNAPSHOTS=1 cargo test help_is\n{}",
-            diff.stdout
-        );
+        panic!("--help changed; if that is meant: UPDATE_SNAPSHOTS=1 cargo test help_is\n{}", diff.stdout);
     }
 }
 
@@ -72,11 +63,7 @@ fn assert_usage_error(args: &[&str], says: &[&str]) {
     assert_eq!(failed.stdout, "", "{args:?} printed to standard output");
     let first = failed.stderr.lines().next().unwrap_or_default();
     for text in says {
-        assert!(
-            first.contains(text),
-            "{args:?}: '{text}' is not in the line: {:?}",
-            failed.stderr
-        );
+        assert!(first.contains(text), "{args:?}: '{text}' is not in the line: {:?}", failed.stderr);
     }
     assert!(!failed.stderr.contains("panicked"), "{args:?}: {}", failed.stderr);
 }
@@ -94,18 +81,9 @@ fn wrong_usage_is_named_and_exits_with_2() {
         (&["--role", "reactor", "--store", "file:///tmp/x"], "store"),
         (&["--role", "ingest", "--advertise", "two words"], "two words"),
         (&["--role", "ingest", "--reactor-url", "ftp://x"], "ftp://x"),
-        (
-            &["--role", "ingest", "--config", "/does/not/exist.mmids"],
-            "/does/not/exist.mmids",
-        ),
-        (
-            &["--role", "reactor", "--watcher-template", "/does/not/exist"],
-            "/does/not/exist",
-        ),
-        (
-            &["--role", "reactor", "--reactor-token-file", "/does/not/exist"],
-            "/does/not/exist",
-        ),
+        (&["--role", "ingest", "--config", "/does/not/exist.mmids"], "/does/not/exist.mmids"),
+        (&["--role", "reactor", "--watcher-template", "/does/not/exist"], "/does/not/exist"),
+        (&["--role", "reactor", "--reactor-token-file", "/does/not/exist"], "/does/not/exist"),
     ] {
         assert_usage_error(args, &[says]);
     }
@@ -117,44 +95,24 @@ fn a_wrong_configuration_is_named_by_file_and_line_and_exits_with_2() {
     let reactor = "reactor r executor=simple_http {\n    url: http://127.0.0.1:1/x\n}\n";
     for (text, says) in [
         (workflow("rtmp_recieve rtmp_app=a stream_key=*"), "rtmp_recieve"),
-        (
-            workflow("rtmp_watch rtmp_app=a stream_key=* reactor=nobody"),
-            "nobody",
-        ),
+        (workflow("rtmp_watch rtmp_app=a stream_key=* reactor=nobody"), "nobody"),
         (workflow("rtmp_watch rtmp_app=a stream_key=* port=70000"), "70000"),
         (workflow("rtmp_watch rtmp_app=a stream_key=* port=many"), "many"),
         (workflow("rtmp_watch stream_key=*"), "rtmp_app"),
-        (
-            workflow("rtmp_watch rtmp_app=a stream_key=* allow_ips=here"),
-            "here",
-        ),
-        (
-            workflow("rtmp_watch rtmp_app=a stream_key=* port=${NO_SUCH_NAME}"),
-            "NO_SUCH_NAME",
-        ),
+        (workflow("rtmp_watch rtmp_app=a stream_key=* allow_ips=here"), "here"),
+        (workflow("rtmp_watch rtmp_app=a stream_key=* port=${NO_SUCH_NAME}"), "NO_SUCH_NAME"),
         (workflow("ffmpeg_pull stream_name=x"), "location"),
         ("reactor r executor=magic {\n}\n".into(), "magic"),
         ("reactor r executor=simple_http {\n}\n".into(), "url"),
         (format!("{reactor}{reactor}"), "r"),
-        (
-            "workflow a {\n    rtmp_watch rtmp_app=a stream_key=*\n".into(),
-            ":",
-        ),
+        ("workflow a {\n    rtmp_watch rtmp_app=a stream_key=*\n".into(), ":"),
         ("workflow a {\n}\n\n  }\n".into(), ":4"),
     ] {
         let file = config(&text);
         let path = file.path().to_str().unwrap();
         for extra in [&["--check"][..], &[]] {
-            let mut args = vec![
-                "--role",
-                "ingest",
-                "--rtmp-port",
-                "0",
-                "--admin-listen",
-                "off",
-                "--config",
-                path,
-            ];
+            let mut args =
+                vec!["--role", "ingest", "--rtmp-port", "0", "--admin-listen", "off", "--config", path];
             args.extend(extra);
             assert_usage_error(&args, &[path, says]);
         }
@@ -197,34 +155,19 @@ fn print_config_gives_a_configuration_that_works() {
 
 #[test]
 fn variables_stand_for_flags_and_flags_win() {
-    let node = Lb::start_with(
-        &[],
-        &[("LB_ROLE", "ingest,reactor"), ("LB_ADMIN_LISTEN", "[::1]:0")],
-    );
-    assert!(
-        node.ready_line().contains("roles=ingest,reactor"),
-        "{}",
-        node.ready_line()
-    );
+    let node = Lb::start_with(&[], &[("LB_ROLE", "ingest,reactor"), ("LB_ADMIN_LISTEN", "[::1]:0")]);
+    assert!(node.ready_line().contains("roles=ingest,reactor"), "{}", node.ready_line());
     assert!(node.admin().is_ipv6(), "{}", node.ready_line());
     drop(node);
     let node = Lb::start_with(&["--role", "playback"], &[("LB_ROLE", "ingest")]);
-    assert!(
-        node.ready_line().contains("roles=playback"),
-        "{}",
-        node.ready_line()
-    );
+    assert!(node.ready_line().contains("roles=playback"), "{}", node.ready_line());
 }
 
 #[test]
 fn a_node_says_which_parts_it_has_and_answers_on_them() {
     let node = Lb::start(&["--role", "playback", "--reactor-listen", "127.0.0.1:0"]);
     assert_eq!(http::get(node.admin(), "/livez").status, 200);
-    assert_eq!(
-        http::get(node.reactor(), "/streams").status,
-        200,
-        "--reactor-listen starts the reactor"
-    );
+    assert_eq!(http::get(node.reactor(), "/streams").status, 200, "--reactor-listen starts the reactor");
     std::net::TcpStream::connect(("127.0.0.1", node.rtmp_port())).unwrap();
     std::net::TcpStream::connect(("::1", node.rtmp_port())).unwrap();
     let node = Lb::start(&["--role", "reactor", "--admin-listen", "off"]);
@@ -243,24 +186,13 @@ fn a_port_in_use_is_named_and_exits_with_1() {
     for args in [
         &["--role", "ingest", "--admin-listen", "off", "--rtmp-port", &port][..],
         &["--role", "ingest", "--rtmp-port", "0", "--admin-listen", &listen],
-        &[
-            "--role",
-            "reactor",
-            "--admin-listen",
-            "off",
-            "--reactor-listen",
-            &listen,
-        ],
+        &["--role", "reactor", "--admin-listen", "off", "--reactor-listen", &listen],
     ] {
         let failed = lb::run(args);
         assert_eq!(failed.code, Some(1), "{args:?}: {failed:?}");
         assert_eq!(failed.stdout, "", "{args:?} said that it is ready");
         let last = failed.stderr.lines().last().unwrap_or_default();
-        assert!(
-            last.contains(&port),
-            "{args:?}: the port is not in: {}",
-            failed.stderr
-        );
+        assert!(last.contains(&port), "{args:?}: the port is not in: {}", failed.stderr);
     }
 }
 
@@ -290,34 +222,17 @@ fn busy() -> Busy {
     let playback = Lb::start(&["--role", "playback", "--reactor-url", &url, "--pull", "ffmpeg"]);
     let publisher = ffmpeg::publish(Clip::Alpha, &ingest.rtmp_url("ingest", "alpha"));
     wait_for("the registration", SOON, || {
-        http::get(reactor.reactor(), "/streams")
-            .body
-            .contains("\"alpha\"")
+        http::get(reactor.reactor(), "/streams").body.contains("\"alpha\"")
     });
     let viewer = ffmpeg::watch(&playback.rtmp_url("live", "alpha"));
     ingest.wait_for_metric("lb_pulls_out", 1.0, SOON);
-    assert!(
-        playback.children().iter().any(|(_, name)| name == "ffmpeg"),
-        "{:?}",
-        playback.children()
-    );
-    Busy {
-        _viewer: viewer,
-        _publisher: publisher,
-        playback,
-        ingest,
-        reactor,
-    }
+    assert!(playback.children().iter().any(|(_, name)| name == "ffmpeg"), "{:?}", playback.children());
+    Busy { _viewer: viewer, _publisher: publisher, playback, ingest, reactor }
 }
 
 #[test]
 fn no_ffmpeg_is_left_behind_after_a_stop_with_streams_running() {
-    let Busy {
-        playback,
-        ingest,
-        reactor,
-        ..
-    } = busy();
+    let Busy { playback, ingest, reactor, .. } = busy();
     // Lb::stop checks that no child is left.
     for node in [playback, ingest, reactor] {
         let status = node.stop(libc::SIGTERM);
@@ -333,18 +248,9 @@ fn no_ffmpeg_is_left_behind_after_a_kill() {
 
 #[test]
 fn a_killed_node_serves_again_at_once_on_the_same_ports() {
-    let Busy {
-        _viewer: viewer,
-        _publisher: publisher,
-        playback,
-        ingest,
-        reactor,
-    } = busy();
-    let [rtmp, admin, listen] = [
-        ingest.rtmp_port().to_string(),
-        ingest.admin().to_string(),
-        reactor.reactor().port().to_string(),
-    ];
+    let Busy { _viewer: viewer, _publisher: publisher, playback, ingest, reactor } = busy();
+    let [rtmp, admin, listen] =
+        [ingest.rtmp_port().to_string(), ingest.admin().to_string(), reactor.reactor().port().to_string()];
     let playback_rtmp = playback.rtmp_port().to_string();
     let (url, listen) = (reactor.reactor_url(), format!("[::]:{listen}"));
     // Killed while peers are connected: their connections linger in every state TCP knows.
@@ -364,27 +270,14 @@ fn a_killed_node_serves_again_at_once_on_the_same_ports() {
         "--admin-listen",
         &admin,
     ]);
-    let playback = Lb::start(&[
-        "--role",
-        "playback",
-        "--reactor-url",
-        &url,
-        "--rtmp-port",
-        &playback_rtmp,
-    ]);
-    assert!(
-        start.elapsed() < AT_ONCE,
-        "three nodes took {:?} to come back",
-        start.elapsed()
-    );
+    let playback = Lb::start(&["--role", "playback", "--reactor-url", &url, "--rtmp-port", &playback_rtmp]);
+    assert!(start.elapsed() < AT_ONCE, "three nodes took {:?} to come back", start.elapsed());
     assert_eq!(ingest.rtmp_port().to_string(), rtmp);
 
     drop((viewer, publisher));
     let _publisher = ffmpeg::publish(Clip::Alpha, &ingest.rtmp_url("ingest", "alpha"));
     wait_for("the registration", SOON, || {
-        http::get(reactor.reactor(), "/streams")
-            .body
-            .contains("\"alpha\"")
+        http::get(reactor.reactor(), "/streams").body.contains("\"alpha\"")
     });
     ffmpeg::record(&playback.rtmp_url("live", "alpha"), 3).assert_shows(Clip::Alpha, 3);
 }
@@ -408,9 +301,6 @@ fn the_binary_needs_nothing_beyond_the_c_library() {
             "librt.so",
             "ld-linux",
         ];
-        assert!(
-            known.iter().any(|known| name.starts_with(known)),
-            "{library} may be missing on a bare host"
-        );
+        assert!(known.iter().any(|known| name.starts_with(known)), "{library} may be missing on a bare host");
     }
 }

@@ -24,20 +24,13 @@ fn try_install(args: &[&str]) -> Finished {
 
 #[track_caller]
 fn install(destdir: &Path) {
-    let installed = try_install(&[
-        "--destdir",
-        destdir.to_str().unwrap(),
-        "--binary",
-        env!("CARGO_BIN_EXE_lb"),
-    ]);
+    let installed =
+        try_install(&["--destdir", destdir.to_str().unwrap(), "--binary", env!("CARGO_BIN_EXE_lb")]);
     assert_eq!(installed.code, Some(0), "{installed:?}");
 }
 
 fn mode(path: &Path) -> u32 {
-    std::fs::metadata(path)
-        .unwrap_or_else(|error| panic!("{}: {error}", path.display()))
-        .permissions()
-        .mode()
+    std::fs::metadata(path).unwrap_or_else(|error| panic!("{}: {error}", path.display())).permissions().mode()
         & 0o7777
 }
 
@@ -67,10 +60,7 @@ fn an_update_keeps_settings_that_were_edited() {
     let shipped = std::fs::read_to_string(root().join("scripts/systemd/ingest.env")).unwrap();
     let beside = dir.path().join("etc/lb/ingest.env.new");
     assert_eq!(std::fs::read_to_string(beside).unwrap(), shipped);
-    assert!(
-        !dir.path().join("etc/lb/reactor.env.new").exists(),
-        "nothing was edited there"
-    );
+    assert!(!dir.path().join("etc/lb/reactor.env.new").exists(), "nothing was edited there");
 }
 
 #[test]
@@ -138,22 +128,14 @@ fn systemd_takes_the_unit() {
     // systemd wants the command to exist, and it stands below the directory that plays the host.
     let unit = std::fs::read_to_string(dir.path().join("etc/systemd/system/lb@.service")).unwrap();
     let command = dir.path().join("usr/local/bin/lb");
-    let unit = unit.replace(
-        "ExecStart=/usr/local/bin/lb",
-        &format!("ExecStart={}", command.display()),
-    );
+    let unit = unit.replace("ExecStart=/usr/local/bin/lb", &format!("ExecStart={}", command.display()));
     let verified = dir.path().join("lb@.service");
     std::fs::write(&verified, unit).unwrap();
 
     let mut verify = Command::new("systemd-analyze");
     verify.args(["verify", "--man=no"]).arg(&verified);
     let judged = process::run(verify, SOON);
-    assert_eq!(
-        (judged.code, judged.stderr.as_str()),
-        (Some(0), ""),
-        "{}",
-        judged.stdout
-    );
+    assert_eq!((judged.code, judged.stderr.as_str()), (Some(0), ""), "{}", judged.stdout);
 }
 
 /// The score is systemd's own: 0 is sealed, 10 is bare. A setting that falls out of the unit shows here.

@@ -53,20 +53,13 @@ async fn addresses_are_written_as_a_url_has_them() {
         ("[::]:0", "[::1]", "[::1]"),
         ("0.0.0.0:0", "127.0.0.1", "127.0.0.1"),
     ] {
-        let mut service = Service::start_with(Setup {
-            listen,
-            ..Setup::default()
-        })
-        .await;
+        let mut service = Service::start_with(Setup { listen, ..Setup::default() }).await;
         service.url = format!("http://{connect}:{}", service.addr.port());
         service.publish(json!({"stream_name": "a/b"})).await;
         let reply = service.watch("a/b").await;
         assert_eq!(header(&reply, "lb-origin"), origin);
         let text = reply.text().await.unwrap();
-        assert!(
-            text.contains(&format!(" location=rtmp://{origin}/pull_source/a/b ")),
-            "{text}"
-        );
+        assert!(text.contains(&format!(" location=rtmp://{origin}/pull_source/a/b ")), "{text}");
     }
 }
 
@@ -79,23 +72,12 @@ async fn origins_ports_and_the_native_pull_are_taken_from_the_body() {
             json!({"stream_name": "o", "origin": "ingest-1.example.org", "rtmp_port": 7}),
             "ingest-1.example.org",
         ),
-        (
-            json!({"stream_name": "v", "origin": "[2001:db8::2]:99"}),
-            "[2001:db8::2]:99",
-        ),
-        (
-            json!({"stream_name": "m", "origin": "::ffff:10.0.0.1"}),
-            "10.0.0.1",
-        ),
+        (json!({"stream_name": "v", "origin": "[2001:db8::2]:99"}), "[2001:db8::2]:99"),
+        (json!({"stream_name": "m", "origin": "::ffff:10.0.0.1"}), "10.0.0.1"),
     ] {
         service.publish(body.clone()).await;
         let lookup = json!({"stream_name": body["stream_name"], "accept": ["other", "rtmp_pull"]});
-        let text = service
-            .post("/watcher_lookup", &lookup.to_string())
-            .await
-            .text()
-            .await
-            .unwrap();
+        let text = service.post("/watcher_lookup", &lookup.to_string()).await.text().await.unwrap();
         let name = body["stream_name"].as_str().unwrap();
         assert_eq!(
             text,
@@ -120,11 +102,7 @@ async fn bad_bodies_get_a_reason() {
             (r#"{"stream_name":"a b"}"#, 400, name),
             (r#"{"stream_name":"a\n}\nworkflow w {"}"#, 400, name),
             (r#"{"stream_name":"a/../b"}"#, 400, "'..' path element"),
-            (
-                &format!(r#"{{"stream_name":"{}"}}"#, "n".repeat(256)),
-                400,
-                "longer than 255",
-            ),
+            (&format!(r#"{{"stream_name":"{}"}}"#, "n".repeat(256)), 400, "longer than 255"),
             (
                 &format!(r#"{{"stream_name":"x","pad":"{}"}}"#, "n".repeat(16 << 10)),
                 413,
@@ -145,21 +123,11 @@ async fn bad_bodies_get_a_reason() {
         json!({"stream_name": "x", "rtmp_port": 65536}),
         json!({"stream_name": "x", "node": "a/b"}),
     ] {
-        assert_eq!(
-            service
-                .post("/publisher_lookup", &body.to_string())
-                .await
-                .status(),
-            400,
-            "{body}"
-        );
+        assert_eq!(service.post("/publisher_lookup", &body.to_string()).await.status(), 400, "{body}");
     }
     // Chunked, so that no length is announced.
     let chunks = futures::stream::iter((0..5000).map(|_| Ok::<_, std::io::Error>("x".repeat(1024))));
-    let reply = service
-        .client
-        .post(service.at("/watcher_lookup"))
-        .body(reqwest::Body::wrap_stream(chunks));
+    let reply = service.client.post(service.at("/watcher_lookup")).body(reqwest::Body::wrap_stream(chunks));
     assert_eq!(reply.send().await.unwrap().status(), 413);
     assert_eq!(service.watch("x").await.status(), 404, "it serves on");
 }
@@ -179,12 +147,7 @@ async fn wrong_paths_and_methods_are_refused_as_json() {
         ("DELETE", "/nodes/a%20b", 400, ""),
     ] {
         let method = reqwest::Method::from_bytes(method.as_bytes()).unwrap();
-        let reply = service
-            .client
-            .request(method, service.at(path))
-            .send()
-            .await
-            .unwrap();
+        let reply = service.client.request(method, service.at(path)).send().await.unwrap();
         assert_eq!(reply.status(), status, "{path}");
         assert_eq!(header(&reply, "allow"), allow, "{path}");
         assert!(!error(reply).await.is_empty());
@@ -199,19 +162,10 @@ async fn the_newest_publish_wins_and_an_older_one_is_told() {
     let first = epoch(&service.publish(lookup(old, "a")).await);
     let second = epoch(&service.publish(lookup(new, "b")).await);
     assert!(second > first);
-    let reply = service
-        .post("/publisher_lookup", &lookup(old, "a").to_string())
-        .await;
+    let reply = service.post("/publisher_lookup", &lookup(old, "a").to_string()).await;
     assert_eq!(reply.status(), 409);
-    assert_eq!(
-        error(reply).await,
-        "stream 'x': this publish was superseded by a newer one"
-    );
-    assert_eq!(
-        service.release("x", old).await,
-        204,
-        "whether or not it still owned the name"
-    );
+    assert_eq!(error(reply).await, "stream 'x': this publish was superseded by a newer one");
+    assert_eq!(service.release("x", old).await, 204, "whether or not it still owned the name");
     let found = service.watch("x").await;
     assert_eq!((header(&found, "lb-origin"), epoch(&found)), ("b".into(), second));
     assert_eq!(service.release("x", new).await, 204);
@@ -231,18 +185,9 @@ async fn the_newest_publish_wins_and_an_older_one_is_told() {
 
 #[tokio::test]
 async fn first_wins_refuses_the_newcomer() {
-    let settings = Settings {
-        policy: Policy::FirstWins,
-        ..settings()
-    };
-    let service = Service::start_with(Setup {
-        settings,
-        ..Setup::default()
-    })
-    .await;
-    service
-        .publish(json!({"stream_name": "x", "session": SessionId::random(), "origin": "a"}))
-        .await;
+    let settings = Settings { policy: Policy::FirstWins, ..settings() };
+    let service = Service::start_with(Setup { settings, ..Setup::default() }).await;
+    service.publish(json!({"stream_name": "x", "session": SessionId::random(), "origin": "a"})).await;
     let body = json!({"stream_name": "x", "session": SessionId::random(), "origin": "b"});
     let reply = service.post("/publisher_lookup", &body.to_string()).await;
     assert_eq!(reply.status(), 409);
@@ -251,15 +196,8 @@ async fn first_wins_refuses_the_newcomer() {
 
 #[tokio::test]
 async fn a_fresh_reactor_never_says_that_a_stream_does_not_exist() {
-    let settings = Settings {
-        warm_up: Duration::from_millis(1200),
-        ..settings()
-    };
-    let service = Service::start_with(Setup {
-        settings,
-        ..Setup::default()
-    })
-    .await;
+    let settings = Settings { warm_up: Duration::from_millis(1200), ..settings() };
+    let service = Service::start_with(Setup { settings, ..Setup::default() }).await;
     let reply = service.watch("x").await;
     assert_eq!(
         (reply.status(), header(&reply, "retry-after").as_str()),
@@ -270,11 +208,7 @@ async fn a_fresh_reactor_never_says_that_a_stream_does_not_exist() {
     assert_eq!(ready.status(), 503);
     assert!(ready.text().await.unwrap().contains("registry: warming up"));
     service.publish(json!({"stream_name": "y"})).await;
-    assert_eq!(
-        service.watch("y").await.status(),
-        200,
-        "what is known is answered at once"
-    );
+    assert_eq!(service.watch("y").await.status(), 200, "what is known is answered at once");
     eventually(async || service.watch("x").await.status() == 404).await;
     assert_eq!(service.get("/readyz").await.status(), 200);
     assert_eq!(service.get("/livez").await.text().await.unwrap(), "ok");
@@ -283,11 +217,7 @@ async fn a_fresh_reactor_never_says_that_a_stream_does_not_exist() {
 #[tokio::test]
 async fn a_token_is_needed_where_one_is_set() {
     let token = Some(Secret::new("s3cret").unwrap());
-    let service = Service::start_with(Setup {
-        token,
-        ..Setup::default()
-    })
-    .await;
+    let service = Service::start_with(Setup { token, ..Setup::default() }).await;
     for (method, path) in [
         ("POST", "/publisher_lookup"),
         ("POST", "/watcher_lookup"),
@@ -300,10 +230,7 @@ async fn a_token_is_needed_where_one_is_set() {
     ] {
         for authorization in [None, Some("Bearer wrong"), Some("Basic s3cret"), Some("s3cret")] {
             let method = reqwest::Method::from_bytes(method.as_bytes()).unwrap();
-            let mut request = service
-                .client
-                .request(method, service.at(path))
-                .body(r#"{"stream_name":"x"}"#);
+            let mut request = service.client.request(method, service.at(path)).body(r#"{"stream_name":"x"}"#);
             if let Some(authorization) = authorization {
                 request = request.header("authorization", authorization);
             }
@@ -312,10 +239,7 @@ async fn a_token_is_needed_where_one_is_set() {
             assert_eq!(header(&reply, "www-authenticate"), "Bearer");
         }
     }
-    let request = service
-        .client
-        .post(service.at("/publisher_lookup"))
-        .body(r#"{"stream_name":"x"}"#);
+    let request = service.client.post(service.at("/publisher_lookup")).body(r#"{"stream_name":"x"}"#);
     assert_eq!(request.bearer_auth("s3cret").send().await.unwrap().status(), 200);
     assert_eq!(service.get("/readyz").await.status(), 200, "probes need none");
 }
@@ -330,29 +254,11 @@ async fn a_forwarded_address_is_believed_from_listed_proxies_only() {
         (vec!["127.0.0.0/8"], "2001:db8::7", "[2001:db8::7]"),
         (vec!["127.0.0.0/8"], "nonsense", "127.0.0.1"),
     ] {
-        let service = Service::start_with(Setup {
-            trusted: trusted.clone(),
-            ..Setup::default()
-        })
-        .await;
-        let request = service
-            .client
-            .post(service.at("/publisher_lookup"))
-            .header("x-forwarded-for", forwarded);
-        assert_eq!(
-            request
-                .body(r#"{"stream_name":"x"}"#)
-                .send()
-                .await
-                .unwrap()
-                .status(),
-            200
-        );
-        assert_eq!(
-            header(&service.watch("x").await, "lb-origin"),
-            origin,
-            "{trusted:?} {forwarded}"
-        );
+        let service = Service::start_with(Setup { trusted: trusted.clone(), ..Setup::default() }).await;
+        let request =
+            service.client.post(service.at("/publisher_lookup")).header("x-forwarded-for", forwarded);
+        assert_eq!(request.body(r#"{"stream_name":"x"}"#).send().await.unwrap().status(), 200);
+        assert_eq!(header(&service.watch("x").await, "lb-origin"), origin, "{trusted:?} {forwarded}");
     }
 }
 
@@ -360,76 +266,35 @@ async fn a_forwarded_address_is_believed_from_listed_proxies_only() {
 async fn heartbeats_are_the_full_picture_of_a_node() {
     let service = Service::start().await;
     let (x, y) = (SessionId::random(), SessionId::random());
-    let epoch = epoch(
-        &service
-            .publish(json!({"stream_name": "x", "session": x, "node": "n1"}))
-            .await,
-    );
+    let epoch = epoch(&service.publish(json!({"stream_name": "x", "session": x, "node": "n1"})).await);
     let reply = service
         .beat("n1", json!({"interval_ms": 5000, "rtmp_port": 1936, "viewers": 3, "roles": ["ingest"], "streams": [
             {"stream_name": "x", "session": x, "epoch": epoch}, {"stream_name": "y", "session": y, "epoch": 77}]}))
         .await;
     assert_eq!((reply.owned.len(), reply.superseded.len()), (2, 0));
-    assert_eq!(
-        (reply.owned[0].epoch, reply.owned[1].epoch),
-        (Some(epoch), Some(77))
-    );
+    assert_eq!((reply.owned[0].epoch, reply.owned[1].epoch), (Some(epoch), Some(77)));
     assert_eq!(header(&service.watch("y").await, "lb-origin"), "127.0.0.1:1936");
     let streams: StreamList = service.get("/streams").await.json().await.unwrap();
-    assert_eq!(
-        streams
-            .streams
-            .iter()
-            .map(|s| s.stream_name.as_str())
-            .collect::<Vec<_>>(),
-        ["x", "y"]
-    );
-    assert!(
-        streams
-            .streams
-            .iter()
-            .all(|s| s.lease_ms <= 15_000 && s.lease_ms > 10_000),
-        "{streams:?}"
-    );
+    assert_eq!(streams.streams.iter().map(|s| s.stream_name.as_str()).collect::<Vec<_>>(), ["x", "y"]);
+    assert!(streams.streams.iter().all(|s| s.lease_ms <= 15_000 && s.lease_ms > 10_000), "{streams:?}");
     let nodes: NodeList = service.get("/nodes").await.json().await.unwrap();
-    assert_eq!(
-        (nodes.nodes[0].node.as_str(), nodes.nodes[0].heartbeat.viewers),
-        ("n1", 3)
-    );
+    assert_eq!((nodes.nodes[0].node.as_str(), nodes.nodes[0].heartbeat.viewers), ("n1", 3));
     assert_eq!(nodes.nodes[0].heartbeat.streams.len(), 2);
-    service
-        .publish(json!({"stream_name": "x", "session": SessionId::random(), "node": "n2"}))
-        .await;
+    service.publish(json!({"stream_name": "x", "session": SessionId::random(), "node": "n2"})).await;
     let lost = service
-        .beat(
-            "n1",
-            json!({"interval_ms": 5000, "streams": [{"stream_name": "x", "session": x}]}),
-        )
+        .beat("n1", json!({"interval_ms": 5000, "streams": [{"stream_name": "x", "session": x}]}))
         .await;
     assert_eq!(lost.superseded[0].session, x);
-    let gone = service
-        .client
-        .delete(service.at("/nodes/n1"))
-        .send()
-        .await
-        .unwrap();
+    let gone = service.client.delete(service.at("/nodes/n1")).send().await.unwrap();
     assert_eq!(gone.status(), 204);
     assert_eq!(service.watch("y").await.status(), 404);
-    assert_eq!(
-        service.watch("x").await.status(),
-        200,
-        "another node's stream stays"
-    );
+    assert_eq!(service.watch("x").await.status(), 200, "another node's stream stays");
     for bad in [
         json!({}),
         json!({"interval_ms": 1, "rtmp_port": 0}),
         json!({"interval_ms": 1, "roles": vec!["r"; 17]}),
     ] {
-        assert_eq!(
-            service.put("/nodes/n1", bad.to_string()).await.status(),
-            400,
-            "{bad}"
-        );
+        assert_eq!(service.put("/nodes/n1", bad.to_string()).await.status(), 400, "{bad}");
     }
 }
 
@@ -439,9 +304,7 @@ async fn a_big_heartbeat_is_taken_and_a_huge_one_refused() {
     let streams: Vec<_> = (0..10_000)
         .map(|i| json!({"stream_name": format!("stream-{i}"), "session": SessionId::random()}))
         .collect();
-    let reply = service
-        .beat("n1", json!({"interval_ms": 5000, "streams": streams}))
-        .await;
+    let reply = service.beat("n1", json!({"interval_ms": 5000, "streams": streams})).await;
     assert_eq!(reply.owned.len(), 10_000);
     let reply = service.put("/nodes/n1", " ".repeat((4 << 20) + 1)).await;
     assert_eq!(reply.status(), 413);
@@ -453,11 +316,8 @@ async fn subscribers_hear_hello_and_then_each_change() {
     let mut events = Events::open(&service).await;
     assert_eq!(events.next().await.unwrap(), "event:hello\ndata:{}");
     let session = SessionId::random();
-    let epoch = epoch(
-        &service
-            .publish(json!({"stream_name": "x", "session": session, "origin": "a:7"}))
-            .await,
-    );
+    let epoch =
+        epoch(&service.publish(json!({"stream_name": "x", "session": session, "origin": "a:7"})).await);
     assert_eq!(
         events.next().await.unwrap(),
         format!("event:change\ndata:{{\"stream_name\":\"x\",\"origin\":\"a:7\",\"epoch\":{epoch}}}")
@@ -467,10 +327,7 @@ async fn subscribers_hear_hello_and_then_each_change() {
         events.next().await.unwrap(),
         format!("event:change\ndata:{{\"stream_name\":\"x\",\"epoch\":{epoch}}}")
     );
-    assert!(
-        events.next().await.unwrap().starts_with(':'),
-        "silence is broken by a comment"
-    );
+    assert!(events.next().await.unwrap().starts_with(':'), "silence is broken by a comment");
     service.stop.cancel();
     assert_eq!(events.next().await, None, "the stream ends with the server");
     service.task.await.unwrap();
@@ -493,37 +350,23 @@ async fn a_subscriber_that_does_not_read_is_told_that_it_missed_something() {
         service.beat("n1", beat(i)).await;
     }
     let hello = async { while slow.next().await.expect("the stream goes on") != "event:hello\ndata:{}" {} };
-    tokio::time::timeout(Duration::from_secs(20), hello)
-        .await
-        .expect("a second hello");
+    tokio::time::timeout(Duration::from_secs(20), hello).await.expect("a second hello");
 }
 
 #[tokio::test]
 async fn slow_peers_cost_their_own_connection() {
     let head_deadline = Duration::from_millis(300);
-    let limits = Limits {
-        connections: 4,
-        head_deadline,
-        ..Limits::default()
-    };
-    let service = Service::start_with(Setup {
-        limits,
-        ..Setup::default()
-    })
-    .await;
+    let limits = Limits { connections: 4, head_deadline, ..Limits::default() };
+    let service = Service::start_with(Setup { limits, ..Setup::default() }).await;
     let mut slow = Vec::new();
     for _ in 0..4 {
         let mut stream = TcpStream::connect(service.addr).await.unwrap();
-        stream
-            .write_all(b"POST /watcher_lookup HTTP/1.1\r\nhost: x\r\nx: ")
-            .await
-            .unwrap();
+        stream.write_all(b"POST /watcher_lookup HTTP/1.1\r\nhost: x\r\nx: ").await.unwrap();
         slow.push(stream);
     }
     let mut fifth = TcpStream::connect(service.addr).await.unwrap();
-    let closed = tokio::time::timeout(Duration::from_secs(5), fifth.read(&mut [0; 8]))
-        .await
-        .expect("refused at once");
+    let closed =
+        tokio::time::timeout(Duration::from_secs(5), fifth.read(&mut [0; 8])).await.expect("refused at once");
     assert!(matches!(closed, Ok(0) | Err(_)));
     for mut stream in slow {
         let end = tokio::time::timeout(Duration::from_secs(5), stream.read_to_end(&mut Vec::new())).await;
@@ -563,16 +406,9 @@ async fn nobody_holds_up_a_stop() {
     let begin = Instant::now();
     service.stop.cancel();
     service.task.await.unwrap();
-    assert!(
-        begin.elapsed() < Duration::from_secs(1),
-        "idle and streaming: {:?}",
-        begin.elapsed()
-    );
+    assert!(begin.elapsed() < Duration::from_secs(1), "idle and streaming: {:?}", begin.elapsed());
     let service = Service::start_with(Setup {
-        limits: Limits {
-            stop_deadline: Duration::from_millis(200),
-            ..Limits::default()
-        },
+        limits: Limits { stop_deadline: Duration::from_millis(200), ..Limits::default() },
         ..Setup::default()
     })
     .await;
@@ -587,21 +423,14 @@ async fn nobody_holds_up_a_stop() {
     let begin = Instant::now();
     service.stop.cancel();
     service.task.await.unwrap();
-    assert!(
-        begin.elapsed() < Duration::from_secs(2),
-        "half requests: {:?}",
-        begin.elapsed()
-    );
+    assert!(begin.elapsed() < Duration::from_secs(2), "half requests: {:?}", begin.elapsed());
 }
 
 #[tokio::test]
 async fn a_port_in_use_is_an_error_and_a_stopped_server_s_port_is_free() {
     let service = Service::start().await;
     service.watch("x").await;
-    assert_eq!(
-        server::bind(service.addr).unwrap_err().kind(),
-        std::io::ErrorKind::AddrInUse
-    );
+    assert_eq!(server::bind(service.addr).unwrap_err().kind(), std::io::ErrorKind::AddrInUse);
     service.stop.cancel();
     service.task.await.unwrap();
     server::bind(service.addr).unwrap();
@@ -609,25 +438,13 @@ async fn a_port_in_use_is_an_error_and_a_stopped_server_s_port_is_free() {
 
 #[tokio::test]
 async fn a_template_of_ones_own_is_used() {
-    let template = Template::parse("w {\n  {pull} {ip_address} {stream_name} ${x}\n}")
-        .err()
-        .unwrap()
-        .to_string();
-    assert!(
-        template.starts_with("line 2: '{x}' is not a placeholder"),
-        "{template}"
-    );
+    let template =
+        Template::parse("w {\n  {pull} {ip_address} {stream_name} ${x}\n}").err().unwrap().to_string();
+    assert!(template.starts_with("line 2: '{x}' is not a placeholder"), "{template}");
     let template = Template::parse("w { {ip_address} {stream_name} }").unwrap();
-    let service = Service::start_with(Setup {
-        template,
-        ..Setup::default()
-    })
-    .await;
+    let service = Service::start_with(Setup { template, ..Setup::default() }).await;
     service.publish(json!({"stream_name": "x", "rtmp_port": 5})).await;
-    assert_eq!(
-        service.watch("x").await.text().await.unwrap(),
-        "w { 127.0.0.1:5 x }"
-    );
+    assert_eq!(service.watch("x").await.text().await.unwrap(), "w { 127.0.0.1:5 x }");
 }
 
 #[tokio::test]
@@ -648,10 +465,7 @@ async fn the_admin_port_shows_health_metrics_and_workflows() {
     assert_eq!(service.get("/livez").await.status(), 200);
     let unready = service.get("/readyz").await;
     assert_eq!(unready.status(), 503);
-    assert_eq!(
-        unready.json::<Value>().await.unwrap()["reasons"],
-        json!(["rtmp: starting"])
-    );
+    assert_eq!(unready.json::<Value>().await.unwrap()["reasons"], json!(["rtmp: starting"]));
     rtmp.set_ready();
     let ready = service.get("/readyz").await;
     assert_eq!(ready.status(), 200);
@@ -659,15 +473,9 @@ async fn the_admin_port_shows_health_metrics_and_workflows() {
     let metrics = service.get("/metrics").await;
     assert!(header(&metrics, "content-type").starts_with("text/plain; version=0.0.4"));
     assert_eq!(metrics.text().await.unwrap(), "lb_up 1\n");
-    assert_eq!(
-        service.get("/workflows").await.json::<Value>().await.unwrap(),
-        json!(["live"])
-    );
+    assert_eq!(service.get("/workflows").await.json::<Value>().await.unwrap(), json!(["live"]));
     for path in ["/workflows/ingest_a/b", "/workflows/ingest_a%2Fb"] {
-        assert_eq!(
-            service.get(path).await.json::<Value>().await.unwrap()["name"],
-            "ingest_a/b"
-        );
+        assert_eq!(service.get(path).await.json::<Value>().await.unwrap()["name"], "ingest_a/b");
     }
     for path in ["/workflows/no", "/workflows/", "/x"] {
         let reply = service.get(path).await;
@@ -684,19 +492,13 @@ async fn two_reactors_on_one_store_are_one() {
     let mut events = Events::open(&two).await;
     assert_eq!(events.next().await.unwrap(), "event:hello\ndata:{}");
     let (old, new) = (SessionId::random(), SessionId::random());
-    let first = epoch(
-        &one.publish(json!({"stream_name": "x", "session": old, "origin": "a"}))
-            .await,
-    );
+    let first = epoch(&one.publish(json!({"stream_name": "x", "session": old, "origin": "a"})).await);
     assert_eq!(header(&two.watch("x").await, "lb-origin"), "a");
     assert_eq!(
         events.next().await.unwrap(),
         format!("event:change\ndata:{{\"stream_name\":\"x\",\"origin\":\"a\",\"epoch\":{first}}}")
     );
-    let second = epoch(
-        &two.publish(json!({"stream_name": "x", "session": new, "origin": "b"}))
-            .await,
-    );
+    let second = epoch(&two.publish(json!({"stream_name": "x", "session": new, "origin": "b"})).await);
     assert!(second > first);
     let body = json!({"stream_name": "x", "session": old, "origin": "a"}).to_string();
     assert_eq!(one.post("/publisher_lookup", &body).await.status(), 409);
@@ -718,80 +520,38 @@ async fn a_store_that_dies_and_comes_back_empty_costs_no_stream() {
     let session = SessionId::random();
     let beat = async |epoch: u64| {
         let streams = json!([{"stream_name": "x", "session": session, "epoch": epoch}]);
-        service
-            .beat("n1", json!({"interval_ms": 5000, "streams": streams}))
-            .await
+        service.beat("n1", json!({"interval_ms": 5000, "streams": streams})).await
     };
     beat(41).await;
     assert_eq!(service.watch("x").await.status(), 200);
     store.kill();
     let begin = Instant::now();
     for _ in 0..20 {
-        assert_eq!(
-            service.watch("x").await.status(),
-            200,
-            "what was known is answered"
-        );
+        assert_eq!(service.watch("x").await.status(), 200, "what was known is answered");
         let unknown = service.watch("y").await;
-        assert_eq!(
-            (
-                unknown.status().as_u16(),
-                header(&unknown, "retry-after").as_str()
-            ),
-            (503, "1")
-        );
+        assert_eq!((unknown.status().as_u16(), header(&unknown, "retry-after").as_str()), (503, "1"));
     }
-    assert!(
-        begin.elapsed() < Duration::from_secs(2),
-        "nobody waits for a dead store: {:?}",
-        begin.elapsed()
-    );
-    assert_eq!(
-        service
-            .post("/publisher_lookup", r#"{"stream_name":"z"}"#)
-            .await
-            .status(),
-        503
-    );
+    assert!(begin.elapsed() < Duration::from_secs(2), "nobody waits for a dead store: {:?}", begin.elapsed());
+    assert_eq!(service.post("/publisher_lookup", r#"{"stream_name":"z"}"#).await.status(), 503);
     let renewal = json!({"stream_name": "x", "session": session, "node": "n1"}).to_string();
-    assert_eq!(
-        service.post("/publisher_lookup", &renewal).await.status(),
-        200,
-        "a renewal is no news"
-    );
+    assert_eq!(service.post("/publisher_lookup", &renewal).await.status(), 200, "a renewal is no news");
     let reply = beat(41).await;
-    assert_eq!(
-        (reply.owned.len(), reply.superseded.len()),
-        (1, 0),
-        "nobody loses a name in an outage"
-    );
+    assert_eq!((reply.owned.len(), reply.superseded.len()), (1, 0), "nobody loses a name in an outage");
     let ready = service.get("/readyz").await;
     assert_eq!(ready.status(), 200);
     assert!(ready.text().await.unwrap().contains("store cannot be reached"));
     let mut events = Events::open(&service).await;
     assert_eq!(events.next().await.unwrap(), "event:hello\ndata:{}");
     store.restart();
-    assert_eq!(
-        events.next().await.unwrap(),
-        "event:hello\ndata:{}",
-        "what was missed is said"
-    );
+    assert_eq!(events.next().await.unwrap(), "event:hello\ndata:{}", "what was missed is said");
     for _ in 0..20 {
         assert_eq!(service.watch("x").await.status(), 200);
         assert_ne!(service.watch("y").await.status(), 404, "not before it is whole");
     }
-    assert_eq!(
-        beat(41).await.owned[0].epoch,
-        Some(41),
-        "the lease is back, with its epoch"
-    );
+    assert_eq!(beat(41).await.owned[0].epoch, Some(41), "the lease is back, with its epoch");
     eventually(async || service.watch("y").await.status() == 404).await;
     assert_eq!(service.watch("x").await.status(), 200);
-    let epoch = epoch(
-        &service
-            .publish(json!({"stream_name": "x", "session": SessionId::random()}))
-            .await,
-    );
+    let epoch = epoch(&service.publish(json!({"stream_name": "x", "session": SessionId::random()})).await);
     assert!(epoch > 41, "epochs never go back");
 }
 
@@ -799,9 +559,7 @@ async fn a_store_that_dies_and_comes_back_empty_costs_no_stream() {
 async fn a_store_that_hangs_is_given_up_in_time() {
     let store = RedisServer::start();
     let service = Service::on(&store).await;
-    service
-        .publish(json!({"stream_name": "x", "session": SessionId::random()}))
-        .await;
+    service.publish(json!({"stream_name": "x", "session": SessionId::random()})).await;
     eventually(async || service.watch("y").await.status() == 404).await;
     signal(&store, libc::SIGSTOP);
     let begin = Instant::now();
@@ -824,13 +582,9 @@ async fn a_reactor_that_joins_a_living_store_is_whole_at_once() {
 
 #[tokio::test]
 async fn a_bad_store_address_is_refused_without_showing_it() {
-    for url in [
-        "",
-        "redis",
-        "http://user:secret@host",
-        "redis://user:secret@host:port",
-        "rediss://user:secret@host",
-    ] {
+    for url in
+        ["", "redis", "http://user:secret@host", "redis://user:secret@host:port", "rediss://user:secret@host"]
+    {
         let error = Redis::start(url, settings()).unwrap_err().to_string();
         assert!(error.contains("redis://") && !error.contains("secret"), "{error}");
     }
@@ -863,10 +617,7 @@ impl Default for Setup {
 }
 
 fn settings() -> Settings {
-    Settings {
-        warm_up: Duration::ZERO,
-        ..Settings::default()
-    }
+    Settings { warm_up: Duration::ZERO, ..Settings::default() }
 }
 
 struct Service {
@@ -890,10 +641,7 @@ impl Service {
 
     /// On a Redis server, with a warm-up of 400 ms.
     async fn on(store: &RedisServer) -> Service {
-        let settings = Settings {
-            warm_up: Duration::from_millis(400),
-            ..settings()
-        };
+        let settings = Settings { warm_up: Duration::from_millis(400), ..settings() };
         let registry = Redis::start(&store.url(), settings).unwrap();
         tokio::time::timeout(Duration::from_secs(5), registry.connected())
             .await
@@ -922,11 +670,7 @@ impl Service {
         let listener = server::bind(listen.parse().unwrap()).unwrap();
         let addr = listener.local_addr().unwrap();
         let task = tokio::spawn(server::serve(listener, routes, limits, stop.clone()));
-        let client = Client::builder()
-            .timeout(Duration::from_secs(10))
-            .no_proxy()
-            .build()
-            .unwrap();
+        let client = Client::builder().timeout(Duration::from_secs(10)).no_proxy().build().unwrap();
         Service {
             addr,
             url: format!("http://{addr}"),
@@ -947,12 +691,7 @@ impl Service {
 
     /// Without a content type, as mmids does.
     async fn post(&self, path: &str, body: &str) -> Response {
-        self.client
-            .post(self.at(path))
-            .body(body.to_owned())
-            .send()
-            .await
-            .unwrap()
+        self.client.post(self.at(path)).body(body.to_owned()).send().await.unwrap()
     }
 
     async fn put(&self, path: &str, body: String) -> Response {
@@ -966,31 +705,18 @@ impl Service {
     }
 
     async fn watch(&self, stream: &str) -> Response {
-        self.post("/watcher_lookup", &json!({ "stream_name": stream }).to_string())
-            .await
+        self.post("/watcher_lookup", &json!({ "stream_name": stream }).to_string()).await
     }
 
     async fn try_watch(&self, stream: &str) -> Option<u16> {
         let body = json!({ "stream_name": stream }).to_string();
-        Some(
-            self.client
-                .post(self.at("/watcher_lookup"))
-                .body(body)
-                .send()
-                .await
-                .ok()?
-                .status()
-                .as_u16(),
-        )
+        Some(self.client.post(self.at("/watcher_lookup")).body(body).send().await.ok()?.status().as_u16())
     }
 
     async fn release(&self, stream: &str, session: SessionId) -> StatusCode {
-        self.post(
-            "/publisher_release",
-            &json!({"stream_name": stream, "session": session}).to_string(),
-        )
-        .await
-        .status()
+        self.post("/publisher_release", &json!({"stream_name": stream, "session": session}).to_string())
+            .await
+            .status()
     }
 
     async fn beat(&self, node: &str, heartbeat: Value) -> HeartbeatReply {
@@ -1001,9 +727,7 @@ impl Service {
     }
 
     fn metrics(&self) -> String {
-        prometheus::TextEncoder::new()
-            .encode_to_string(&self.metrics.gather())
-            .unwrap()
+        prometheus::TextEncoder::new().encode_to_string(&self.metrics.gather()).unwrap()
     }
 }
 
@@ -1019,10 +743,7 @@ impl Events {
         let reply = client.get(service.at("/events")).send().await.unwrap();
         assert_eq!(reply.status(), 200);
         assert_eq!(header(&reply, "content-type"), "text/event-stream");
-        Events {
-            body: reply.bytes_stream().boxed(),
-            text: String::new(),
-        }
+        Events { body: reply.bytes_stream().boxed(), text: String::new() }
     }
 
     async fn next(&mut self) -> Option<String> {
@@ -1032,20 +753,15 @@ impl Events {
                 self.text = rest.to_owned();
                 return Some(block);
             }
-            let chunk = tokio::time::timeout(Duration::from_secs(10), self.body.next())
-                .await
-                .expect("an event");
+            let chunk =
+                tokio::time::timeout(Duration::from_secs(10), self.body.next()).await.expect("an event");
             self.text.push_str(std::str::from_utf8(&chunk?.ok()?).unwrap());
         }
     }
 }
 
 fn header(reply: &Response, name: &str) -> String {
-    reply
-        .headers()
-        .get(name)
-        .map(|value| value.to_str().unwrap().to_owned())
-        .unwrap_or_default()
+    reply.headers().get(name).map(|value| value.to_str().unwrap().to_owned()).unwrap_or_default()
 }
 
 fn epoch(reply: &Response) -> u64 {
@@ -1054,10 +770,7 @@ fn epoch(reply: &Response) -> u64 {
 
 async fn error(reply: Response) -> String {
     assert!(header(&reply, "content-type").starts_with("application/json"));
-    reply.json::<Value>().await.unwrap()["error"]
-        .as_str()
-        .unwrap()
-        .to_owned()
+    reply.json::<Value>().await.unwrap()["error"].as_str().unwrap().to_owned()
 }
 
 fn signal(store: &RedisServer, signal: i32) {
@@ -1072,7 +785,5 @@ async fn eventually(mut condition: impl AsyncFnMut() -> bool) {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(5), wait)
-        .await
-        .expect("within 5 s");
+    tokio::time::timeout(Duration::from_secs(5), wait).await.expect("within 5 s");
 }

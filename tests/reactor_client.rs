@@ -39,11 +39,7 @@ fn count(registry: &Registry, name: &str, label: &str) -> u64 {
     let metrics = family.map(|family| family.get_metric()).unwrap_or_default();
     let has =
         |metric: &&prometheus::proto::Metric| metric.get_label().iter().any(|pair| pair.value() == label);
-    metrics
-        .iter()
-        .filter(has)
-        .map(|metric| metric.get_counter().get_value() as u64)
-        .sum()
+    metrics.iter().filter(has).map(|metric| metric.get_counter().get_value() as u64).sum()
 }
 
 fn lookup(urls: &str) -> Lookup {
@@ -60,39 +56,20 @@ fn lookup_with(urls: &str, metrics: ClientMetrics) -> Lookup {
 }
 
 fn watch(name: &str) -> WatcherLookup {
-    WatcherLookup {
-        stream_name: name.parse().unwrap(),
-        accept: Vec::new(),
-        node: None,
-    }
+    WatcherLookup { stream_name: name.parse().unwrap(), accept: Vec::new(), node: None }
 }
 
 fn publish(name: &str, session: Option<SessionId>) -> PublisherLookup {
-    PublisherLookup {
-        stream_name: name.parse().unwrap(),
-        session,
-        node: None,
-        origin: None,
-        rtmp_port: None,
-    }
+    PublisherLookup { stream_name: name.parse().unwrap(), session, node: None, origin: None, rtmp_port: None }
 }
 
 fn found(fresh: bool) -> Answer {
     let origin = Some("10.0.0.1".parse().unwrap());
-    Answer::Found {
-        text: TEXT.into(),
-        epoch: Some(7),
-        origin,
-        fresh,
-    }
+    Answer::Found { text: TEXT.into(), epoch: Some(7), origin, fresh }
 }
 
 fn good() -> Deed {
-    Deed::Reply(
-        200,
-        vec![("lb-epoch", "7".into()), ("lb-origin", "10.0.0.1".into())],
-        TEXT.into(),
-    )
+    Deed::Reply(200, vec![("lb-epoch", "7".into()), ("lb-origin", "10.0.0.1".into())], TEXT.into())
 }
 
 fn is_unavailable(answer: &Answer, with: &str) -> bool {
@@ -133,21 +110,13 @@ async fn a_question_and_its_answer_are_those_of_the_contract() {
     let watchers = lookup(&format!("{}/watcher_lookup", server.url));
     assert_eq!(watchers.watcher(&watch("x"), false).await, found(true));
     let publishers = lookup(&format!("{}/publisher_lookup", server.url));
-    let plain = Answer::Found {
-        text: "".into(),
-        epoch: None,
-        origin: None,
-        fresh: true,
-    };
+    let plain = Answer::Found { text: "".into(), epoch: None, origin: None, fresh: true };
     assert_eq!(publishers.publisher(&publish("x", None)).await, plain);
     let requests = server.requests();
     assert_eq!(requests[0].body, r#"{"stream_name":"x"}"#);
     assert_eq!(requests[1].line, "POST /publisher_lookup HTTP/1.1");
     assert_eq!(requests[0].header("content-type"), Some("application/json"));
-    assert_eq!(
-        requests[0].header("user-agent"),
-        Some(concat!("lb/", env!("CARGO_PKG_VERSION")))
-    );
+    assert_eq!(requests[0].header("user-agent"), Some(concat!("lb/", env!("CARGO_PKG_VERSION"))));
     assert_eq!(requests[0].header("authorization"), None);
 }
 
@@ -160,10 +129,7 @@ async fn the_token_goes_to_the_reactor_and_not_where_it_redirects_to() {
     let http = Http::new().unwrap().with_token("s3cret").unwrap();
     let lookup = Lookup::new(http, &reactor.url.parse().unwrap(), |_| Ok(()), metrics().1);
     assert_eq!(lookup.watcher(&watch("x"), false).await, found(true));
-    assert_eq!(
-        reactor.requests()[0].header("authorization"),
-        Some("Bearer s3cret")
-    );
+    assert_eq!(reactor.requests()[0].header("authorization"), Some("Bearer s3cret"));
     assert_eq!(other.requests()[0].header("authorization"), None);
     assert_eq!(other.requests()[0].body, r#"{"stream_name":"x"}"#);
 }
@@ -193,21 +159,12 @@ async fn whatever_an_outage_looks_like_the_last_good_answer_is_given_again() {
         (answer(403, ""), "403"),
         (answer(400, ""), "400"),
         (answer(200, "<html>welcome"), "no workflow"),
-        (
-            Deed::Raw(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n\xff\xff".to_vec()),
-            "UTF-8",
-        ),
-        (
-            Deed::Raw(b"HTTP/1.1 200 OK\r\ncontent-length: 200\r\n\r\nworkflow".to_vec()),
-            "127.0.0.1",
-        ),
+        (Deed::Raw(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n\xff\xff".to_vec()), "UTF-8"),
+        (Deed::Raw(b"HTTP/1.1 200 OK\r\ncontent-length: 200\r\n\r\nworkflow".to_vec()), "127.0.0.1"),
         (Deed::Raw(b"SSH-2.0-OpenSSH_9.2\r\n".to_vec()), "127.0.0.1"),
         (Deed::Raw(Vec::new()), "127.0.0.1"),
         (answer(200, &huge), "longer than"),
-        (
-            Deed::Raw(format!("HTTP/1.1 200 OK\r\n\r\n{huge}").into_bytes()),
-            "longer than",
-        ),
+        (Deed::Raw(format!("HTTP/1.1 200 OK\r\n\r\n{huge}").into_bytes()), "longer than"),
     ] {
         mood(deed);
         let unknown = lookup.watcher(&watch("y"), false).await;
@@ -221,19 +178,13 @@ async fn whatever_an_outage_looks_like_the_last_good_answer_is_given_again() {
 #[tokio::test]
 async fn a_reactor_that_hangs_or_drips_costs_its_deadline_and_the_next_one_answers() {
     let second = Server::start(|_| good()).await;
-    for deed in [
-        Deed::Hang,
-        Deed::Drip(b"HTTP/1.1 200 OK\r\ncontent-length: 999\r\n\r\n".to_vec()),
-    ] {
+    for deed in [Deed::Hang, Deed::Drip(b"HTTP/1.1 200 OK\r\ncontent-length: 999\r\n\r\n".to_vec())] {
         let first = Server::start(move |_| deed.clone()).await;
         let lookup = lookup(&format!("{},{}", first.url, second.url));
         let started = Instant::now();
         assert_eq!(lookup.watcher(&watch("x"), false).await, found(true));
         let took = started.elapsed();
-        assert!(
-            took >= CALL_DEADLINE && took < CALL_DEADLINE + Duration::from_secs(2),
-            "{took:?}"
-        );
+        assert!(took >= CALL_DEADLINE && took < CALL_DEADLINE + Duration::from_secs(2), "{took:?}");
         // From now on the one that failed stands behind.
         assert_eq!(lookup.watcher(&watch("x"), false).await, found(true));
         assert_eq!(first.requests().len(), 1);
@@ -257,15 +208,9 @@ async fn a_404_of_the_first_reactor_that_answers_is_final_and_a_503_is_not() {
     assert_eq!(lookup(&urls).watcher(&watch("x"), false).await, found(true));
     mood(answer(404, r#"{"error":"nobody publishes x"}"#));
     let reason = "nobody publishes x".into();
-    assert_eq!(
-        lookup(&urls).watcher(&watch("x"), false).await,
-        Answer::NotFound { reason }
-    );
+    assert_eq!(lookup(&urls).watcher(&watch("x"), false).await, Answer::NotFound { reason });
     mood(answer(409, ""));
-    assert!(matches!(
-        lookup(&urls).publisher(&publish("x", None)).await,
-        Answer::Refused { .. }
-    ));
+    assert!(matches!(lookup(&urls).publisher(&publish("x", None)).await, Answer::Refused { .. }));
 }
 
 #[tokio::test]
@@ -274,15 +219,9 @@ async fn a_true_404_ends_what_was_known() {
     let lookup = lookup(&server.url);
     assert_eq!(lookup.watcher(&watch("x"), false).await, found(true));
     mood(answer(404, ""));
-    assert!(matches!(
-        lookup.watcher(&watch("x"), false).await,
-        Answer::NotFound { .. }
-    ));
+    assert!(matches!(lookup.watcher(&watch("x"), false).await, Answer::NotFound { .. }));
     mood(answer(500, ""));
-    assert!(matches!(
-        lookup.watcher(&watch("x"), true).await,
-        Answer::Unavailable { .. }
-    ));
+    assert!(matches!(lookup.watcher(&watch("x"), true).await, Answer::Unavailable { .. }));
 }
 
 #[tokio::test]
@@ -313,17 +252,7 @@ async fn a_publisher_that_returns_in_an_outage_does_not_get_the_epoch_of_its_las
     mood(answer(503, ""));
     assert_eq!(lookup.publisher(&publish("x", session)).await, found(false));
     let new = lookup.publisher(&publish("x", Some(SessionId::random()))).await;
-    assert!(
-        matches!(
-            new,
-            Answer::Found {
-                epoch: None,
-                fresh: false,
-                ..
-            }
-        ),
-        "{new:?}"
-    );
+    assert!(matches!(new, Answer::Found { epoch: None, fresh: false, .. }), "{new:?}");
 }
 
 #[tokio::test]
@@ -379,10 +308,7 @@ async fn a_herd_on_an_unknown_name_is_one_request_a_second() {
     let server = Server::start(|_| answer(404, "")).await;
     let lookup = lookup(&server.url);
     for _ in 0..100 {
-        assert!(matches!(
-            lookup.watcher(&watch("x"), false).await,
-            Answer::NotFound { .. }
-        ));
+        assert!(matches!(lookup.watcher(&watch("x"), false).await, Answer::NotFound { .. }));
     }
     assert_eq!(server.requests().len(), 1);
     lookup.watcher(&watch("x"), true).await;
@@ -415,18 +341,8 @@ async fn results_are_counted_and_recovery_is_told_once() {
     lookup.watcher(&watch("x"), false).await;
     mood(answer(409, ""));
     lookup.publisher(&publish("x", None)).await;
-    assert_eq!(
-        told.load(Ordering::Relaxed),
-        1,
-        "an answer that cannot be used is no outage"
-    );
-    for (result, times) in [
-        ("found", 2),
-        ("stale", 1),
-        ("unknown", 1),
-        ("refused", 1),
-        ("unavailable", 1),
-    ] {
+    assert_eq!(told.load(Ordering::Relaxed), 1, "an answer that cannot be used is no outage");
+    for (result, times) in [("found", 2), ("stale", 1), ("unknown", 1), ("refused", 1), ("unavailable", 1)] {
         assert_eq!(count(&registry, "lb_lookups_total", result), times, "{result}");
     }
     assert_eq!(count(&registry, "lb_lookups_total", "publisher"), 1);
@@ -435,89 +351,52 @@ async fn results_are_counted_and_recovery_is_told_once() {
 #[tokio::test]
 async fn https_is_spoken_and_a_certificate_that_nobody_vouches_for_is_refused() {
     let port = reactor_client_server::self_signed();
-    let answer = lookup(&format!("https://127.0.0.1:{port}"))
-        .watcher(&watch("x"), false)
-        .await;
+    let answer = lookup(&format!("https://127.0.0.1:{port}")).watcher(&watch("x"), false).await;
     assert!(is_unavailable(&answer, "certificate"), "{answer:?}");
     let plain = Server::start(|_| good()).await;
-    let answer = lookup(&plain.url.replace("http:", "https:"))
-        .watcher(&watch("x"), false)
-        .await;
+    let answer = lookup(&plain.url.replace("http:", "https:")).watcher(&watch("x"), false).await;
     assert!(matches!(answer, Answer::Unavailable { .. }), "{answer:?}");
 }
 
 fn agent_settings(urls: &str, interval: Duration) -> AgentSettings {
     let reactors: Urls = urls.parse().unwrap();
-    AgentSettings {
-        http: Http::new().unwrap(),
-        reactors,
-        node: "n1".parse().unwrap(),
-        interval,
-    }
+    AgentSettings { http: Http::new().unwrap(), reactors, node: "n1".parse().unwrap(), interval }
 }
 
 const HOUR: Duration = Duration::from_secs(3600);
 
 async fn reaches(agent: &Agent, state: impl FnMut(&Contact) -> bool) -> Contact {
-    timeout(HANG, agent.contact().wait_for(state))
-        .await
-        .unwrap()
-        .unwrap()
-        .clone()
+    timeout(HANG, agent.contact().wait_for(state)).await.unwrap().unwrap().clone()
 }
 
 #[tokio::test]
 async fn heartbeats_carry_the_picture_and_bring_back_what_was_superseded() {
     let session = SessionId::random();
-    let lost = PublisherRelease {
-        stream_name: "x".parse().unwrap(),
-        session,
-    };
-    let reply = HeartbeatReply {
-        owned: Vec::new(),
-        superseded: vec![lost.clone()],
-    };
+    let lost = PublisherRelease { stream_name: "x".parse().unwrap(), session };
+    let reply = HeartbeatReply { owned: Vec::new(), superseded: vec![lost.clone()] };
     let reply = serde_json::to_string(&reply).unwrap();
     let server = Server::start(move |_| answer(200, &reply)).await;
     let (replies, mut heard) = mpsc::channel(8);
     let source = move || Heartbeat {
-        streams: vec![PublishedStream {
-            stream_name: "x".parse().unwrap(),
-            session,
-            epoch: None,
-        }],
+        streams: vec![PublishedStream { stream_name: "x".parse().unwrap(), session, epoch: None }],
         viewers: 3,
         ..Heartbeat::default()
     };
     let on_reply = move |reply| drop(replies.try_send(reply));
     let agent = Agent::start(agent_settings(&server.url, HOUR), source, on_reply, metrics().1);
-    assert_eq!(
-        timeout(HANG, heard.recv()).await.unwrap().unwrap().superseded,
-        [lost]
-    );
+    assert_eq!(timeout(HANG, heard.recv()).await.unwrap().unwrap().superseded, [lost]);
     let request = server.requests().remove(0);
     assert_eq!(request.line, "PUT /nodes/n1 HTTP/1.1");
     let sent: Heartbeat = serde_json::from_str(&request.body).unwrap();
-    assert_eq!(
-        (sent.interval_ms, sent.viewers, sent.streams.len()),
-        (3_600_000, 3, 1)
-    );
+    assert_eq!((sent.interval_ms, sent.viewers, sent.streams.len()), (3_600_000, 3, 1));
     timeout(HANG, agent.shutdown()).await.unwrap();
-    assert_eq!(
-        server.requests().last().unwrap().line,
-        "DELETE /nodes/n1 HTTP/1.1"
-    );
+    assert_eq!(server.requests().last().unwrap().line, "DELETE /nodes/n1 HTTP/1.1");
 }
 
 #[tokio::test]
 async fn pokes_fall_together() {
     let server = Server::start(|_| answer(200, "{}")).await;
-    let agent = Agent::start(
-        agent_settings(&server.url, HOUR),
-        Heartbeat::default,
-        |_| {},
-        metrics().1,
-    );
+    let agent = Agent::start(agent_settings(&server.url, HOUR), Heartbeat::default, |_| {}, metrics().1);
     reaches(&agent, |contact| matches!(contact, Contact::Reachable { .. })).await;
     for _ in 0..1000 {
         agent.poke();
@@ -531,12 +410,7 @@ async fn pokes_fall_together() {
 async fn a_reactor_that_comes_back_hears_of_the_node_long_before_the_interval() {
     let (server, mood) = moody(answer(503, "")).await;
     let (registry, metrics) = metrics();
-    let agent = Agent::start(
-        agent_settings(&server.url, HOUR),
-        Heartbeat::default,
-        |_| {},
-        metrics.clone(),
-    );
+    let agent = Agent::start(agent_settings(&server.url, HOUR), Heartbeat::default, |_| {}, metrics.clone());
     let contact = reaches(&agent, |contact| matches!(contact, Contact::Unreachable { .. })).await;
     assert!(matches!(contact, Contact::Unreachable { error, .. } if error.contains("503")));
     mood(answer(200, "{}"));
@@ -575,12 +449,7 @@ async fn a_reactor_that_forgot_the_listed_streams_is_told_once_more() {
 async fn a_plain_web_server_is_left_alone() {
     let server = Server::start(|_| answer(404, "<html>")).await;
     let (registry, metrics) = metrics();
-    let agent = Agent::start(
-        agent_settings(&server.url, HOUR),
-        Heartbeat::default,
-        |_| {},
-        metrics,
-    );
+    let agent = Agent::start(agent_settings(&server.url, HOUR), Heartbeat::default, |_| {}, metrics);
     reaches(&agent, |contact| *contact == Contact::Plain).await;
     agent.poke();
     agent.release("x".parse().unwrap(), SessionId::random());
@@ -590,10 +459,7 @@ async fn a_plain_web_server_is_left_alone() {
     timeout(HANG, server.received(2)).await.unwrap();
     agent.shutdown().await;
     let requests = server.requests();
-    assert!(
-        requests.iter().all(|request| request.line.starts_with("PUT")),
-        "{requests:?}"
-    );
+    assert!(requests.iter().all(|request| request.line.starts_with("PUT")), "{requests:?}");
     assert_eq!(requests.len(), 2);
 }
 
@@ -601,12 +467,7 @@ async fn a_plain_web_server_is_left_alone() {
 async fn a_404_from_before_a_reactor_that_was_there_is_an_outage() {
     let (server, mood) = moody(answer(200, "{}")).await;
     let interval = Duration::from_millis(50);
-    let agent = Agent::start(
-        agent_settings(&server.url, interval),
-        Heartbeat::default,
-        |_| {},
-        metrics().1,
-    );
+    let agent = Agent::start(agent_settings(&server.url, interval), Heartbeat::default, |_| {}, metrics().1);
     reaches(&agent, |contact| matches!(contact, Contact::Reachable { .. })).await;
     mood(answer(404, ""));
     reaches(&agent, |contact| matches!(contact, Contact::Unreachable { .. })).await;
@@ -620,9 +481,7 @@ async fn a_release_is_tried_again_and_too_many_are_counted() {
     let server = Server::start(move |request| {
         let fail = |left: usize| left.checked_sub(1);
         match request.line.starts_with("POST")
-            && failures
-                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, fail)
-                .is_ok()
+            && failures.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fail).is_ok()
         {
             true => answer(503, ""),
             false => answer(200, "{}"),
@@ -630,26 +489,14 @@ async fn a_release_is_tried_again_and_too_many_are_counted() {
     })
     .await;
     let (registry, metrics) = metrics();
-    let agent = Agent::start(
-        agent_settings(&server.url, HOUR),
-        Heartbeat::default,
-        |_| {},
-        metrics,
-    );
+    let agent = Agent::start(agent_settings(&server.url, HOUR), Heartbeat::default, |_| {}, metrics);
     let session = SessionId::random();
     agent.release("x".parse().unwrap(), session);
     timeout(HANG, server.received(4)).await.unwrap();
-    let posts: Vec<_> = server
-        .requests()
-        .into_iter()
-        .filter(|r| r.line.starts_with("POST"))
-        .collect();
+    let posts: Vec<_> = server.requests().into_iter().filter(|r| r.line.starts_with("POST")).collect();
     assert_eq!(posts.len(), 3);
     assert_eq!(posts[2].line, "POST /publisher_release HTTP/1.1");
-    assert_eq!(
-        posts[2].body,
-        format!(r#"{{"stream_name":"x","session":"{session}"}}"#)
-    );
+    assert_eq!(posts[2].body, format!(r#"{{"stream_name":"x","session":"{session}"}}"#));
     // No await in between: the agent's task cannot take any of them.
     for _ in 0..1100 {
         agent.release("x".parse().unwrap(), session);
@@ -660,23 +507,14 @@ async fn a_release_is_tried_again_and_too_many_are_counted() {
 #[tokio::test]
 async fn a_node_stops_in_time_when_no_reactor_answers() {
     let (server, mood) = moody(answer(200, "{}")).await;
-    let agent = Agent::start(
-        agent_settings(&server.url, HOUR),
-        Heartbeat::default,
-        |_| {},
-        metrics().1,
-    );
+    let agent = Agent::start(agent_settings(&server.url, HOUR), Heartbeat::default, |_| {}, metrics().1);
     reaches(&agent, |contact| matches!(contact, Contact::Reachable { .. })).await;
     mood(Deed::Hang);
     agent.poke();
     timeout(HANG, server.received(2)).await.unwrap();
     let started = Instant::now();
     agent.shutdown().await;
-    assert!(
-        started.elapsed() < Duration::from_secs(4),
-        "{:?}",
-        started.elapsed()
-    );
+    assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
 }
 
 fn events_settings(urls: &str) -> EventsSettings {
@@ -688,19 +526,11 @@ fn events_settings(urls: &str) -> EventsSettings {
 }
 
 fn change(epoch: u64) -> Change {
-    Change {
-        stream_name: "x".parse().unwrap(),
-        origin: None,
-        epoch,
-    }
+    Change { stream_name: "x".parse().unwrap(), origin: None, epoch }
 }
 
 fn sse(change: &Change) -> Vec<u8> {
-    format!(
-        "event: change\ndata: {}\n\n",
-        serde_json::to_string(change).unwrap()
-    )
-    .into_bytes()
+    format!("event: change\ndata: {}\n\n", serde_json::to_string(change).unwrap()).into_bytes()
 }
 
 const HELLO: &[u8] = b"event: hello\ndata: {}\n\n";
@@ -717,9 +547,7 @@ async fn events_are_followed_and_a_lost_connection_is_opened_again_with_a_hello(
         let stream = streams.accept().await;
         // In pieces, between comments and events of other kinds.
         stream.send(b": welcome\n\nevent: hel").await;
-        stream
-            .send(b"lo\ndata: {}\n\nevent: news\ndata: x\n\n:\n\n")
-            .await;
+        stream.send(b"lo\ndata: {}\n\nevent: news\ndata: x\n\n:\n\n").await;
         assert_eq!(next(&mut receiver).await, Event::Hello);
         stream.send(&sse(&change(epoch))).await;
         assert_eq!(next(&mut receiver).await, Event::Change(change(epoch)));
@@ -785,11 +613,7 @@ async fn a_reader_that_is_behind_gets_a_hello_for_what_it_missed() {
     assert!(dropped > 0);
     for expected in 0..sent - dropped + 1 {
         let event = next(&mut receiver).await;
-        let wanted = if expected == 0 {
-            Event::Hello
-        } else {
-            Event::Change(change(expected - 1))
-        };
+        let wanted = if expected == 0 { Event::Hello } else { Event::Change(change(expected - 1)) };
         assert_eq!(event, wanted);
     }
     assert_eq!(next(&mut receiver).await, Event::Hello);
@@ -810,10 +634,6 @@ async fn the_first_reactor_with_events_is_followed() {
         let stream = streams.accept().await;
         stream.send(HELLO).await;
         assert_eq!(next(&mut receiver).await, Event::Hello);
-        assert_eq!(
-            plain.requests().len(),
-            asked,
-            "a server without events is asked once a minute"
-        );
+        assert_eq!(plain.requests().len(), asked, "a server without events is asked once a minute");
     }
 }

@@ -30,16 +30,12 @@ fn playback(reactor: &str, pull: &str) -> Lb {
 #[track_caller]
 fn publish(clip: Clip, name: &str, ingest: &Lb, reactor: &Lb) -> Peer {
     let publisher = ffmpeg::publish(clip, &ingest.rtmp_url("ingest", name));
-    wait_for(&format!("the registration of {name}"), SOON, || {
-        is_known(reactor.reactor(), name)
-    });
+    wait_for(&format!("the registration of {name}"), SOON, || is_known(reactor.reactor(), name));
     publisher
 }
 
 fn is_known(reactor: SocketAddr, name: &str) -> bool {
-    http::get(reactor, "/streams")
-        .body
-        .contains(&format!("\"{name}\""))
+    http::get(reactor, "/streams").body.contains(&format!("\"{name}\""))
 }
 
 /// A configuration of the user's own.
@@ -101,11 +97,7 @@ fn a_stream_is_pulled_while_somebody_watches(pull: &str) {
     drop(viewers);
     ingest.wait_for_metric("lb_pulls_out", 0.0, Duration::from_secs(1));
     playback.wait_for_metric("lb_pulls_in", 0.0, Duration::from_secs(1));
-    assert_eq!(
-        ingest.metric("lb_publishers"),
-        1.0,
-        "the publisher is not concerned"
-    );
+    assert_eq!(ingest.metric("lb_publishers"), 1.0, "the publisher is not concerned");
 
     // The next viewer starts it all over.
     let _viewer = ffmpeg::watch(&url);
@@ -169,10 +161,7 @@ fn a_web_server_that_knows_only_the_contract_is_enough() {
     let origin = std::sync::Arc::new(std::sync::OnceLock::<String>::new());
     let told = std::sync::Arc::clone(&origin);
     let server = WebServer::start(move |request| match (request.line.as_str(), told.get()) {
-        ("POST /publisher_lookup", _) => Response {
-            status: 200,
-            body: String::new(),
-        },
+        ("POST /publisher_lookup", _) => Response { status: 200, body: String::new() },
         ("POST /watcher_lookup", Some(ip_address)) if request.body.contains("\"x\"") => Response {
             status: 200,
             body: format!(
@@ -182,10 +171,7 @@ fn a_web_server_that_knows_only_the_contract_is_enough() {
 "
             ),
         },
-        _ => Response {
-            status: 404,
-            body: String::new(),
-        },
+        _ => Response { status: 404, body: String::new() },
     });
     let ingest = configured("ingest", &printed_ingest(server.addr()));
     origin.set(format!("127.0.0.1:{}", ingest.rtmp_port())).unwrap();
@@ -198,11 +184,7 @@ fn a_web_server_that_knows_only_the_contract_is_enough() {
     ffmpeg::watch_in_vain(&playback.rtmp_url("live", "unknown"));
     let asked = server.seen();
     for line in ["POST /publisher_lookup", "POST /watcher_lookup"] {
-        let body = &asked
-            .iter()
-            .find(|request| request.line == line)
-            .expect(line)
-            .body;
+        let body = &asked.iter().find(|request| request.line == line).expect(line).body;
         let body: serde_json::Value = serde_json::from_str(body).unwrap();
         assert_eq!(body["stream_name"], "x", "{line}");
     }
@@ -231,14 +213,7 @@ fn one_process_can_have_all_roles() {
     let port = node.reactor().port();
     drop(node);
     let listen = format!("[::]:{port}");
-    let node = Lb::start(&[
-        "--role",
-        "all",
-        "--reactor-listen",
-        &listen,
-        "--reactor-url",
-        &url,
-    ]);
+    let node = Lb::start(&["--role", "all", "--reactor-listen", &listen, "--reactor-url", &url]);
     let _publisher = publish(Clip::Alpha, "solo", &node, &node);
     ffmpeg::record(&node.rtmp_url("live", "solo"), RECORDED).assert_shows(Clip::Alpha, RECORDED);
 }
@@ -250,12 +225,7 @@ fn what_cannot_be_served_is_refused() {
     let playback = playback(&reactor.reactor_url(), "native");
 
     // No such stream, no such app, and names outside the allowed form, at play, publish and lookup.
-    for (app, key) in [
-        ("live", "nobody"),
-        ("nothing", "here"),
-        ("live", "bad{name}"),
-        ("live", "a/../b"),
-    ] {
+    for (app, key) in [("live", "nobody"), ("nothing", "here"), ("live", "bad{name}"), ("live", "a/../b")] {
         ffmpeg::watch_in_vain(&playback.rtmp_url(app, key));
     }
     for (app, key) in [("nothing", "here"), ("ingest", "bad{name}"), ("ingest", "a//b")] {
@@ -263,21 +233,14 @@ fn what_cannot_be_served_is_refused() {
     }
     assert!(ingest.metric("lb_refusals_total") >= 3.0 && playback.metric("lb_refusals_total") >= 3.0);
     assert_eq!(
-        http::get(reactor.reactor(), "/streams")
-            .body
-            .replace(char::is_whitespace, ""),
+        http::get(reactor.reactor(), "/streams").body.replace(char::is_whitespace, ""),
         r#"{"streams":[]}"#
     );
 
     for lookup in ["/publisher_lookup", "/watcher_lookup"] {
-        for body in [
-            "",
-            "x",
-            "{}",
-            r#"{"stream_name": "a b"}"#,
-            r#"{"stream_name": 7}"#,
-            r#"{"stream_name": "a}b"}"#,
-        ] {
+        for body in
+            ["", "x", "{}", r#"{"stream_name": "a b"}"#, r#"{"stream_name": 7}"#, r#"{"stream_name": "a}b"}"#]
+        {
             let Response { status, body: answer } = http::post(reactor.reactor(), lookup, body);
             assert_eq!(status, 400, "{lookup} {body}");
             let reason: serde_json::Value = serde_json::from_str(&answer).expect("a JSON reason");

@@ -119,15 +119,7 @@ impl Agent {
             in_contact: Mutex::new(None),
         };
         let task = AbortOnDropHandle::new(tokio::spawn(Arc::new(worker).run(waiting)));
-        Agent {
-            poke,
-            releases,
-            contact: watched,
-            stop,
-            task,
-            metrics,
-            overflow_log: LogGate::default(),
-        }
+        Agent { poke, releases, contact: watched, stop, task, metrics, overflow_log: LogGate::default() }
     }
 
     /// Asks for a heartbeat now: a publisher came or left, the node begins to drain, or a reactor came back. Calls
@@ -210,11 +202,7 @@ impl Worker {
             }
         };
         tokio::join!(self.beat_on(), releases);
-        let heard = self
-            .in_contact
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .is_some();
+        let heard = self.in_contact.lock().unwrap_or_else(PoisonError::into_inner).is_some();
         if heard && let Outcome::Failed(error) = self.call(Method::DELETE, &self.node_path(), None).await {
             tracing::warn!(error, "no reactor heard that this node stops");
         }
@@ -264,9 +252,9 @@ impl Worker {
         let outcome = match outcome {
             Outcome::Done(reply, reactor) => match serde_json::from_slice::<HeartbeatReply>(&reply.body) {
                 Ok(reply) => Ok((reply, reactor)),
-                Err(error) => Err(Some(format!(
-                    "{reactor}: the reply to a heartbeat cannot be read: {error}"
-                ))),
+                Err(error) => {
+                    Err(Some(format!("{reactor}: the reply to a heartbeat cannot be read: {error}")))
+                }
             },
             Outcome::Plain => Err(None),
             Outcome::Failed(error) => Err(Some(error)),
@@ -288,16 +276,10 @@ impl Worker {
     fn reached(&self, reactor: String) -> Contact {
         *self.in_contact.lock().unwrap_or_else(PoisonError::into_inner) = Some(reactor.clone());
         match &*self.contact.borrow() {
-            Contact::Reachable { since, .. } => Contact::Reachable {
-                since: *since,
-                reactor,
-            },
+            Contact::Reachable { since, .. } => Contact::Reachable { since: *since, reactor },
             _ => {
                 tracing::info!(reactor, node = %self.settings.node, "a reactor takes this node's heartbeats");
-                Contact::Reachable {
-                    since: Instant::now(),
-                    reactor,
-                }
+                Contact::Reachable { since: Instant::now(), reactor }
             }
         }
     }
@@ -306,14 +288,8 @@ impl Worker {
         match &*self.contact.borrow() {
             Contact::Unreachable { since, .. } => Contact::Unreachable { since: *since, error },
             _ => {
-                tracing::warn!(
-                    error,
-                    "no reactor takes this node's heartbeats; running streams go on"
-                );
-                Contact::Unreachable {
-                    since: Instant::now(),
-                    error,
-                }
+                tracing::warn!(error, "no reactor takes this node's heartbeats; running streams go on");
+                Contact::Unreachable { since: Instant::now(), error }
             }
         }
     }
@@ -362,11 +338,7 @@ impl Worker {
                 Err(error) => errors.push(failed_call(target, &error)),
             }
         }
-        if errors.is_empty() {
-            Outcome::Plain
-        } else {
-            Outcome::Failed(errors.join("; "))
-        }
+        if errors.is_empty() { Outcome::Plain } else { Outcome::Failed(errors.join("; ")) }
     }
 
     /// Whether this is the reactor that took the last heartbeat: its 404 comes from a proxy before it, in an outage.
@@ -401,7 +373,5 @@ fn failed_call(target: &Target, error: &Error) -> String {
 }
 
 fn json(value: &impl Serialize) -> Result<Bytes, String> {
-    serde_json::to_vec(value)
-        .map(Bytes::from)
-        .map_err(|error| error.to_string())
+    serde_json::to_vec(value).map(Bytes::from).map_err(|error| error.to_string())
 }

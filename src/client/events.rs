@@ -76,13 +76,7 @@ impl Events {
         capacity: usize,
     ) -> (Events, mpsc::Receiver<Event>) {
         let (sender, receiver) = mpsc::channel(capacity);
-        let follower = Follower {
-            outlet: Outlet {
-                sender,
-                owed: false,
-                metrics,
-            },
-        };
+        let follower = Follower { outlet: Outlet { sender, owed: false, metrics } };
         let task = AbortOnDropHandle::new(tokio::spawn(follower.run(settings)));
         (Events { task }, receiver)
     }
@@ -146,9 +140,7 @@ impl Follower {
 
     /// Hands on the events of one connection until it ends; says why it did.
     async fn follow(&mut self, response: Response, silence: Duration) -> Result<String, Gone> {
-        let bytes = response
-            .bytes_stream()
-            .map(|chunk| chunk.map_err(|error| super::http::cause(&error)));
+        let bytes = response.bytes_stream().map(|chunk| chunk.map_err(|error| super::http::cause(&error)));
         let mut events = pin!(EventStream::new(guarded(bytes, silence)));
         let mut greeted = false;
         loop {
@@ -269,18 +261,11 @@ async fn connect<'a>(http: &Http, targets: &'a Targets) -> Result<(&'a Target, R
             }
         }
     }
-    Err(if errors.is_empty() {
-        None
-    } else {
-        Some(errors.join("; "))
-    })
+    Err(if errors.is_empty() { None } else { Some(errors.join("; ")) })
 }
 
 fn sends_events(response: &Response) -> bool {
-    let kind = response
-        .headers()
-        .get(CONTENT_TYPE)
-        .and_then(|kind| kind.to_str().ok());
+    let kind = response.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
     kind.is_some_and(|kind| kind.starts_with("text/event-stream"))
 }
 
@@ -294,11 +279,7 @@ where
         event: usize,
         line_is_empty: bool,
     }
-    let state = State {
-        bytes: Box::pin(bytes),
-        event: 0,
-        line_is_empty: true,
-    };
+    let state = State { bytes: Box::pin(bytes), event: 0, line_is_empty: true };
     stream::try_unfold(state, move |mut state| async move {
         let Ok(next) = timeout(silence, state.bytes.next()).await else {
             return Err(format!("silent for {silence:?}"));

@@ -43,11 +43,7 @@ impl<Q: Question> Flights<Q> {
         }
         *last_id += 1;
         let id = *last_id;
-        let landing = Landing {
-            flights: self.0.clone(),
-            question: question.clone(),
-            id,
-        };
+        let landing = Landing { flights: self.0.clone(), question: question.clone(), id };
         let call = call();
         let flight = async move {
             let _landing = landing;

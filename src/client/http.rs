@@ -37,10 +37,7 @@ pub fn install_crypto_provider() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         // The error is that somebody else installed one before, which serves as well.
-        if rustls::crypto::ring::default_provider()
-            .install_default()
-            .is_err()
-        {
+        if rustls::crypto::ring::default_provider().install_default().is_err() {
             tracing::debug!("a TLS crypto provider was installed before");
         }
     });
@@ -87,10 +84,7 @@ impl Http {
         }
         let mut token = HeaderValue::from_str(&format!("Bearer {token}")).map_err(|_| Error::Token)?;
         token.set_sensitive(true);
-        Ok(Http {
-            client: self.client.clone(),
-            token: Some(token),
-        })
+        Ok(Http { client: self.client.clone(), token: Some(token) })
     }
 
     /// Sends a call, with a JSON body if there is one, and reads the whole answer within [`CALL_DEADLINE`].
@@ -98,23 +92,15 @@ impl Http {
         let exchange = async {
             let response = self.send(method, url, json).await?;
             let (status, headers) = (response.status(), response.headers().clone());
-            Ok(Reply {
-                status,
-                headers,
-                body: read(response, url).await?,
-            })
+            Ok(Reply { status, headers, body: read(response, url).await? })
         };
-        timeout(CALL_DEADLINE, exchange)
-            .await
-            .unwrap_or_else(|_| Err(Error::Deadline { url: shown(url) }))
+        timeout(CALL_DEADLINE, exchange).await.unwrap_or_else(|_| Err(Error::Deadline { url: shown(url) }))
     }
 
     /// Asks for an endless answer; its head must come within [`CALL_DEADLINE`].
     pub(super) async fn open(&self, url: &Url) -> Result<Response, Error> {
         let head = self.send(Method::GET, url, None);
-        timeout(CALL_DEADLINE, head)
-            .await
-            .unwrap_or_else(|_| Err(Error::Deadline { url: shown(url) }))
+        timeout(CALL_DEADLINE, head).await.unwrap_or_else(|_| Err(Error::Deadline { url: shown(url) }))
     }
 
     /// Sends a request and waits for the head of the answer.
@@ -128,25 +114,17 @@ impl Http {
             }
             let mut request: Request = request.build()?;
             if let Some(token) = &self.token {
-                request
-                    .headers_mut()
-                    .entry(AUTHORIZATION)
-                    .or_insert_with(|| token.clone());
+                request.headers_mut().entry(AUTHORIZATION).or_insert_with(|| token.clone());
             }
             Ok(request)
         };
-        let failed = |error: reqwest::Error| Error::Transport {
-            url: shown(url),
-            why: cause(&error),
-        };
+        let failed = |error: reqwest::Error| Error::Transport { url: shown(url), why: cause(&error) };
         match self.client.execute(request().map_err(failed)?).await {
             // A kept connection may have died with the reactor's last run. All calls may be repeated, so one more try on
             // a fresh connection tells whether this run is well.
-            Err(error) if error.is_request() && !error.is_connect() && !error.is_timeout() => self
-                .client
-                .execute(request().map_err(failed)?)
-                .await
-                .map_err(failed),
+            Err(error) if error.is_request() && !error.is_connect() && !error.is_timeout() => {
+                self.client.execute(request().map_err(failed)?).await.map_err(failed)
+            }
             other => other.map_err(failed),
         }
     }
@@ -154,9 +132,7 @@ impl Http {
 
 impl fmt::Debug for Http {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Http")
-            .field("token", &self.token.as_ref().map(|_| "redacted"))
-            .finish()
+        f.debug_struct("Http").field("token", &self.token.as_ref().map(|_| "redacted")).finish()
     }
 }
 
@@ -182,10 +158,7 @@ fn builder() -> reqwest::ClientBuilder {
 
 async fn read(mut response: Response, url: &Url) -> Result<Bytes, Error> {
     let too_long = || Error::TooLong { url: shown(url) };
-    if response
-        .content_length()
-        .is_some_and(|length| length > BODY_MAX as u64)
-    {
+    if response.content_length().is_some_and(|length| length > BODY_MAX as u64) {
         return Err(too_long());
     }
     let mut body = BytesMut::new();
@@ -195,10 +168,7 @@ async fn read(mut response: Response, url: &Url) -> Result<Bytes, Error> {
             Ok(Some(chunk)) => body.extend_from_slice(&chunk),
             Ok(None) => return Ok(body.freeze()),
             Err(error) => {
-                return Err(Error::Transport {
-                    url: shown(url),
-                    why: cause(&error),
-                });
+                return Err(Error::Transport { url: shown(url), why: cause(&error) });
             }
         }
     }
@@ -207,11 +177,7 @@ async fn read(mut response: Response, url: &Url) -> Result<Bytes, Error> {
 /// The innermost cause of an error: the outer ones repeat the URL, with whatever secrets it has.
 pub(super) fn cause(error: &reqwest::Error) -> String {
     let Some(mut inner) = error.source() else {
-        return if error.is_timeout() {
-            "timed out".to_owned()
-        } else {
-            "the request failed".to_owned()
-        };
+        return if error.is_timeout() { "timed out".to_owned() } else { "the request failed".to_owned() };
     };
     while let Some(source) = inner.source() {
         inner = source;
@@ -242,22 +208,10 @@ mod tests {
 
     #[tokio::test]
     async fn an_error_names_the_place_without_secrets() {
-        let closed = std::net::TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap();
+        let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let urls: Urls = format!("http://u:s3cret@{closed}/x?key=s3cret").parse().unwrap();
-        let error = Http::new()
-            .unwrap()
-            .call(Method::GET, &urls.as_slice()[0], None)
-            .await
-            .unwrap_err();
-        assert!(
-            error
-                .to_string()
-                .starts_with(&format!("http://{closed}/x: Connection refused")),
-            "{error}"
-        );
+        let error = Http::new().unwrap().call(Method::GET, &urls.as_slice()[0], None).await.unwrap_err();
+        assert!(error.to_string().starts_with(&format!("http://{closed}/x: Connection refused")), "{error}");
         assert!(!format!("{error:?}").contains("s3cret"), "{error:?}");
     }
 }

@@ -139,32 +139,18 @@ impl Lookup {
             recovery_log: LogGate::default(),
             config_log: LogGate::default(),
         };
-        Lookup {
-            shared: Arc::new(inner),
-            on_recovery: None,
-            flights: Arc::default(),
-        }
+        Lookup { shared: Arc::new(inner), on_recovery: None, flights: Arc::default() }
     }
 
     /// Calls `hook` when a reactor answers again after an outage, for example to send a heartbeat at once. It must not
     /// block.
     pub fn on_recovery(self, hook: impl Fn() + Send + Sync + 'static) -> Self {
-        Lookup {
-            on_recovery: Some(Arc::new(hook)),
-            ..self
-        }
+        Lookup { on_recovery: Some(Arc::new(hook)), ..self }
     }
 
     /// Asks whether a stream may be published.
     pub async fn publisher(&self, lookup: &PublisherLookup) -> Answer {
-        self.ask(
-            Kind::Publisher,
-            &lookup.stream_name,
-            lookup.session,
-            lookup,
-            false,
-        )
-        .await
+        self.ask(Kind::Publisher, &lookup.stream_name, lookup.session, lookup, false).await
     }
 
     /// Asks where a stream can be pulled from. A name that was not found within the last second is answered without a
@@ -173,8 +159,7 @@ impl Lookup {
         if !refresh && let Some(reason) = self.shared.memory.was_unknown(&lookup.stream_name) {
             return Answer::NotFound { reason };
         }
-        self.ask(Kind::Watcher, &lookup.stream_name, None, lookup, refresh)
-            .await
+        self.ask(Kind::Watcher, &lookup.stream_name, None, lookup, refresh).await
     }
 
     async fn ask(
@@ -188,18 +173,10 @@ impl Lookup {
         let body = match serde_json::to_string(body) {
             Ok(body) => body,
             Err(error) => {
-                return Answer::Unavailable {
-                    reason: error.to_string().into(),
-                };
+                return Answer::Unavailable { reason: error.to_string().into() };
             }
         };
-        let question = Question {
-            kind,
-            name: name.clone(),
-            session,
-            body,
-            refresh,
-        };
+        let question = Question { kind, name: name.clone(), session, body, refresh };
         let call = || {
             let (inner, hook, question) = (self.shared.clone(), self.on_recovery.clone(), question.clone());
             async move { inner.answer(&question, hook.as_deref()).await }
@@ -236,9 +213,7 @@ impl Inner {
             Kind::Watcher => "watcher",
         };
         self.metrics.lookups.with_label_values(&[kind, result]).inc();
-        self.metrics
-            .lookup_duration
-            .observe(started.elapsed().as_secs_f64());
+        self.metrics.lookup_duration.observe(started.elapsed().as_secs_f64());
         answer
     }
 
@@ -246,18 +221,12 @@ impl Inner {
     async fn ask_reactors(&self, question: &Question) -> Result<Answer, Vec<Trouble>> {
         let turn = timeout(CALL_DEADLINE, self.turns.acquire()).await;
         let Ok(Ok(_turn)) = turn else {
-            return Err(vec![Trouble::Answer(format!(
-                "{CALLS_MAX} other lookups wait for reactors"
-            ))]);
+            return Err(vec![Trouble::Answer(format!("{CALLS_MAX} other lookups wait for reactors"))]);
         };
         let body = Bytes::from(question.body.clone());
         let mut troubles = Vec::new();
         for target in self.targets.in_order() {
-            let verdict = match self
-                .http
-                .call(Method::POST, &target.url, Some(body.clone()))
-                .await
-            {
+            let verdict = match self.http.call(Method::POST, &target.url, Some(body.clone())).await {
                 Ok(reply) => judge(&reply, &*self.validate)
                     .map_err(|trouble| trouble.map(|what| format!("{}: {what}", target.name()))),
                 Err(error) => Err(Trouble::Outage(error.to_string())),
@@ -286,9 +255,7 @@ impl Inner {
 
     fn remember(&self, question: &Question, answer: &Answer) {
         match answer {
-            Answer::Found {
-                text, epoch, origin, ..
-            } => {
+            Answer::Found { text, epoch, origin, .. } => {
                 self.memory.found(question, text.clone(), *epoch, origin.clone());
             }
             Answer::NotFound { reason } => {
@@ -304,17 +271,10 @@ impl Inner {
 
     /// The best answer without a reactor.
     fn make_do(&self, question: &Question, troubles: &[Trouble]) -> (Answer, &'static str) {
-        if troubles
-            .iter()
-            .all(|trouble| matches!(trouble, Trouble::Outage(_)))
-        {
+        if troubles.iter().all(|trouble| matches!(trouble, Trouble::Outage(_))) {
             self.outage.store(true, Ordering::Relaxed);
         }
-        let reason = troubles
-            .iter()
-            .map(Trouble::reason)
-            .collect::<Vec<_>>()
-            .join("; ");
+        let reason = troubles.iter().map(Trouble::reason).collect::<Vec<_>>().join("; ");
         let good = self.memory.last_good(question);
         if let Some(held_back) = self.outage_log.pass() {
             let stale = good.is_some();
@@ -323,22 +283,9 @@ impl Inner {
         match good {
             Some(good) => {
                 let (text, epoch, origin) = (good.text, good.epoch, good.origin);
-                (
-                    Answer::Found {
-                        text,
-                        epoch,
-                        origin,
-                        fresh: false,
-                    },
-                    "stale",
-                )
+                (Answer::Found { text, epoch, origin, fresh: false }, "stale")
             }
-            None => (
-                Answer::Unavailable {
-                    reason: reason.into(),
-                },
-                "unavailable",
-            ),
+            None => (Answer::Unavailable { reason: reason.into() }, "unavailable"),
         }
     }
 }
@@ -378,29 +325,14 @@ fn judge(reply: &Reply, validate: &Validate) -> Result<Answer, Trouble> {
             validate(text)
                 .map_err(|why| Trouble::Answer(format!("the answer cannot be used: {}", printable(&why))))?;
             let (epoch, origin) = (header(reply, EPOCH_HEADER), header(reply, ORIGIN_HEADER));
-            Ok(Answer::Found {
-                text: text.into(),
-                epoch,
-                origin,
-                fresh: true,
-            })
+            Ok(Answer::Found { text: text.into(), epoch, origin, fresh: true })
         }
-        404 => Ok(Answer::NotFound {
-            reason: said(reply, "the stream is not known").into(),
-        }),
-        409 => Ok(Answer::Refused {
-            reason: said(reply, "the name belongs to another publisher").into(),
-        }),
-        408 | 425 | 429 | 500.. => Err(Trouble::Outage(format!(
-            "{}: {}",
-            reply.status,
-            said(reply, "no reason")
-        ))),
-        _ => Err(Trouble::Config(format!(
-            "{}: {}",
-            reply.status,
-            said(reply, "no reason")
-        ))),
+        404 => Ok(Answer::NotFound { reason: said(reply, "the stream is not known").into() }),
+        409 => Ok(Answer::Refused { reason: said(reply, "the name belongs to another publisher").into() }),
+        408 | 425 | 429 | 500.. => {
+            Err(Trouble::Outage(format!("{}: {}", reply.status, said(reply, "no reason"))))
+        }
+        _ => Err(Trouble::Config(format!("{}: {}", reply.status, said(reply, "no reason")))),
     }
 }
 
@@ -418,10 +350,7 @@ fn said(reply: &Reply, otherwise: &str) -> String {
 
 /// A foreign text as it may stand in a log line.
 fn printable(text: &str) -> String {
-    text.chars()
-        .filter(|c| !c.is_control())
-        .take(REASON_MAX)
-        .collect()
+    text.chars().filter(|c| !c.is_control()).take(REASON_MAX).collect()
 }
 
 #[cfg(test)]
@@ -432,21 +361,13 @@ mod tests {
 
     fn reply(status: u16, body: &'static [u8]) -> Reply {
         let status = StatusCode::from_u16(status).unwrap();
-        Reply {
-            status,
-            headers: HeaderMap::new(),
-            body: Bytes::from_static(body),
-        }
+        Reply { status, headers: HeaderMap::new(), body: Bytes::from_static(body) }
     }
 
     /// `f`ound, `n`ot found, `r`efused, `o`utage, unusable `a`nswer, `c`onfiguration.
     fn letter(status: u16, body: &'static [u8]) -> char {
         let validate = |text: &str| {
-            if text.contains('{') {
-                Err("brace".to_owned())
-            } else {
-                Ok(())
-            }
+            if text.contains('{') { Err("brace".to_owned()) } else { Ok(()) }
         };
         match judge(&reply(status, body), &validate) {
             Ok(Answer::Found { .. }) => 'f',
@@ -488,10 +409,7 @@ mod tests {
 
     #[test]
     fn a_reason_is_taken_over_without_what_would_break_a_log_line() {
-        assert_eq!(
-            said(&reply(404, br#"{"error":"no\nsuch\u001b[1m"}"#), "-"),
-            "nosuch[1m"
-        );
+        assert_eq!(said(&reply(404, br#"{"error":"no\nsuch\u001b[1m"}"#), "-"), "nosuch[1m");
         assert_eq!(said(&reply(404, b"<html>"), "-"), "-");
         assert_eq!(printable(&"x".repeat(1000)).len(), REASON_MAX);
     }

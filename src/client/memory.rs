@@ -54,10 +54,8 @@ impl Memory {
             .max_capacity(GOOD_BYTES_MAX)
             .eviction_policy(EvictionPolicy::lru())
             .build();
-        let unknown = Cache::builder()
-            .max_capacity(UNKNOWN_MAX)
-            .eviction_policy(EvictionPolicy::lru())
-            .build();
+        let unknown =
+            Cache::builder().max_capacity(UNKNOWN_MAX).eviction_policy(EvictionPolicy::lru()).build();
         Memory { good, unknown }
     }
 
@@ -70,13 +68,7 @@ impl Memory {
         origin: Option<Origin>,
     ) {
         self.unknown.invalidate(&question.name);
-        let good = Good {
-            text,
-            epoch,
-            origin,
-            session: question.session,
-            used: now(),
-        };
+        let good = Good { text, epoch, origin, session: question.session, used: now() };
         self.good.insert(question.key(), good);
     }
 
@@ -84,11 +76,7 @@ impl Memory {
     /// is known of another session of the name stays.
     pub(super) fn gone(&self, question: &Question) {
         let key = question.key();
-        if self
-            .good
-            .get(&key)
-            .is_some_and(|good| good.session == question.session)
-        {
+        if self.good.get(&key).is_some_and(|good| good.session == question.session) {
             self.good.invalidate(&key);
         }
     }
@@ -134,13 +122,7 @@ mod tests {
     const HOUR: Duration = Duration::from_secs(3600);
 
     fn question(kind: Kind, name: &str, session: Option<SessionId>) -> Question {
-        Question {
-            kind,
-            name: name.parse().unwrap(),
-            session,
-            body: String::new(),
-            refresh: false,
-        }
+        Question { kind, name: name.parse().unwrap(), session, body: String::new(), refresh: false }
     }
 
     #[tokio::test(start_paused = true)]
@@ -159,10 +141,8 @@ mod tests {
     async fn what_is_known_of_another_session_is_not_taken_for_ones_own() {
         let memory = Memory::new();
         let (old, new) = (SessionId::random(), SessionId::random());
-        let (old, new) = (
-            question(Kind::Publisher, "x", Some(old)),
-            question(Kind::Publisher, "x", Some(new)),
-        );
+        let (old, new) =
+            (question(Kind::Publisher, "x", Some(old)), question(Kind::Publisher, "x", Some(new)));
         memory.found(&old, "".into(), Some(3), None);
         assert_eq!(memory.last_good(&old).and_then(|good| good.epoch), Some(3));
         assert_eq!(memory.last_good(&new).map(|good| good.epoch), Some(None));

@@ -27,11 +27,8 @@ impl ClientMetrics {
             Ok::<_, prometheus::Error>(counter)
         };
         let lookup_duration = Histogram::with_opts(
-            HistogramOpts::new("lb_lookup_duration_seconds", "Time from a lookup to its answer.").buckets(
-                vec![
-                    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0,
-                ],
-            ),
+            HistogramOpts::new("lb_lookup_duration_seconds", "Time from a lookup to its answer.")
+                .buckets(vec![0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0]),
         )?;
         registry.register(Box::new(lookup_duration.clone()))?;
         Ok(ClientMetrics {

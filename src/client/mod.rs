@@ -22,6 +22,7 @@ mod http;
 mod lookup;
 mod memory;
 mod metrics;
+mod published;
 mod targets;
 mod urls;
 
@@ -32,6 +33,7 @@ pub use http::{
 };
 pub use lookup::{Answer, Lookup};
 pub use metrics::ClientMetrics;
+pub use published::{Published, Registration};
 pub use urls::Urls;
 
 /// How long a web server that is no reactor (404 or 405 where a reactor has an endpoint) is left alone before it is

@@ -36,10 +36,7 @@ impl Targets {
         Targets(
             urls.as_slice()
                 .iter()
-                .map(|url| Target {
-                    url: url.clone(),
-                    standing: Mutex::new(Standing::Untried),
-                })
+                .map(|url| Target { url: url.clone(), standing: Mutex::new(Standing::Untried) })
                 .collect(),
         )
     }
@@ -96,12 +93,7 @@ mod tests {
     use super::*;
 
     fn order(targets: &Targets) -> String {
-        targets
-            .in_order()
-            .iter()
-            .filter_map(|t| t.url.host_str())
-            .collect::<Vec<_>>()
-            .join(" ")
+        targets.in_order().iter().filter_map(|t| t.url.host_str()).collect::<Vec<_>>().join(" ")
     }
 
     #[tokio::test(start_paused = true)]

@@ -40,10 +40,7 @@ impl fmt::Debug for Urls {
 }
 
 fn one((index, text): (usize, &str)) -> Result<Url, Error> {
-    let bad = |why| Error::Url {
-        position: index + 1,
-        why,
-    };
+    let bad = |why| Error::Url { position: index + 1, why };
     let text = text.trim();
     if text.is_empty() {
         return Err(bad("is empty"));
@@ -83,14 +80,8 @@ mod tests {
     fn a_list_is_read_in_order() {
         let urls: Urls = "http://a:8080, https://[::1]/base/".parse().unwrap();
         assert_eq!(urls.to_string(), "http://a:8080/,https://[::1]/base/");
-        assert_eq!(
-            endpoint(&urls.as_slice()[0], &["events"]).as_str(),
-            "http://a:8080/events"
-        );
-        assert_eq!(
-            endpoint(&urls.as_slice()[1], &["nodes", "n1"]).as_str(),
-            "https://[::1]/base/nodes/n1"
-        );
+        assert_eq!(endpoint(&urls.as_slice()[0], &["events"]).as_str(), "http://a:8080/events");
+        assert_eq!(endpoint(&urls.as_slice()[1], &["nodes", "n1"]).as_str(), "https://[::1]/base/nodes/n1");
     }
 
     #[test]
@@ -103,22 +94,14 @@ mod tests {
             ("http://a:0", 1),
         ] {
             let error = text.parse::<Urls>().unwrap_err();
-            assert!(
-                matches!(&error, Error::Url { position: at, .. } if *at == position),
-                "{text}: {error}"
-            );
+            assert!(matches!(&error, Error::Url { position: at, .. } if *at == position), "{text}: {error}");
             assert!(!error.to_string().contains("secret"));
         }
     }
 
     #[test]
     fn secrets_in_urls_are_not_written() {
-        let urls: Urls = "https://user:secret@host:81/path?key=secret#secret"
-            .parse()
-            .unwrap();
-        assert_eq!(
-            format!("{urls} {urls:?}"),
-            "https://host:81/path https://host:81/path"
-        );
+        let urls: Urls = "https://user:secret@host:81/path?key=secret#secret".parse().unwrap();
+        assert_eq!(format!("{urls} {urls:?}"), "https://host:81/path https://host:81/path");
     }
 }

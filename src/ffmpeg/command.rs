@@ -81,12 +81,7 @@ pub fn arguments(location: &Location, io_timeout: Duration) -> Vec<String> {
     args.add(["-fpsprobesize", "0"]);
     match location.scheme().as_deref() {
         Some("rtmp" | "rtmps" | "rtmpe" | "rtmpt" | "rtmpte" | "rtmpts") => {
-            args.add([
-                "-analyzeduration",
-                &micros(RTMP_ANALYZE),
-                "-rw_timeout",
-                &micros(io_timeout),
-            ]);
+            args.add(["-analyzeduration", &micros(RTMP_ANALYZE), "-rw_timeout", &micros(io_timeout)]);
         }
         Some("http" | "https" | "tcp" | "tls" | "srt") => {
             args.add(["-rw_timeout", &micros(io_timeout)]);
@@ -99,12 +94,7 @@ pub fn arguments(location: &Location, io_timeout: Duration) -> Vec<String> {
     // One picture (no cover art) and one sound: all that FLV holds. Data streams are left out, for FLV refuses most kinds.
     args.add(["-map", "0:V:0?", "-map", "0:a:0?", "-c", "copy"]);
     // Each packet goes out when it is there; without this up to a second is held in a buffer.
-    args.add([
-        "-max_interleave_delta",
-        &micros(INTERLEAVE),
-        "-flush_packets",
-        "1",
-    ]);
+    args.add(["-max_interleave_delta", &micros(INTERLEAVE), "-flush_packets", "1"]);
     args.add(["-f", "flv", "-flvflags", "no_duration_filesize", "pipe:1"]);
     args.0
 }
@@ -142,10 +132,7 @@ mod tests {
     #[test]
     fn the_input_options_fit_the_input() {
         let rtmp = line("RTMP://h/pull_source/x");
-        assert!(
-            rtmp.contains("-analyzeduration 1000000 -rw_timeout 10000000 -i RTMP://h"),
-            "{rtmp}"
-        );
+        assert!(rtmp.contains("-analyzeduration 1000000 -rw_timeout 10000000 -i RTMP://h"), "{rtmp}");
         let http = line("https://h/x.m3u8");
         assert!(http.contains("-fpsprobesize 0 -rw_timeout 10000000 -i"), "{http}");
         for file in ["/a/b.flv", "file:x.mp4", "file:///x.mp4"] {

@@ -147,19 +147,8 @@ impl Puller {
         let (events, receiver) = mpsc::channel(EVENTS);
         let stop = CancellationToken::new();
         let span = tracing::info_span!("ffmpeg", %location);
-        let task = Task {
-            settings,
-            location,
-            events,
-            stop: stop.clone(),
-        };
-        (
-            Puller {
-                stop,
-                task: tokio::spawn(task.run().instrument(span)),
-            },
-            receiver,
-        )
+        let task = Task { settings, location, events, stop: stop.clone() };
+        (Puller { stop, task: tokio::spawn(task.run().instrument(span)) }, receiver)
     }
 
     /// Ends the pull. When this returns the process is gone and reaped.
@@ -217,10 +206,7 @@ impl Task {
         let path = &self.settings.ffmpeg;
         let mut command = Command::new(path);
         command.args(command::arguments(&self.location, self.settings.stall));
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         // Not given up halfway: it takes a millisecond, and what it starts must be reaped.
         let mut process = match spawner::spawn(command).await {
             Ok(child) => Process(child),
@@ -228,36 +214,20 @@ impl Task {
                 return Ok(EndReason::NotFound(path.clone()));
             }
             Err(error) => {
-                return Ok(EndReason::Start {
-                    path: path.clone(),
-                    error,
-                });
+                return Ok(EndReason::Start { path: path.clone(), error });
             }
         };
-        let mut said = Said {
-            pipe: process.0.stderr.take(),
-            lines: Lines::default(),
-            last: None,
-        };
+        let mut said = Said { pipe: process.0.stderr.take(), lines: Lines::default(), last: None };
         let outcome = match process.0.stdout.take() {
-            Some(stdout) => {
-                self.unless_unwanted(self.read(stdout, &mut said, media_since))
-                    .await
-            }
+            Some(stdout) => self.unless_unwanted(self.read(stdout, &mut said, media_since)).await,
             None => Ok(None),
         };
         let status = process.end().await;
         said.finish();
         Ok(match (outcome?, status) {
             (Some(reason), _) => reason,
-            (None, Ok(status)) => EndReason::Exited {
-                status,
-                said: said.last,
-            },
-            (None, Err(error)) => EndReason::Start {
-                path: path.clone(),
-                error,
-            },
+            (None, Ok(status)) => EndReason::Exited { status, said: said.last },
+            (None, Err(error)) => EndReason::Start { path: path.clone(), error },
         })
     }
 
@@ -374,15 +344,14 @@ impl Said {
         let mut buffer = [0; 2048];
         match read_some(pipe, &mut buffer).await {
             Ok([]) | Err(_) => self.pipe = None,
-            Ok(piece) => self.lines.push(piece, Instant::now().into_std(), |entry| {
-                log(entry, &mut self.last)
-            }),
+            Ok(piece) => {
+                self.lines.push(piece, Instant::now().into_std(), |entry| log(entry, &mut self.last))
+            }
         }
     }
 
     fn finish(&mut self) {
-        self.lines
-            .finish(Instant::now().into_std(), |entry| log(entry, &mut self.last));
+        self.lines.finish(Instant::now().into_std(), |entry| log(entry, &mut self.last));
     }
 }
 

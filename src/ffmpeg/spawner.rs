@@ -22,21 +22,14 @@ struct Job {
 
 static SPAWNER: LazyLock<io::Result<mpsc::Sender<Job>>> = LazyLock::new(|| {
     let (sender, mut jobs) = mpsc::channel::<Job>(QUEUE);
-    std::thread::Builder::new()
-        .name("ffmpeg-spawner".into())
-        .spawn(move || {
-            while let Some(Job {
-                mut command,
-                runtime,
-                reply,
-            }) = jobs.blocking_recv()
-            {
-                // The runtime that asked also watches the child's pipes and its end.
-                let _entered = runtime.enter();
-                // Nobody waits any more: the child is dropped here, which kills it (`kill_on_drop`).
-                drop(reply.send(command.spawn()));
-            }
-        })?;
+    std::thread::Builder::new().name("ffmpeg-spawner".into()).spawn(move || {
+        while let Some(Job { mut command, runtime, reply }) = jobs.blocking_recv() {
+            // The runtime that asked also watches the child's pipes and its end.
+            let _entered = runtime.enter();
+            // Nobody waits any more: the child is dropped here, which kills it (`kill_on_drop`).
+            drop(reply.send(command.spawn()));
+        }
+    })?;
     Ok(sender)
 });
 
@@ -62,14 +55,8 @@ pub(super) async fn spawn(mut command: Command) -> io::Result<Child> {
     }
     let (reply, answer) = oneshot::channel();
     let gone = || io::Error::other("the thread that starts ffmpeg is gone");
-    let spawner = SPAWNER
-        .as_ref()
-        .map_err(|error| io::Error::new(error.kind(), error.to_string()))?;
-    let job = Job {
-        command,
-        runtime: Handle::current(),
-        reply,
-    };
+    let spawner = SPAWNER.as_ref().map_err(|error| io::Error::new(error.kind(), error.to_string()))?;
+    let job = Job { command, runtime: Handle::current(), reply };
     spawner.send(job).await.map_err(|_| gone())?;
     answer.await.unwrap_or_else(|_| Err(gone()))
 }

@@ -53,10 +53,7 @@ impl Lines {
         if line.is_empty() {
             return;
         }
-        if self
-            .window
-            .is_none_or(|start| now.duration_since(start) >= WINDOW)
-        {
+        if self.window.is_none_or(|start| now.duration_since(start) >= WINDOW) {
             self.end_window(log);
             self.window = Some(now);
         }
@@ -102,15 +99,7 @@ pub(super) fn redact(text: &str) -> String {
         }
         out.push_str(end);
     }
-    out.chars()
-        .flat_map(|c| {
-            if c.is_control() {
-                c.escape_default().collect()
-            } else {
-                vec![c]
-            }
-        })
-        .collect()
+    out.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
 }
 
 #[cfg(test)]
@@ -153,14 +142,8 @@ mod tests {
     #[test]
     fn secrets_are_taken_out() {
         for (text, shown) in [
-            (
-                "rtmp://u:p@h:1/a/x?token=t: Connection refused",
-                "rtmp://h:1/a/x?… Connection refused",
-            ),
-            (
-                "opening 'https://h/x.m3u8?sig=t' now",
-                "opening 'https://h/x.m3u8?…' now",
-            ),
+            ("rtmp://u:p@h:1/a/x?token=t: Connection refused", "rtmp://h:1/a/x?… Connection refused"),
+            ("opening 'https://h/x.m3u8?sig=t' now", "opening 'https://h/x.m3u8?…' now"),
             ("rtmp://u:p/w@h/x", "rtmp://h/x"),
             ("Server error: no stream x?token=t", "Server error: no stream x?…"),
             ("[rtmp @ 0x5] is this it? yes", "[rtmp @ 0x5] is this it? yes"),

@@ -114,10 +114,7 @@ mod tests {
     fn a_codec_is_shown_by_its_name_and_a_strange_one_harmlessly() {
         assert_eq!(Codec::from_four_cc(*b"hvc1").to_string(), "H.265");
         assert_eq!(Codec::from_four_cc(*b"abcd").to_string(), "abcd");
-        assert_eq!(
-            Codec::from_four_cc([0, b'a', b'\n', 0xff]).to_string(),
-            "\\x00a\\n\\xff"
-        );
+        assert_eq!(Codec::from_four_cc([0, b'a', b'\n', 0xff]).to_string(), "\\x00a\\n\\xff");
         assert_eq!(Codec::from_video_codec_id(4).to_string(), "FLV video codec 4");
     }
 }

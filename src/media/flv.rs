@@ -51,27 +51,16 @@ pub struct Reader {
 #[derive(Debug)]
 enum State {
     Header(Head<FILE_HEADER_SIZE>),
-    Skip {
-        left: usize,
-    },
+    Skip { left: usize },
     Tag(Head<TAG_HEADER_SIZE>),
-    Body {
-        tag_type: u8,
-        timestamp: u32,
-        left: usize,
-        body: BytesMut,
-    },
+    Body { tag_type: u8, timestamp: u32, left: usize, body: BytesMut },
     Failed(Error),
 }
 
 impl Reader {
     /// A reader that refuses tags with bodies of more than `tag_limit` bytes.
     pub fn new(tag_limit: usize) -> Self {
-        Reader {
-            state: State::Header(Head::default()),
-            tag_limit,
-            offset: 0,
-        }
+        Reader { state: State::Header(Head::default()), tag_limit, offset: 0 }
     }
 
     /// Takes bytes off the front of `input` until a packet is complete or the input is empty (`None`: more is needed).
@@ -125,34 +114,17 @@ impl Reader {
                 let [tag_type, s0, s1, s2, t0, t1, t2, t3, _stream_id @ ..] = head;
                 let size = u32::from_be_bytes([0, s0, s1, s2]) as usize;
                 if !matches!(tag_type, AUDIO | VIDEO | SCRIPT) {
-                    return Err(Error::TagType {
-                        tag_type,
-                        offset: start,
-                    });
+                    return Err(Error::TagType { tag_type, offset: start });
                 }
                 if size > self.tag_limit {
-                    return Err(Error::TagTooLarge {
-                        size,
-                        limit: self.tag_limit,
-                        offset: start,
-                    });
+                    return Err(Error::TagTooLarge { size, limit: self.tag_limit, offset: start });
                 }
                 // The extension byte holds the upper eight bits.
                 let timestamp = u32::from_be_bytes([t3, t0, t1, t2]);
                 let body = BytesMut::with_capacity(size);
-                self.state = State::Body {
-                    tag_type,
-                    timestamp,
-                    left: size,
-                    body,
-                };
+                self.state = State::Body { tag_type, timestamp, left: size, body };
             }
-            State::Body {
-                tag_type,
-                timestamp,
-                left,
-                body,
-            } => {
+            State::Body { tag_type, timestamp, left, body } => {
                 let (now, later) = input.split_at_checked(*left).unwrap_or((input, &[]));
                 body.extend_from_slice(now);
                 *left -= now.len();
@@ -166,9 +138,7 @@ impl Reader {
                     VIDEO => Packet::video(timestamp, body),
                     _ => Packet::data(timestamp, body),
                 };
-                self.state = State::Skip {
-                    left: BACK_POINTER_SIZE,
-                };
+                self.state = State::Skip { left: BACK_POINTER_SIZE };
                 return Ok(Step::Packet(packet));
             }
         }
@@ -221,10 +191,7 @@ struct Head<const N: usize> {
 
 impl<const N: usize> Default for Head<N> {
     fn default() -> Self {
-        Head {
-            bytes: [0; N],
-            len: 0,
-        }
+        Head { bytes: [0; N], len: 0 }
     }
 }
 
@@ -308,25 +275,14 @@ mod tests {
 
     #[test]
     fn what_is_not_flv_is_refused_with_its_place() {
-        for bad in [
-            &b"GIF89a\0\0\x09"[..],
-            b"FLV\x02\x05\0\0\0\x09",
-            b"FLV\x01\x05\0\0\0\x08",
-        ] {
+        for bad in [&b"GIF89a\0\0\x09"[..], b"FLV\x02\x05\0\0\0\x09", b"FLV\x01\x05\0\0\0\x08"] {
             let mut reader = Reader::new(300);
             assert_eq!(read_all(&mut reader, bad), Err(Error::Header));
             assert_eq!(reader.read(&mut &b"more"[..]), Err(Error::Header), "final");
         }
         let packets = some_packets();
         let large = read_all(&mut Reader::new(299), &written(&packets[4..]));
-        assert_eq!(
-            large,
-            Err(Error::TagTooLarge {
-                size: 300,
-                limit: 299,
-                offset: 13
-            })
-        );
+        assert_eq!(large, Err(Error::TagTooLarge { size: 300, limit: 299, offset: 13 }));
 
         let mut bytes = written(&packets[2..3]);
         let offset = bytes.len() as u64;
@@ -334,19 +290,13 @@ mod tests {
         let mut reader = Reader::new(300);
         let (front, back) = bytes.split_at(bytes.len() - 4);
         assert_eq!(read_all(&mut reader, front).unwrap(), packets[2..3]);
-        assert_eq!(
-            read_all(&mut reader, back),
-            Err(Error::TagType { tag_type: 10, offset })
-        );
+        assert_eq!(read_all(&mut reader, back), Err(Error::TagType { tag_type: 10, offset }));
     }
 
     #[test]
     fn a_body_that_no_tag_can_hold_is_not_written() {
         let mut out = Vec::new();
-        assert!(!write_tag(
-            &mut out,
-            &Packet::video(0, Bytes::from(vec![0; TAG_SIZE_MAX + 1]))
-        ));
+        assert!(!write_tag(&mut out, &Packet::video(0, Bytes::from(vec![0; TAG_SIZE_MAX + 1]))));
         assert!(out.is_empty());
     }
 

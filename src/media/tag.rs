@@ -92,12 +92,7 @@ impl<'a> Tracks<'a> {
         match self.layout {
             Layout::End => return None,
             Layout::Legacy(composition_time) => {
-                return Some(Track {
-                    id,
-                    codec,
-                    composition_time,
-                    data: rest,
-                });
+                return Some(Track { id, codec, composition_time, data: rest });
             }
             Layout::Single => {}
             Layout::One | Layout::Many | Layout::ManyCodecs => {
@@ -115,19 +110,9 @@ impl<'a> Tracks<'a> {
         }
         if self.composition_time && codec.has_composition_time() {
             let (offset, data) = rest.split_first_chunk()?;
-            return Some(Track {
-                id,
-                codec,
-                composition_time: signed24(*offset),
-                data,
-            });
+            return Some(Track { id, codec, composition_time: signed24(*offset), data });
         }
-        Some(Track {
-            id,
-            codec,
-            composition_time: 0,
-            data: rest,
-        })
+        Some(Track { id, codec, composition_time: 0, data: rest })
     }
 }
 
@@ -186,17 +171,8 @@ fn read_enhanced_video(packet_type: u8, frame_type: u8, rest: &[u8]) -> Option<T
         _ => (Content::Frame, false),
     };
     let keyframe = coded && matches!(frame_type, FRAME_TYPE_KEY | FRAME_TYPE_GENERATED_KEY);
-    let tracks = Tracks {
-        rest,
-        layout,
-        codec,
-        composition_time: packet_type == CODED_FRAMES,
-    };
-    Some(Tag {
-        content,
-        keyframe,
-        tracks,
-    })
+    let tracks = Tracks { rest, layout, codec, composition_time: packet_type == CODED_FRAMES };
+    Some(Tag { content, keyframe, tracks })
 }
 
 fn read_audio(body: &[u8]) -> Option<Tag<'_>> {
@@ -210,11 +186,7 @@ fn read_audio(body: &[u8]) -> Option<Tag<'_>> {
         return Some(single(Content::Frame, false, codec, 0, rest));
     }
     let (&packet_type, data) = rest.split_first()?;
-    let content = if packet_type == 0 {
-        Content::SequenceHeader
-    } else {
-        Content::Frame
-    };
+    let content = if packet_type == 0 { Content::SequenceHeader } else { Content::Frame };
     Some(single(content, false, codec, 0, data))
 }
 
@@ -228,17 +200,8 @@ fn read_enhanced_audio(packet_type: u8, rest: &[u8]) -> Option<Tag<'_>> {
         4 => Content::ChannelConfig,
         _ => Content::Frame,
     };
-    let tracks = Tracks {
-        rest,
-        layout,
-        codec,
-        composition_time: false,
-    };
-    Some(Tag {
-        content,
-        keyframe: false,
-        tracks,
-    })
+    let tracks = Tracks { rest, layout, codec, composition_time: false };
+    Some(Tag { content, keyframe: false, tracks })
 }
 
 /// `ModEx` packets (type 7) wrap another packet: size, data, and in one byte the extension's and the packet's type.
@@ -285,16 +248,7 @@ fn tracks_head(packet_type: u8, multitrack: u8, rest: &[u8]) -> Option<(u8, Layo
 
 fn single(content: Content, keyframe: bool, codec: Codec, composition_time: i32, data: &[u8]) -> Tag<'_> {
     let layout = Layout::Legacy(composition_time);
-    Tag {
-        content,
-        keyframe,
-        tracks: Tracks {
-            rest: data,
-            layout,
-            codec,
-            composition_time: false,
-        },
-    }
+    Tag { content, keyframe, tracks: Tracks { rest: data, layout, codec, composition_time: false } }
 }
 
 fn plain(body: &[u8]) -> Tag<'_> {
@@ -312,9 +266,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn tracks(tag: Tag<'_>) -> Vec<(u8, Codec, i32, Vec<u8>)> {
-        tag.tracks
-            .map(|t| (t.id, t.codec, t.composition_time, t.data.to_vec()))
-            .collect()
+        tag.tracks.map(|t| (t.id, t.codec, t.composition_time, t.data.to_vec())).collect()
     }
 
     fn body(parts: &[&[u8]]) -> Vec<u8> {
@@ -327,13 +279,7 @@ mod tests {
             ([0x17, 0, 0, 0, 0], Content::SequenceHeader, false, Codec::Avc, 0),
             ([0x17, 1, 0, 0, 66], Content::Frame, true, Codec::Avc, 66),
             ([0x27, 1, 0xff, 0xff, 0xfe], Content::Frame, false, Codec::Avc, -2),
-            (
-                [0x47, 1, 0x80, 0, 0],
-                Content::Frame,
-                true,
-                Codec::Avc,
-                -0x80_0000,
-            ),
+            ([0x47, 1, 0x80, 0, 0], Content::Frame, true, Codec::Avc, -0x80_0000),
             ([0x17, 2, 0, 0, 0], Content::EndOfSequence, false, Codec::Avc, 0),
             ([0x1c, 1, 0, 1, 0], Content::Frame, true, Codec::Hevc, 256),
         ] {
@@ -350,10 +296,7 @@ mod tests {
     fn legacy_audio_tells_the_aac_header() {
         assert_eq!(audio(&[0xaf, 0, 0x12, 0x10]).content, Content::SequenceHeader);
         let tag = audio(&[0xaf, 1, 9]);
-        assert_eq!(
-            (tag.content, tracks(tag)),
-            (Content::Frame, vec![(0, Codec::Aac, 0, vec![9])])
-        );
+        assert_eq!((tag.content, tracks(tag)), (Content::Frame, vec![(0, Codec::Aac, 0, vec![9])]));
         assert_eq!(tracks(audio(&[0x2f, 0])), [(0, Codec::Mp3, 0, vec![0])]);
         assert_eq!(audio(&[0x2f, 0]).content, Content::Frame);
     }
@@ -400,29 +343,13 @@ mod tests {
         assert_eq!(video(&one).content, Content::SequenceHeader);
         assert_eq!(tracks(video(&one)), [(7, Codec::Avc, 0, b"config".to_vec())]);
 
-        let many = body(&[
-            &[0x96, 0x11],
-            b"hvc1",
-            &[0, 0, 0, 4, 0, 0, 5, b'a', 1, 0, 0, 3, 0, 0, 6],
-        ]);
+        let many = body(&[&[0x96, 0x11], b"hvc1", &[0, 0, 0, 4, 0, 0, 5, b'a', 1, 0, 0, 3, 0, 0, 6]]);
         assert!(video(&many).keyframe);
-        assert_eq!(
-            tracks(video(&many)),
-            [(0, Codec::Hevc, 5, b"a".to_vec()), (1, Codec::Hevc, 6, vec![])]
-        );
+        assert_eq!(tracks(video(&many)), [(0, Codec::Hevc, 5, b"a".to_vec()), (1, Codec::Hevc, 6, vec![])]);
 
-        let codecs = body(&[
-            &[0x95, 0x20, 3],
-            b"Opus",
-            &[0, 0, 1, b'o', 4],
-            b"mp4a",
-            &[0, 0, 1, b'm'],
-        ]);
+        let codecs = body(&[&[0x95, 0x20, 3], b"Opus", &[0, 0, 1, b'o', 4], b"mp4a", &[0, 0, 1, b'm']]);
         assert_eq!(audio(&codecs).content, Content::SequenceHeader);
-        let expected = [
-            (3, Codec::Opus, 0, b"o".to_vec()),
-            (4, Codec::Aac, 0, b"m".to_vec()),
-        ];
+        let expected = [(3, Codec::Opus, 0, b"o".to_vec()), (4, Codec::Aac, 0, b"m".to_vec())];
         assert_eq!(tracks(audio(&codecs)), expected);
     }
 
@@ -431,31 +358,16 @@ mod tests {
         let short = body(&[&[0x97, 2, 0, 0, 9, 0x01], b"av01", b"frame"]);
         assert!(video(&short).keyframe);
         assert_eq!(tracks(video(&short)), [(0, Codec::Av1, 0, b"frame".to_vec())]);
-        let long = body(&[
-            &[0x97, 255, 1, 0],
-            &[0; 257],
-            &[0x07, 0, 0, 0x00],
-            b"Opus",
-            b"head",
-        ]);
+        let long = body(&[&[0x97, 255, 1, 0], &[0; 257], &[0x07, 0, 0, 0x00], b"Opus", b"head"]);
         assert_eq!(audio(&long).content, Content::SequenceHeader);
     }
 
     #[test]
     fn what_is_cut_short_or_unknown_is_a_plain_frame() {
-        for bad in [
-            &[][..],
-            &[0x17],
-            &[0x17, 1, 0, 0],
-            &[0x90, b'h', b'v'],
-            &[0x97, 255],
-            &[0x96, 0x31, 1, 2, 3, 4],
-        ] {
-            assert_eq!(
-                (video(bad).content, video(bad).keyframe),
-                (Content::Frame, false),
-                "{bad:x?}"
-            );
+        for bad in
+            [&[][..], &[0x17], &[0x17, 1, 0, 0], &[0x90, b'h', b'v'], &[0x97, 255], &[0x96, 0x31, 1, 2, 3, 4]]
+        {
+            assert_eq!((video(bad).content, video(bad).keyframe), (Content::Frame, false), "{bad:x?}");
         }
         assert_eq!(
             tracks(video(&[0x96, 0x10, b'a', b'v', b'c', b'1', 0, 0, 0, 9, 1])),

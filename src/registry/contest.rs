@@ -36,11 +36,7 @@ impl Contest {
     pub(super) fn strike(&mut self, now: Instant) {
         let quiet = WINDOW + 2 * self.hold;
         let related = self.last.is_some_and(|last| now < last + quiet);
-        self.strikes = if related {
-            self.strikes.saturating_add(1)
-        } else {
-            1
-        };
+        self.strikes = if related { self.strikes.saturating_add(1) } else { 1 };
         self.last = Some(now);
         self.hold = hold(self.strikes);
     }

@@ -8,32 +8,19 @@ use std::net::Ipv4Addr;
 const LEASE: Duration = Duration::from_millis(400);
 
 fn settings() -> Settings {
-    Settings {
-        lease: LEASE,
-        warm_up: Duration::ZERO,
-        ..Settings::default()
-    }
+    Settings { lease: LEASE, warm_up: Duration::ZERO, ..Settings::default() }
 }
 
 fn first_wins() -> Settings {
-    Settings {
-        policy: Policy::FirstWins,
-        ..settings()
-    }
+    Settings { policy: Policy::FirstWins, ..settings() }
 }
 
 fn warming_up() -> Settings {
-    Settings {
-        warm_up: LEASE,
-        ..settings()
-    }
+    Settings { warm_up: LEASE, ..settings() }
 }
 
 fn small() -> Settings {
-    Settings {
-        max_streams: 2,
-        ..settings()
-    }
+    Settings { max_streams: 2, ..settings() }
 }
 
 macro_rules! contract {
@@ -83,26 +70,13 @@ async fn a_claim_is_found_until_it_is_released(registry: &dyn Registry) {
     let (x, session) = (name("live/x"), SessionId::random());
     assert_eq!(registry.owner(x.clone()).await, Ok(None));
     let lease = registry.claim(claim("live/x", session, "a")).await.unwrap();
-    assert_eq!(
-        (lease.session, lease.node.clone()),
-        (Some(session), Some(node("a")))
-    );
+    assert_eq!((lease.session, lease.node.clone()), (Some(session), Some(node("a"))));
     assert_eq!(lease.origin.to_string(), "10.0.0.97");
-    assert!(
-        lease.remaining <= LEASE && lease.remaining > LEASE / 2,
-        "{lease:?}"
-    );
+    assert!(lease.remaining <= LEASE && lease.remaining > LEASE / 2, "{lease:?}");
     let found = registry.owner(x.clone()).await.unwrap().unwrap();
-    assert_eq!(
-        (&found.origin, found.epoch, found.session),
-        (&lease.origin, lease.epoch, lease.session)
-    );
+    assert_eq!((&found.origin, found.epoch, found.session), (&lease.origin, lease.epoch, lease.session));
     assert_eq!(registry.list().await.unwrap().len(), 1);
-    assert_eq!(
-        registry.release(x.clone(), SessionId::random()).await,
-        Ok(false),
-        "not the owner"
-    );
+    assert_eq!(registry.release(x.clone(), SessionId::random()).await, Ok(false), "not the owner");
     assert!(registry.owner(x.clone()).await.unwrap().is_some());
     assert_eq!(registry.release(x.clone(), session).await, Ok(true));
     assert_eq!(registry.owner(x.clone()).await, Ok(None));
@@ -122,15 +96,8 @@ async fn a_lease_lapses_unless_it_is_renewed(registry: &dyn Registry) {
     }
     gone(registry, "x").await;
     assert!(registry.list().await.unwrap().is_empty());
-    assert_eq!(
-        next_change(&mut changes).await,
-        ("x".into(), Some("10.0.0.97".into()), first.epoch)
-    );
-    assert_eq!(
-        next_change(&mut changes).await,
-        ("x".into(), None, first.epoch),
-        "a lapse is told too"
-    );
+    assert_eq!(next_change(&mut changes).await, ("x".into(), Some("10.0.0.97".into()), first.epoch));
+    assert_eq!(next_change(&mut changes).await, ("x".into(), None, first.epoch), "a lapse is told too");
     let again = registry.claim(claim("x", session, "a")).await.unwrap();
     assert!(again.epoch > first.epoch, "epochs rise over a lapse");
 }
@@ -140,24 +107,12 @@ async fn the_newest_session_wins_and_the_old_one_is_told(registry: &dyn Registry
     let first = registry.claim(claim("x", old, "a")).await.unwrap();
     let second = registry.claim(claim("x", new, "b")).await.unwrap();
     assert!(second.epoch > first.epoch);
-    assert_eq!(
-        registry.claim(claim("x", old, "a")).await,
-        Err(Error::Superseded(name("x")))
-    );
+    assert_eq!(registry.claim(claim("x", old, "a")).await, Err(Error::Superseded(name("x"))));
     let reply = beat(registry, "a", &[("x", old, Some(first.epoch))]).await;
-    assert_eq!(
-        reply.superseded,
-        [PublisherRelease {
-            stream_name: name("x"),
-            session: old
-        }]
-    );
+    assert_eq!(reply.superseded, [PublisherRelease { stream_name: name("x"), session: old }]);
     assert_eq!(registry.release(name("x"), old).await, Ok(false));
     let owner = registry.owner(name("x")).await.unwrap().unwrap();
-    assert_eq!(
-        (owner.session, owner.epoch, owner.node),
-        (Some(new), second.epoch, Some(node("b")))
-    );
+    assert_eq!((owner.session, owner.epoch, owner.node), (Some(new), second.epoch, Some(node("b"))));
     assert_eq!(registry.stats().takeovers, 1);
 }
 
@@ -165,50 +120,31 @@ async fn an_ended_session_never_comes_back(registry: &dyn Registry) {
     let session = SessionId::random();
     let lease = registry.claim(claim("x", session, "a")).await.unwrap();
     registry.release(name("x"), session).await.unwrap();
-    assert_eq!(
-        registry.claim(claim("x", session, "a")).await,
-        Err(Error::Superseded(name("x")))
-    );
+    assert_eq!(registry.claim(claim("x", session, "a")).await, Err(Error::Superseded(name("x"))));
     let reply = beat(registry, "a", &[("x", session, Some(lease.epoch))]).await;
     assert_eq!((reply.owned.len(), reply.superseded.len()), (0, 1));
     assert_eq!(registry.owner(name("x")).await, Ok(None));
     // A release may overtake the claim that it ends.
     let session = SessionId::random();
     registry.release(name("x"), session).await.unwrap();
-    assert_eq!(
-        registry.claim(claim("x", session, "a")).await,
-        Err(Error::Superseded(name("x")))
-    );
+    assert_eq!(registry.claim(claim("x", session, "a")).await, Err(Error::Superseded(name("x"))));
 }
 
 async fn first_wins_refuses_until_the_name_is_free(registry: &dyn Registry) {
     let (first, second) = (SessionId::random(), SessionId::random());
     registry.claim(claim("x", first, "a")).await.unwrap();
     let refused = registry.claim(claim("x", second, "b")).await;
-    assert_eq!(
-        refused,
-        Err(Error::Taken(name("x"), "10.0.0.97".parse().unwrap()))
-    );
-    assert!(
-        registry.claim(claim("x", first, "a")).await.is_ok(),
-        "the owner renews"
-    );
+    assert_eq!(refused, Err(Error::Taken(name("x"), "10.0.0.97".parse().unwrap())));
+    assert!(registry.claim(claim("x", first, "a")).await.is_ok(), "the owner renews");
     registry.release(name("x"), first).await.unwrap();
-    assert!(
-        registry.claim(claim("x", second, "b")).await.is_ok(),
-        "a refused session may try again"
-    );
+    assert!(registry.claim(claim("x", second, "b")).await.is_ok(), "a refused session may try again");
 }
 
 async fn a_plain_node_is_known_by_its_address(registry: &dyn Registry) {
     let a = plain("x", "10.0.0.1");
     let first = registry.claim(a.clone()).await.unwrap();
     assert_eq!((first.session, first.node.clone()), (None, None));
-    assert_eq!(
-        registry.claim(a.clone()).await.unwrap().epoch,
-        first.epoch,
-        "asking again renews"
-    );
+    assert_eq!(registry.claim(a.clone()).await.unwrap().epoch, first.epoch, "asking again renews");
     let second = registry.claim(plain("x", "10.0.0.2")).await.unwrap();
     assert!(second.epoch > first.epoch);
     assert_eq!(
@@ -218,10 +154,7 @@ async fn a_plain_node_is_known_by_its_address(registry: &dyn Registry) {
     );
     let third = registry.claim(a.clone()).await.unwrap();
     assert!(third.epoch > second.epoch, "and after that it is a new publish");
-    assert_eq!(
-        registry.claim(plain("x", "10.0.0.2")).await,
-        Err(Error::Superseded(name("x")))
-    );
+    assert_eq!(registry.claim(plain("x", "10.0.0.2")).await, Err(Error::Superseded(name("x"))));
     // A free name has no past.
     gone(registry, "x").await;
     registry.claim(plain("x", "10.0.0.2")).await.unwrap();
@@ -238,14 +171,8 @@ async fn a_heartbeat_renews_and_a_silent_node_loses_its_leases(registry: &dyn Re
         tokio::time::sleep(LEASE / 8).await;
     }
     let nodes = registry.nodes().await.unwrap();
-    assert_eq!(
-        (nodes.len(), nodes[0].node.clone(), nodes[0].heartbeat.viewers),
-        (1, node("a"), 7)
-    );
-    assert_eq!(
-        nodes[0].heartbeat.streams,
-        reply_streams("x", session, lease.epoch)
-    );
+    assert_eq!((nodes.len(), nodes[0].node.clone(), nodes[0].heartbeat.viewers), (1, node("a"), 7));
+    assert_eq!(nodes[0].heartbeat.streams, reply_streams("x", session, lease.epoch));
     gone(registry, "x").await;
     assert!(registry.nodes().await.unwrap().is_empty());
 }
@@ -261,27 +188,15 @@ async fn the_higher_epoch_wins_whichever_is_restored_first(registry: &dyn Regist
     let (low, high) = (SessionId::random(), SessionId::random());
     assert_eq!(beat(registry, "a", &[("x", low, Some(7))]).await.owned.len(), 1);
     assert_eq!(beat(registry, "b", &[("x", high, Some(9))]).await.owned.len(), 1);
-    assert_eq!(
-        beat(registry, "a", &[("x", low, Some(7))]).await.superseded.len(),
-        1
-    );
+    assert_eq!(beat(registry, "a", &[("x", low, Some(7))]).await.superseded.len(), 1);
     let (low, high) = (SessionId::random(), SessionId::random());
     assert_eq!(beat(registry, "b", &[("y", high, Some(19))]).await.owned.len(), 1);
-    assert_eq!(
-        beat(registry, "a", &[("y", low, Some(17))])
-            .await
-            .superseded
-            .len(),
-        1
-    );
+    assert_eq!(beat(registry, "a", &[("y", low, Some(17))]).await.superseded.len(), 1);
     for (stream, epoch) in [("x", 9), ("y", 19)] {
         let owner = registry.owner(name(stream)).await.unwrap().unwrap();
         assert_eq!((owner.epoch, owner.node), (epoch, Some(node("b"))));
     }
-    let next = registry
-        .claim(claim("x", SessionId::random(), "a"))
-        .await
-        .unwrap();
+    let next = registry.claim(claim("x", SessionId::random(), "a")).await.unwrap();
     assert!(next.epoch > 9, "new epochs are above restored ones");
 }
 
@@ -291,24 +206,12 @@ async fn of_equal_epochs_the_greater_session_wins(registry: &dyn Registry) {
     let [small, great] = sessions;
     assert_eq!(beat(registry, "a", &[("x", small, Some(7))]).await.owned.len(), 1);
     assert_eq!(beat(registry, "b", &[("x", great, Some(7))]).await.owned.len(), 1);
-    assert_eq!(
-        beat(registry, "a", &[("x", small, Some(7))])
-            .await
-            .superseded
-            .len(),
-        1
-    );
+    assert_eq!(beat(registry, "a", &[("x", small, Some(7))]).await.superseded.len(), 1);
     let mut sessions = [SessionId::random(), SessionId::random()];
     sessions.sort();
     let [small, great] = sessions;
     assert_eq!(beat(registry, "b", &[("y", great, Some(7))]).await.owned.len(), 1);
-    assert_eq!(
-        beat(registry, "a", &[("y", small, Some(7))])
-            .await
-            .superseded
-            .len(),
-        1
-    );
+    assert_eq!(beat(registry, "a", &[("y", small, Some(7))]).await.superseded.len(), 1);
 }
 
 async fn a_claim_is_newer_than_what_is_restored(registry: &dyn Registry) {
@@ -331,19 +234,8 @@ async fn an_absurd_epoch_is_taken_as_unknown(registry: &dyn Registry) {
     assert!(reply.owned[0].epoch.unwrap() < 10);
     let high = EPOCH_LIMIT - 1;
     let reply = beat(registry, "a", &[("y", SessionId::random(), Some(high))]).await;
-    assert_eq!(
-        reply.owned[0].epoch,
-        Some(high),
-        "the greatest epoch survives its way exactly"
-    );
-    assert_eq!(
-        registry
-            .claim(claim("z", SessionId::random(), "a"))
-            .await
-            .unwrap()
-            .epoch,
-        high + 1
-    );
+    assert_eq!(reply.owned[0].epoch, Some(high), "the greatest epoch survives its way exactly");
+    assert_eq!(registry.claim(claim("z", SessionId::random(), "a")).await.unwrap().epoch, high + 1);
 }
 
 async fn a_session_without_an_epoch_counts_as_new(registry: &dyn Registry) {
@@ -363,10 +255,7 @@ async fn a_fight_for_a_name_is_held(registry: &dyn Registry) {
     for round in 0..contest::STRIKES {
         owner = SessionId::random();
         let at = if round % 2 == 0 { "b" } else { "a" };
-        registry
-            .claim(claim("x", owner, at))
-            .await
-            .expect("the first takeovers go through at once");
+        registry.claim(claim("x", owner, at)).await.expect("the first takeovers go through at once");
     }
     let late = SessionId::random();
     for _ in 0..3 {
@@ -381,40 +270,21 @@ async fn a_fight_for_a_name_is_held(registry: &dyn Registry) {
             "{text}"
         );
     }
-    assert_eq!(
-        beat(registry, "b", &[("x", late, None)]).await.superseded.len(),
-        1,
-        "nor by a heartbeat"
-    );
+    assert_eq!(beat(registry, "b", &[("x", late, None)]).await.superseded.len(), 1, "nor by a heartbeat");
     assert_eq!(registry.stats().contested, 3);
-    assert!(
-        registry.claim(claim("x", owner, "a")).await.is_ok(),
-        "the owner renews"
-    );
+    assert!(registry.claim(claim("x", owner, "a")).await.is_ok(), "the owner renews");
     registry.release(name("x"), owner).await.unwrap();
-    assert!(
-        registry.claim(claim("x", SessionId::random(), "b")).await.is_ok(),
-        "a free name is free"
-    );
+    assert!(registry.claim(claim("x", SessionId::random(), "b")).await.is_ok(), "a free name is free");
 }
 
 async fn a_draining_owner_is_found_but_not_protected(registry: &dyn Registry) {
     let session = SessionId::random();
     registry.claim(claim("x", session, "a")).await.unwrap();
-    let draining = Heartbeat {
-        draining: true,
-        ..heartbeat(&[("x", session, None)])
-    };
-    registry
-        .heartbeat(node("a"), draining, source("a"))
-        .await
-        .unwrap();
+    let draining = Heartbeat { draining: true, ..heartbeat(&[("x", session, None)]) };
+    registry.heartbeat(node("a"), draining, source("a")).await.unwrap();
     assert!(registry.owner(name("x")).await.unwrap().is_some());
     assert!(registry.nodes().await.unwrap()[0].heartbeat.draining);
-    let next = registry
-        .claim(claim("x", SessionId::random(), "b"))
-        .await
-        .unwrap();
+    let next = registry.claim(claim("x", SessionId::random(), "b")).await.unwrap();
     assert_eq!(next.node, Some(node("b")));
 }
 
@@ -424,13 +294,7 @@ async fn removing_a_node_ends_its_leases(registry: &dyn Registry) {
     beat(registry, "b", &[("z", SessionId::random(), None)]).await;
     assert_eq!(registry.remove_node(node("a")).await, Ok(true));
     assert_eq!(registry.remove_node(node("a")).await, Ok(false));
-    let names: Vec<_> = registry
-        .list()
-        .await
-        .unwrap()
-        .into_iter()
-        .map(|lease| lease.name)
-        .collect();
+    let names: Vec<_> = registry.list().await.unwrap().into_iter().map(|lease| lease.name).collect();
     assert_eq!(names, [name("z")]);
     assert_eq!(registry.nodes().await.unwrap().len(), 1);
 }
@@ -443,14 +307,8 @@ async fn unknown_names_wait_for_the_warm_up(registry: &dyn Registry) {
     );
     assert!(matches!(registry.status(), Status::WarmingUp(_)));
     let session = SessionId::random();
-    registry
-        .claim(claim("y", session, "a"))
-        .await
-        .expect("claims are always taken");
-    assert!(
-        registry.owner(name("y")).await.unwrap().is_some(),
-        "known names are answered at once"
-    );
+    registry.claim(claim("y", session, "a")).await.expect("claims are always taken");
+    assert!(registry.owner(name("y")).await.unwrap().is_some(), "known names are answered at once");
     eventually(async || registry.owner(name("x")).await == Ok(None)).await;
     eventually(async || registry.status() == Status::Whole).await;
 }
@@ -458,24 +316,11 @@ async fn unknown_names_wait_for_the_warm_up(registry: &dyn Registry) {
 async fn the_number_of_streams_is_bounded(registry: &dyn Registry) {
     let session = SessionId::random();
     registry.claim(claim("x", session, "a")).await.unwrap();
-    registry
-        .claim(claim("y", SessionId::random(), "a"))
-        .await
-        .unwrap();
-    assert_eq!(
-        registry.claim(claim("z", SessionId::random(), "a")).await,
-        Err(Error::Full(2, "streams"))
-    );
+    registry.claim(claim("y", SessionId::random(), "a")).await.unwrap();
+    assert_eq!(registry.claim(claim("z", SessionId::random(), "a")).await, Err(Error::Full(2, "streams")));
     let reply = beat(registry, "b", &[("z", SessionId::random(), Some(3))]).await;
-    assert_eq!(
-        reply,
-        HeartbeatReply::default(),
-        "a stream without room is neither owned nor lost"
-    );
-    registry
-        .claim(claim("x", SessionId::random(), "b"))
-        .await
-        .expect("a name that is held has room");
+    assert_eq!(reply, HeartbeatReply::default(), "a stream without room is neither owned nor lost");
+    registry.claim(claim("x", SessionId::random(), "b")).await.expect("a name that is held has room");
     gone(registry, "x").await;
     gone(registry, "y").await;
     eventually(async || registry.claim(claim("z", SessionId::random(), "a")).await.is_ok()).await;
@@ -487,24 +332,12 @@ async fn changes_are_told_in_order(registry: &dyn Registry) {
     let first = registry.claim(claim("x", old, "a")).await.unwrap().epoch;
     registry.claim(claim("x", old, "a")).await.unwrap();
     let second = registry.claim(claim("x", new, "b")).await.unwrap().epoch;
-    registry
-        .claim(Claim {
-            origin: "moved:9".parse().unwrap(),
-            ..claim("x", new, "b")
-        })
-        .await
-        .unwrap();
+    registry.claim(Claim { origin: "moved:9".parse().unwrap(), ..claim("x", new, "b") }).await.unwrap();
     registry.release(name("x"), new).await.unwrap();
-    for (origin, epoch) in [
-        (Some("10.0.0.97"), first),
-        (Some("10.0.0.98"), second),
-        (Some("moved:9"), second),
-        (None, second),
-    ] {
-        assert_eq!(
-            next_change(&mut changes).await,
-            ("x".into(), origin.map(str::to_owned), epoch)
-        );
+    for (origin, epoch) in
+        [(Some("10.0.0.97"), first), (Some("10.0.0.98"), second), (Some("moved:9"), second), (None, second)]
+    {
+        assert_eq!(next_change(&mut changes).await, ("x".into(), origin.map(str::to_owned), epoch));
     }
 }
 
@@ -513,19 +346,13 @@ async fn a_slow_subscriber_is_told_to_resync(registry: &dyn Registry) {
     let mut fast = registry.changes();
     let session = SessionId::random();
     for round in 0..=CHANGES_KEPT as u16 {
-        let moved = Claim {
-            origin: Origin::from_ip(source("a"), round + 1),
-            ..claim("x", session, "a")
-        };
+        let moved = Claim { origin: Origin::from_ip(source("a"), round + 1), ..claim("x", session, "a") };
         registry.claim(moved).await.unwrap();
         next_change(&mut fast).await;
     }
     let notice = slow.next().await;
     assert_eq!(notice, Some(Notice::Resync));
-    assert!(
-        matches!(slow.next().await, Some(Notice::Change(_))),
-        "and then hears what follows"
-    );
+    assert!(matches!(slow.next().await, Some(Notice::Change(_))), "and then hears what follows");
 }
 
 /// The heartbeat interval of the tests.
@@ -556,13 +383,7 @@ fn claim(stream: &str, session: SessionId, at: &str) -> Claim {
 
 fn plain(stream: &str, ip: &str) -> Claim {
     let source: IpAddr = ip.parse().unwrap();
-    Claim {
-        name: name(stream),
-        session: None,
-        node: None,
-        origin: Origin::from_ip(source, 1935),
-        source,
-    }
+    Claim { name: name(stream), session: None, node: None, origin: Origin::from_ip(source, 1935), source }
 }
 
 fn heartbeat(streams: &[(&str, SessionId, Option<u64>)]) -> Heartbeat {
@@ -571,12 +392,7 @@ fn heartbeat(streams: &[(&str, SessionId, Option<u64>)]) -> Heartbeat {
         session: *session,
         epoch: *epoch,
     });
-    Heartbeat {
-        interval_ms: millis(BEAT),
-        streams: streams.collect(),
-        viewers: 7,
-        ..Heartbeat::default()
-    }
+    Heartbeat { interval_ms: millis(BEAT), streams: streams.collect(), viewers: 7, ..Heartbeat::default() }
 }
 
 async fn beat(
@@ -584,29 +400,18 @@ async fn beat(
     at: &str,
     streams: &[(&str, SessionId, Option<u64>)],
 ) -> HeartbeatReply {
-    registry
-        .heartbeat(node(at), heartbeat(streams), source(at))
-        .await
-        .unwrap()
+    registry.heartbeat(node(at), heartbeat(streams), source(at)).await.unwrap()
 }
 
 fn reply_streams(stream: &str, session: SessionId, epoch: u64) -> Vec<PublishedStream> {
-    vec![PublishedStream {
-        stream_name: name(stream),
-        session,
-        epoch: Some(epoch),
-    }]
+    vec![PublishedStream { stream_name: name(stream), session, epoch: Some(epoch) }]
 }
 
 async fn next_change(changes: &mut Changes) -> (String, Option<String>, u64) {
     loop {
         match tokio::time::timeout(Duration::from_secs(5), changes.next()).await {
             Ok(Some(Notice::Change(change))) => {
-                return (
-                    change.stream_name.to_string(),
-                    change.origin.map(|o| o.to_string()),
-                    change.epoch,
-                );
+                return (change.stream_name.to_string(), change.origin.map(|o| o.to_string()), change.epoch);
             }
             Ok(Some(Notice::Resync)) => {}
             end => panic!("no change within 5 s: {end:?}"),
@@ -624,7 +429,5 @@ async fn eventually(mut condition: impl AsyncFnMut() -> bool) {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(5), wait)
-        .await
-        .expect("within 5 s");
+    tokio::time::timeout(Duration::from_secs(5), wait).await.expect("within 5 s");
 }

@@ -19,11 +19,7 @@ pub(super) struct Ended<K> {
 
 impl<K: Clone + Eq + Hash> Ended<K> {
     pub(super) fn new(memory: Duration) -> Self {
-        Ended {
-            memory,
-            until: HashMap::new(),
-            order: VecDeque::new(),
-        }
+        Ended { memory, until: HashMap::new(), order: VecDeque::new() }
     }
 
     pub(super) fn insert(&mut self, key: K, now: Instant) {

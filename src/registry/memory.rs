@@ -61,10 +61,7 @@ impl Memory {
                 }
             }
         });
-        Memory {
-            shared,
-            _sweeper: AbortOnDropHandle::new(sweeper),
-        }
+        Memory { shared, _sweeper: AbortOnDropHandle::new(sweeper) }
     }
 
     fn reply<T: Send + 'static>(&self, act: impl FnOnce(&mut Table, Instant) -> T) -> BoxFuture<'_, T> {

@@ -315,10 +315,7 @@ fn heartbeat_lease(heartbeat: &Heartbeat) -> Duration {
 /// Where the streams of a node can be pulled from.
 fn heartbeat_origin(heartbeat: &Heartbeat, source: IpAddr) -> Origin {
     let port = heartbeat.rtmp_port.unwrap_or(crate::ids::DEFAULT_RTMP_PORT);
-    heartbeat
-        .origin
-        .clone()
-        .unwrap_or_else(|| Origin::from_ip(source, port))
+    heartbeat.origin.clone().unwrap_or_else(|| Origin::from_ip(source, port))
 }
 
 fn log_takeover(name: &StreamName, to: &Origin, epoch: u64, held: Duration) {
@@ -338,20 +335,9 @@ fn warn_left_out(node: &NodeId, streams: usize) {
 /// What a list of leases says about each node. Leases without a session are no publishes that a node reported.
 fn streams_by_node(leases: Vec<Lease>) -> HashMap<NodeId, Vec<PublishedStream>> {
     let mut streams = HashMap::<_, Vec<_>>::new();
-    for Lease {
-        name,
-        session,
-        epoch,
-        node,
-        ..
-    } in leases
-    {
+    for Lease { name, session, epoch, node, .. } in leases {
         if let (Some(node), Some(session)) = (node, session) {
-            let stream = PublishedStream {
-                stream_name: name,
-                session,
-                epoch: Some(epoch),
-            };
+            let stream = PublishedStream { stream_name: name, session, epoch: Some(epoch) };
             streams.entry(node).or_default().push(stream);
         }
     }

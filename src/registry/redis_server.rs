@@ -15,10 +15,7 @@ pub struct RedisServer {
 impl RedisServer {
     /// Starts a server; fails the test when the program is missing (Debian: `redis-server`).
     pub fn start() -> Self {
-        let mut server = RedisServer {
-            directory: tempfile::tempdir().unwrap(),
-            process: None,
-        };
+        let mut server = RedisServer { directory: tempfile::tempdir().unwrap(), process: None };
         server.restart();
         server
     }

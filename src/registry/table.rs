@@ -84,13 +84,7 @@ impl Table {
     }
 
     pub(super) fn claim(&mut self, claim: Claim, now: Instant) -> Result<Lease, Error> {
-        let Claim {
-            name,
-            session,
-            node,
-            origin,
-            source,
-        } = claim;
+        let Claim { name, session, node, origin, source } = claim;
         let owner = session.map_or(Owner::Source(source), Owner::Session);
         if session.is_some_and(|session| self.ended_sessions.contains(&session, now)) {
             return Err(Error::Superseded(name));
@@ -110,11 +104,7 @@ impl Table {
                 if let Some(held) = held.filter(|_| !leaves) {
                     self.contested += 1;
                     tracing::debug!(stream = %name, owner = %held_by, refused = %origin, "claim refused: contested");
-                    return Err(Error::Contested {
-                        name,
-                        origin: held_by,
-                        held,
-                    });
+                    return Err(Error::Contested { name, origin: held_by, held });
                 }
                 self.take_over(&name, owner, &origin, None, now);
             }
@@ -130,9 +120,7 @@ impl Table {
     pub(super) fn release(&mut self, name: &StreamName, session: SessionId, now: Instant) -> bool {
         // Also when it owns nothing here: its claim may still be under way.
         self.ended_sessions.insert(session, now);
-        let owns = self
-            .live(name, now)
-            .is_some_and(|entry| entry.owner == Owner::Session(session));
+        let owns = self.live(name, now).is_some_and(|entry| entry.owner == Owner::Session(session));
         if owns {
             self.end(name);
         }
@@ -167,35 +155,16 @@ impl Table {
         let lease = heartbeat_lease(&heartbeat);
         let origin = heartbeat_origin(&heartbeat, source);
         let streams = std::mem::take(&mut heartbeat.streams);
-        self.nodes.insert(
-            node.clone(),
-            Node {
-                heartbeat,
-                seen: now,
-                lease,
-            },
-        );
+        self.nodes.insert(node.clone(), Node { heartbeat, seen: now, lease });
         let (mut reply, mut left_out) = (HeartbeatReply::default(), 0);
-        for PublishedStream {
-            stream_name: name,
-            session,
-            epoch,
-        } in streams
-        {
+        for PublishedStream { stream_name: name, session, epoch } in streams {
             match self.restore(&name, session, plausible(epoch), &origin, now) {
                 Ok(true) => {
                     self.renew(&name, &origin, Some(node.clone()), now + lease);
                     let epoch = self.streams.get(&name).map(|entry| entry.epoch);
-                    reply.owned.push(PublishedStream {
-                        stream_name: name,
-                        session,
-                        epoch,
-                    });
+                    reply.owned.push(PublishedStream { stream_name: name, session, epoch });
                 }
-                Ok(false) => reply.superseded.push(PublisherRelease {
-                    stream_name: name,
-                    session,
-                }),
+                Ok(false) => reply.superseded.push(PublisherRelease { stream_name: name, session }),
                 // Neither owned nor lost: the node goes on, and may find room next time.
                 Err(_) => left_out += 1,
             }
@@ -206,12 +175,8 @@ impl Table {
 
     pub(super) fn remove_node(&mut self, node: &NodeId) -> bool {
         let of_node = |entry: &Entry| entry.node.as_ref() == Some(node);
-        let names: Vec<_> = self
-            .streams
-            .iter()
-            .filter(|(_, entry)| of_node(entry))
-            .map(|(name, _)| name.clone())
-            .collect();
+        let names: Vec<_> =
+            self.streams.iter().filter(|(_, entry)| of_node(entry)).map(|(name, _)| name.clone()).collect();
         for name in names {
             self.end(&name);
         }
@@ -233,11 +198,7 @@ impl Table {
     }
 
     pub(super) fn status(&self, now: Instant) -> Status {
-        if now < self.whole_at {
-            Status::WarmingUp(self.whole_at - now)
-        } else {
-            Status::Whole
-        }
+        if now < self.whole_at { Status::WarmingUp(self.whole_at - now) } else { Status::Whole }
     }
 
     pub(super) fn stats(&self) -> Stats {
@@ -252,12 +213,8 @@ impl Table {
     /// Ends what has lapsed.
     pub(super) fn sweep(&mut self, now: Instant) {
         let lapsed = |entry: &Entry| entry.until <= now;
-        let names: Vec<_> = self
-            .streams
-            .iter()
-            .filter(|(_, entry)| lapsed(entry))
-            .map(|(name, _)| name.clone())
-            .collect();
+        let names: Vec<_> =
+            self.streams.iter().filter(|(_, entry)| lapsed(entry)).map(|(name, _)| name.clone()).collect();
         for name in names {
             tracing::info!(stream = %name, "lease lapsed");
             self.end(&name);
@@ -319,14 +276,12 @@ impl Table {
     /// Whether a name is owned by a node that drains.
     fn leaves(&self, name: &StreamName) -> bool {
         let node = self.streams.get(name).and_then(|entry| entry.node.as_ref());
-        node.and_then(|node| self.nodes.get(node))
-            .is_some_and(|node| node.heartbeat.draining)
+        node.and_then(|node| self.nodes.get(node)).is_some_and(|node| node.heartbeat.draining)
     }
 
     /// A node that sends heartbeats renews with them; one that does not has to last from lookup to lookup.
     fn lease_time(&self, node: Option<&NodeId>) -> Duration {
-        node.and_then(|node| self.nodes.get(node))
-            .map_or(self.settings.lease, |node| node.lease)
+        node.and_then(|node| self.nodes.get(node)).map_or(self.settings.lease, |node| node.lease)
     }
 
     fn next_epoch(&mut self, known: Option<u64>) -> u64 {
@@ -427,11 +382,7 @@ impl Table {
 }
 
 fn change(name: &StreamName, origin: Option<&Origin>, epoch: u64) -> Change {
-    Change {
-        stream_name: name.clone(),
-        origin: origin.cloned(),
-        epoch,
-    }
+    Change { stream_name: name.clone(), origin: origin.cloned(), epoch }
 }
 
 fn lease(name: &StreamName, entry: &Entry, now: Instant) -> Lease {

@@ -40,10 +40,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits {
-            depth: DEPTH,
-            values: VALUES,
-        }
+        Limits { depth: DEPTH, values: VALUES }
     }
 }
 
@@ -101,12 +98,7 @@ impl Value {
 
     /// An object from names and values.
     pub fn object<const N: usize>(properties: [(&str, Value); N]) -> Value {
-        Value::Object(
-            properties
-                .into_iter()
-                .map(|(name, value)| (name.to_owned(), value))
-                .collect(),
-        )
+        Value::Object(properties.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
     }
 
     /// The text of a string, long or not.
@@ -146,10 +138,7 @@ impl Value {
 
     /// The first property of that name.
     pub fn get(&self, name: &str) -> Option<&Value> {
-        self.properties()?
-            .iter()
-            .find(|(key, _)| key == name)
-            .map(|(_, value)| value)
+        self.properties()?.iter().find(|(key, _)| key == name).map(|(_, value)| value)
     }
 }
 
@@ -170,13 +159,7 @@ pub struct Reader<'a> {
 impl<'a> Reader<'a> {
     /// A reader at the body's start.
     pub fn new(body: &'a [u8], limits: &Limits) -> Self {
-        Reader {
-            body,
-            offset: 0,
-            depth: 0,
-            values: 0,
-            limits: *limits,
-        }
+        Reader { body, offset: 0, depth: 0, values: 0, limits: *limits }
     }
 
     /// Bytes read so far.
@@ -186,9 +169,7 @@ impl<'a> Reader<'a> {
 
     fn take(&mut self, count: usize) -> Result<&'a [u8], Error> {
         let rest = self.body.get(self.offset..).unwrap_or_default();
-        let taken = rest
-            .get(..count)
-            .ok_or(Error::AmfTruncated { offset: self.offset })?;
+        let taken = rest.get(..count).ok_or(Error::AmfTruncated { offset: self.offset })?;
         self.offset += count;
         Ok(taken)
     }
@@ -217,10 +198,7 @@ impl<'a> Reader<'a> {
         let offset = self.offset;
         self.values += 1;
         if self.values > self.limits.values {
-            return Err(Error::AmfValues {
-                offset,
-                max: self.limits.values,
-            });
+            return Err(Error::AmfValues { offset, max: self.limits.values });
         }
         let [marker] = self.array()?;
         Ok(match marker {
@@ -248,10 +226,7 @@ impl<'a> Reader<'a> {
             XML_DOCUMENT => Value::XmlDocument(self.long_text()?),
             TYPED_OBJECT => {
                 let class = self.short_text()?;
-                Value::TypedObject {
-                    class,
-                    properties: self.nested(Self::pairs)?,
-                }
+                Value::TypedObject { class, properties: self.nested(Self::pairs)? }
             }
             _ => return Err(Error::AmfMarker { marker, offset }),
         })
@@ -259,10 +234,7 @@ impl<'a> Reader<'a> {
 
     fn nested<T>(&mut self, read: impl FnOnce(&mut Self) -> Result<T, Error>) -> Result<T, Error> {
         if self.depth >= self.limits.depth {
-            return Err(Error::AmfDepth {
-                offset: self.offset,
-                max: self.limits.depth,
-            });
+            return Err(Error::AmfDepth { offset: self.offset, max: self.limits.depth });
         }
         self.depth += 1;
         let result = read(self)?;
@@ -443,10 +415,7 @@ pub(crate) mod tests {
 
     #[test]
     fn depth_is_counted_by_level_and_not_by_object() {
-        let limits = Limits {
-            depth: 2,
-            values: 100,
-        };
+        let limits = Limits { depth: 2, values: 100 };
         let flat = Value::StrictArray(vec![Value::Object(vec![]); 10]);
         let deep = Value::StrictArray(vec![Value::StrictArray(vec![Value::StrictArray(vec![])])]);
         for (value, fits) in [(flat, true), (deep, false)] {
@@ -458,10 +427,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_claimed_count_of_four_billion_costs_nothing() {
-        assert_eq!(
-            read(&[STRICT_ARRAY, 0xFF, 0xFF, 0xFF, 0xFF]),
-            Err(Error::AmfTruncated { offset: 5 })
-        );
+        assert_eq!(read(&[STRICT_ARRAY, 0xFF, 0xFF, 0xFF, 0xFF]), Err(Error::AmfTruncated { offset: 5 }));
         let mut nulls = vec![STRICT_ARRAY, 0xFF, 0xFF, 0xFF, 0xFF];
         nulls.resize(1 << 20, NULL);
         assert!(matches!(read(&nulls), Err(Error::AmfValues { max: VALUES, .. })));
@@ -470,10 +436,9 @@ pub(crate) mod tests {
     #[test]
     fn an_ecma_array_may_lie_about_its_count() {
         for count in [0, 1, 200, u8::MAX] {
-            let body = [&[
-                ECMA_ARRAY, 0, 0, 0, count, 0, 1, b'a', NULL, 0, 1, b'b', NULL, 0, 0, OBJECT_END,
-            ][..]]
-            .concat();
+            let body =
+                [&[ECMA_ARRAY, 0, 0, 0, count, 0, 1, b'a', NULL, 0, 1, b'b', NULL, 0, 0, OBJECT_END][..]]
+                    .concat();
             let pairs = vec![("a".to_owned(), Value::Null), ("b".to_owned(), Value::Null)];
             assert_eq!(read(&body), Ok(vec![Value::EcmaArray(pairs)]));
         }
@@ -481,17 +446,8 @@ pub(crate) mod tests {
 
     #[test]
     fn an_error_names_its_place() {
-        assert_eq!(
-            read(&[NULL, NULL, 0x11, 1]),
-            Err(Error::AmfMarker {
-                marker: 0x11,
-                offset: 2
-            })
-        );
-        assert_eq!(
-            read(&[STRING, 0, 5, b'a']),
-            Err(Error::AmfTruncated { offset: 3 })
-        );
+        assert_eq!(read(&[NULL, NULL, 0x11, 1]), Err(Error::AmfMarker { marker: 0x11, offset: 2 }));
+        assert_eq!(read(&[STRING, 0, 5, b'a']), Err(Error::AmfTruncated { offset: 3 }));
     }
 
     #[test]

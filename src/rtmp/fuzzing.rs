@@ -6,16 +6,8 @@ use proptest::prelude::*;
 #[path = "../../fuzz/bodies.rs"]
 mod bodies;
 
-const NAMES: [&str; 8] = [
-    "connect",
-    "createStream",
-    "publish",
-    "play",
-    "pause",
-    "FCUnpublish",
-    "deleteStream",
-    "onStatus",
-];
+const NAMES: [&str; 8] =
+    ["connect", "createStream", "publish", "play", "pause", "FCUnpublish", "deleteStream", "onStatus"];
 
 /// Well-formed messages of every kind with arbitrary bodies, in chunks, with some bytes spoilt.
 fn likely_wire() -> impl Strategy<Value = Vec<u8>> {
@@ -25,9 +17,7 @@ fn likely_wire() -> impl Strategy<Value = Vec<u8>> {
             let mut body = Vec::new();
             rtmp::amf0::write(&mut body, &rtmp::amf0::Value::string(name));
             rtmp::amf0::write(&mut body, &rtmp::amf0::Value::Number(transaction.into()));
-            values
-                .iter()
-                .for_each(|value| rtmp::amf0::write(&mut body, value));
+            values.iter().for_each(|value| rtmp::amf0::write(&mut body, value));
             body
         });
     let body = prop_oneof![command, prop::collection::vec(any::<u8>(), 0..300)];

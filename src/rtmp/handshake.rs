@@ -46,10 +46,7 @@ enum ServerState {
 impl Server {
     /// Waits for C0.
     pub fn new(nonce: Nonce) -> Self {
-        Server {
-            nonce,
-            state: ServerState::Version,
-        }
+        Server { nonce, state: ServerState::Version }
     }
 
     /// Takes bytes from the front of `input`, and appends S0, S1 and S2 to `out` as soon as C1 is there. True once C2 is
@@ -109,9 +106,7 @@ impl Client {
         // Time and the four bytes that must be zero in the simple form.
         out.put_slice(&[0; 8]);
         put_random(out, &nonce, PART - 8);
-        Client {
-            state: ClientState::Version,
-        }
+        Client { state: ClientState::Version }
     }
 
     /// Takes bytes from the front of `input`, and appends C2 to `out` as soon as S1 is there. S2 is not looked at.
@@ -132,11 +127,7 @@ impl Client {
                     self.state = ClientState::S2(PART);
                 }
                 ClientState::S2(missing) => {
-                    return Ok(if skip(missing, input) {
-                        Progress::Done
-                    } else {
-                        Progress::MaySend
-                    });
+                    return Ok(if skip(missing, input) { Progress::Done } else { Progress::MaySend });
                 }
             }
         }
@@ -199,12 +190,7 @@ fn answer(c1: &[u8], nonce: &Nonce, out: &mut BytesMut) {
 
 /// Where the digest of a C1 or S1 lies: the four bytes at `base` (8 or 772) add up to an offset behind them.
 fn digest_offset(part: &[u8], base: usize) -> usize {
-    let sum: usize = part
-        .iter()
-        .skip(base)
-        .take(4)
-        .map(|byte| usize::from(*byte))
-        .sum();
+    let sum: usize = part.iter().skip(base).take(4).map(|byte| usize::from(*byte)).sum();
     base + 4 + sum % 728
 }
 
@@ -229,10 +215,7 @@ fn put_random(out: &mut BytesMut, nonce: &Nonce, count: usize) {
         if missing == 0 {
             break;
         }
-        let bytes = Sha256::new()
-            .chain_update(nonce)
-            .chain_update(block.to_be_bytes())
-            .finalize();
+        let bytes = Sha256::new().chain_update(nonce).chain_update(block.to_be_bytes()).finalize();
         let bytes = bytes.get(..missing.min(bytes.len())).unwrap_or_default();
         out.put_slice(bytes);
         missing -= bytes.len();
@@ -258,10 +241,7 @@ mod tests {
 
     fn serve(hello: &[u8], piece: usize) -> (BytesMut, Vec<bool>) {
         let (mut server, mut out) = (Server::new(NONCE), BytesMut::new());
-        let done = hello
-            .chunks(piece)
-            .map(|mut piece| server.read(&mut piece, &mut out).unwrap())
-            .collect();
+        let done = hello.chunks(piece).map(|mut piece| server.read(&mut piece, &mut out).unwrap()).collect();
         (out, done)
     }
 
@@ -284,11 +264,7 @@ mod tests {
             assert_eq!(sign(SERVER_NAME, &signed), digest, "S1, schema at {base}");
             let (_, client_digest) = split_digest(&hello[1..], base).unwrap();
             let key = sign(&[SERVER_NAME, &SECRET].concat(), &client_digest);
-            assert_eq!(
-                sign(&key, &s2[..PART - DIGEST]),
-                s2[PART - DIGEST..],
-                "S2, schema at {base}"
-            );
+            assert_eq!(sign(&key, &s2[..PART - DIGEST]), s2[PART - DIGEST..], "S2, schema at {base}");
             assert_eq!(serve(&hello, 1).0, out, "byte by byte");
         }
     }
@@ -298,18 +274,11 @@ mod tests {
         let wire = [digest_hello(8), vec![0xAB; PART]].concat();
         for piece in [1, 2, 7, 1535, 1536, 1537, 3072] {
             let (_, done) = serve(&wire, piece);
-            assert_eq!(
-                done.iter().position(|done| *done),
-                Some(done.len() - 1),
-                "pieces of {piece}"
-            );
+            assert_eq!(done.iter().position(|done| *done), Some(done.len() - 1), "pieces of {piece}");
         }
         let wire = [&wire[..], b"chunk"].concat();
         let mut input = &wire[..];
-        assert_eq!(
-            Server::new(NONCE).read(&mut input, &mut BytesMut::new()),
-            Ok(true)
-        );
+        assert_eq!(Server::new(NONCE).read(&mut input, &mut BytesMut::new()), Ok(true));
         assert_eq!(input, b"chunk");
     }
 
@@ -320,10 +289,7 @@ mod tests {
             let error = Err(Error::Version(version));
             assert_eq!(Server::new(NONCE).read(&mut &[version][..], &mut out), error);
             let error = Err(Error::Version(version));
-            assert_eq!(
-                Client::new(NONCE, &mut out).read(&mut &[version][..], &mut out),
-                error
-            );
+            assert_eq!(Client::new(NONCE, &mut out).read(&mut &[version][..], &mut out), error);
         }
     }
 
@@ -338,18 +304,8 @@ mod tests {
         for byte in &reply {
             seen.push(client.read(&mut std::slice::from_ref(byte), &mut out).unwrap());
         }
-        assert_eq!(
-            seen.iter()
-                .filter(|progress| **progress == Progress::Waiting)
-                .count(),
-            PART
-        );
-        assert_eq!(
-            seen.iter()
-                .filter(|progress| **progress == Progress::Done)
-                .count(),
-            1
-        );
+        assert_eq!(seen.iter().filter(|progress| **progress == Progress::Waiting).count(), PART);
+        assert_eq!(seen.iter().filter(|progress| **progress == Progress::Done).count(), 1);
         assert_eq!(out[..], [1; PART], "C2 is S1");
     }
 

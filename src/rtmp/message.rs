@@ -121,10 +121,7 @@ impl Control {
                 0 => UserControl::StreamBegin(fields.u32_at(2)?),
                 1 => UserControl::StreamEof(fields.u32_at(2)?),
                 2 => UserControl::StreamDry(fields.u32_at(2)?),
-                3 => UserControl::SetBufferLength {
-                    stream_id: fields.u32_at(2)?,
-                    millis: fields.u32_at(6)?,
-                },
+                3 => UserControl::SetBufferLength { stream_id: fields.u32_at(2)?, millis: fields.u32_at(6)? },
                 4 => UserControl::StreamIsRecorded(fields.u32_at(2)?),
                 6 => UserControl::PingRequest(fields.u32_at(2)?),
                 7 => UserControl::PingResponse(fields.u32_at(2)?),
@@ -170,15 +167,7 @@ impl Control {
                 SET_PEER_BANDWIDTH
             }
         };
-        chunk::write_message(
-            out,
-            CONTROL_CHUNK_STREAM,
-            0,
-            type_id,
-            0,
-            &body,
-            chunk::DEFAULT_CHUNK_SIZE,
-        );
+        chunk::write_message(out, CONTROL_CHUNK_STREAM, 0, type_id, 0, &body, chunk::DEFAULT_CHUNK_SIZE);
     }
 }
 
@@ -205,11 +194,7 @@ struct Fields<'a> {
 
 impl Fields<'_> {
     fn at<const N: usize>(&self, offset: usize) -> Result<[u8; N], Error> {
-        let field = self
-            .message
-            .body
-            .get(offset..)
-            .and_then(|rest| rest.first_chunk());
+        let field = self.message.body.get(offset..).and_then(|rest| rest.first_chunk());
         field.copied().ok_or(Error::ControlTooShort {
             type_id: self.message.type_id,
             length: self.message.body.len(),
@@ -242,38 +227,23 @@ pub struct Command {
 /// Arguments are left out: they hold the stream key and its query.
 impl fmt::Debug for Command {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "Command({} {} +{})",
-            self.name,
-            self.transaction,
-            self.arguments.len()
-        )
+        write!(f, "Command({} {} +{})", self.name, self.transaction, self.arguments.len())
     }
 }
 
 impl Command {
     /// A command to be sent.
     pub fn new(name: &str, transaction: f64, object: Value, arguments: impl Into<Vec<Value>>) -> Self {
-        Command {
-            name: name.to_owned(),
-            transaction,
-            object,
-            arguments: arguments.into(),
-        }
+        Command { name: name.to_owned(), transaction, object, arguments: arguments.into() }
     }
 
     /// Reads a command message, in AMF 0 or in AMF 3's disguise of it. Only a missing name is an error. A missing
     /// transaction id is 0, and arguments are read up to the first that cannot be.
     pub fn parse(message: &Message, limits: &Limits) -> Result<Command, Error> {
         let body = amf0_body(message);
-        let mut values = amf0::Reader::new(&body, &limits.amf)
-            .map_while(Result::ok)
-            .peekable();
+        let mut values = amf0::Reader::new(&body, &limits.amf).map_while(Result::ok).peekable();
         let name = values.next().and_then(|value| value.as_str().map(str::to_owned));
-        let name = name.ok_or(Error::Command {
-            chunk_stream_id: message.chunk_stream_id,
-        })?;
+        let name = name.ok_or(Error::Command { chunk_stream_id: message.chunk_stream_id })?;
         let transaction = values.next_if(|value| value.as_number().is_some());
         Ok(Command {
             name,
@@ -294,18 +264,8 @@ impl Command {
         amf0::write(&mut body, &Value::string(self.name.as_str()));
         amf0::write(&mut body, &Value::Number(self.transaction));
         amf0::write(&mut body, &self.object);
-        self.arguments
-            .iter()
-            .for_each(|argument| amf0::write(&mut body, argument));
-        chunk::write_message(
-            out,
-            chunk_stream_id,
-            0,
-            COMMAND_AMF0,
-            stream_id,
-            &body,
-            chunk_size,
-        );
+        self.arguments.iter().for_each(|argument| amf0::write(&mut body, argument));
+        chunk::write_message(out, chunk_stream_id, 0, COMMAND_AMF0, stream_id, &body, chunk_size);
     }
 }
 
@@ -334,21 +294,13 @@ pub fn plain_data(message: &Message, limits: &amf0::Limits) -> Option<Message> {
     if values.any(|value| matches!(value, Err(Error::AmfDepth { .. }))) {
         return None;
     }
-    Some(Message {
-        type_id: DATA_AMF0,
-        body,
-        ..*message
-    })
+    Some(Message { type_id: DATA_AMF0, body, ..*message })
 }
 
 /// The messages in an aggregate (§7.1.6), without copying. The aggregate's timestamp is that of the first; the others keep
 /// their distance to it. Ends at the first tag that is cut off.
 pub fn split_aggregate(message: &Message) -> Tags {
-    Tags {
-        aggregate: message.clone(),
-        offset: 0,
-        base: None,
-    }
+    Tags { aggregate: message.clone(), offset: 0, base: None }
 }
 
 /// Iterator of [`split_aggregate`].
@@ -410,10 +362,7 @@ mod tests {
     }
 
     fn read(wire: &[u8]) -> Message {
-        Reader::new(&Limits::default())
-            .read(&mut &wire[..])
-            .unwrap()
-            .unwrap()
+        Reader::new(&Limits::default()).read(&mut &wire[..]).unwrap().unwrap()
     }
 
     #[test]
@@ -422,10 +371,7 @@ mod tests {
             UserControl::StreamBegin(1),
             UserControl::StreamEof(2),
             UserControl::StreamDry(3),
-            UserControl::SetBufferLength {
-                stream_id: 1,
-                millis: 3000,
-            },
+            UserControl::SetBufferLength { stream_id: 1, millis: 3000 },
             UserControl::StreamIsRecorded(4),
             UserControl::PingRequest(u32::MAX),
             UserControl::PingResponse(6),
@@ -444,26 +390,15 @@ mod tests {
             let message = read(&wire);
             assert_eq!((message.chunk_stream_id, message.stream_id), (2, 0));
             assert_eq!(Control::parse(&message), Ok(Some(control)));
-            let cut = Message {
-                body: message.body.slice(..1),
-                ..message
-            };
-            assert!(matches!(
-                Control::parse(&cut),
-                Err(Error::ControlTooShort { length: 1, .. })
-            ));
+            let cut = Message { body: message.body.slice(..1), ..message };
+            assert!(matches!(Control::parse(&cut), Err(Error::ControlTooShort { length: 1, .. })));
         }
         assert_eq!(Control::parse(&message(AUDIO, b"")), Ok(None));
     }
 
     #[test]
     fn a_command_is_read_in_both_disguises_and_as_far_as_it_goes() {
-        let command = Command::new(
-            "play",
-            4.0,
-            Value::Null,
-            [Value::string("x"), Value::Number(-2.0)],
-        );
+        let command = Command::new("play", 4.0, Value::Null, [Value::string("x"), Value::Number(-2.0)]);
         let mut wire = BytesMut::new();
         command.write(&mut wire, 3, 1, 128);
         let plain = read(&wire);
@@ -471,10 +406,7 @@ mod tests {
         let amf3 = message(COMMAND_AMF3, &[&[0], &plain.body[..]].concat());
         assert_eq!(Command::parse(&amf3, &Limits::default()).as_ref(), Ok(&command));
         let amf3_without_zero = message(COMMAND_AMF3, &plain.body);
-        assert_eq!(
-            Command::parse(&amf3_without_zero, &Limits::default()).as_ref(),
-            Ok(&command)
-        );
+        assert_eq!(Command::parse(&amf3_without_zero, &Limits::default()).as_ref(), Ok(&command));
         let spoilt = message(COMMAND_AMF0, &[&plain.body[..], &[0x11, 4, 4]].concat());
         assert_eq!(Command::parse(&spoilt, &Limits::default()).as_ref(), Ok(&command));
 
@@ -490,20 +422,14 @@ mod tests {
     fn data_loses_its_wrapper_and_keeps_the_rest_to_the_byte() {
         let limits = amf0::Limits::default();
         let metadata = &b"\x02\0\x0aonMetaData\x08\0\0\0\x09\0\x01a\x05\0\0\x09"[..];
-        for (type_id, prefix) in [
-            (DATA_AMF0, &b""[..]),
-            (DATA_AMF0, SET_DATA_FRAME),
-            (DATA_AMF3, b"\0"),
-            (DATA_AMF3, b""),
-        ] {
+        for (type_id, prefix) in
+            [(DATA_AMF0, &b""[..]), (DATA_AMF0, SET_DATA_FRAME), (DATA_AMF3, b"\0"), (DATA_AMF3, b"")]
+        {
             let plain = plain_data(&message(type_id, &[prefix, metadata].concat()), &limits).unwrap();
             assert_eq!((plain.type_id, &plain.body[..]), (DATA_AMF0, metadata));
         }
         let unclosed = &metadata[..metadata.len() - 3];
-        assert_eq!(
-            plain_data(&message(DATA_AMF0, unclosed), &limits).unwrap().body,
-            unclosed
-        );
+        assert_eq!(plain_data(&message(DATA_AMF0, unclosed), &limits).unwrap().body, unclosed);
     }
 
     #[test]
@@ -523,34 +449,19 @@ mod tests {
 
     #[test]
     fn an_aggregate_is_split_and_rebased_on_its_first_tag() {
-        let body = [
-            tag(VIDEO, 0x0100_0000, b"vv"),
-            tag(AUDIO, 0x0100_0017, b"a"),
-            tag(VIDEO, 0x0100_0021, b""),
-        ];
+        let body =
+            [tag(VIDEO, 0x0100_0000, b"vv"), tag(AUDIO, 0x0100_0017, b"a"), tag(VIDEO, 0x0100_0021, b"")];
         let body = body.concat();
-        let whole = Message {
-            timestamp: 5000,
-            stream_id: 1,
-            ..message(AGGREGATE, &body)
-        };
+        let whole = Message { timestamp: 5000, stream_id: 1, ..message(AGGREGATE, &body) };
         let split = |message: &Message| -> Vec<_> {
-            split_aggregate(message)
-                .map(|tag| (tag.type_id, tag.timestamp, tag.body))
-                .collect()
+            split_aggregate(message).map(|tag| (tag.type_id, tag.timestamp, tag.body)).collect()
         };
         let want = [(VIDEO, 5000, "vv"), (AUDIO, 5023, "a"), (VIDEO, 5033, "")];
         let want = want.map(|(type_id, time, body)| (type_id, time, Bytes::from_static(body.as_bytes())));
         assert_eq!(split(&whole), want);
-        let no_pointer = Message {
-            body: whole.body.slice(..body.len() - 4),
-            ..whole.clone()
-        };
+        let no_pointer = Message { body: whole.body.slice(..body.len() - 4), ..whole.clone() };
         assert_eq!(split(&no_pointer), want, "without the last back pointer");
-        let cut = Message {
-            body: whole.body.slice(..body.len() - 5),
-            ..whole
-        };
+        let cut = Message { body: whole.body.slice(..body.len() - 5), ..whole };
         let mut tags = split_aggregate(&cut);
         assert_eq!(tags.by_ref().count(), 2);
         assert!(tags.is_cut());

@@ -63,9 +63,7 @@ impl Admin {
                 None => warp::reply::json(&(self.workflows)().await).into_response(),
                 Some(name) => {
                     let name = decoded(name).ok_or_else(|| Failure::no_path(path))?;
-                    let workflow = (self.workflow)(name)
-                        .await
-                        .ok_or_else(|| Failure::no_path(path))?;
+                    let workflow = (self.workflow)(name).await.ok_or_else(|| Failure::no_path(path))?;
                     warp::reply::json(&workflow).into_response()
                 }
             },

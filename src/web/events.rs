@@ -23,15 +23,11 @@ pub(super) fn reply(changes: Changes, stop: CancellationToken) -> Response {
         };
         Some((event(notice?), (changes, stop)))
     });
-    let events = stream::iter([event(Notice::Resync)])
-        .chain(rest)
-        .map(Ok::<_, Infallible>);
+    let events = stream::iter([event(Notice::Resync)]).chain(rest).map(Ok::<_, Infallible>);
     let mut response =
         warp::sse::reply(warp::sse::keep_alive().interval(KEEP_ALIVE).stream(events)).into_response();
     // nginx in front would gather events otherwise.
-    response
-        .headers_mut()
-        .insert("x-accel-buffering", HeaderValue::from_static("no"));
+    response.headers_mut().insert("x-accel-buffering", HeaderValue::from_static("no"));
     response
 }
 
@@ -40,9 +36,8 @@ fn event(notice: Notice) -> Event {
     match notice {
         Notice::Resync => hello(),
         // A change that could not be written would be a missed one.
-        Notice::Change(change) => Event::default()
-            .event("change")
-            .json_data(change)
-            .unwrap_or_else(|_| hello()),
+        Notice::Change(change) => {
+            Event::default().event("change").json_data(change).unwrap_or_else(|_| hello())
+        }
     }
 }

@@ -8,10 +8,7 @@ use warp::http::HeaderMap;
 /// `X-Forwarded-For` that is no trusted proxy. What stands left of it could be written by anybody.
 pub(super) fn client(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
     let is_trusted = |ip: &IpAddr| trusted.iter().any(|net| net.contains(ip));
-    let lines = headers
-        .get_all("x-forwarded-for")
-        .iter()
-        .map(|line| line.to_str().unwrap_or("?"));
+    let lines = headers.get_all("x-forwarded-for").iter().map(|line| line.to_str().unwrap_or("?"));
     let hops: Vec<_> = lines.flat_map(|line| line.split(',')).collect();
     let mut client = peer.to_canonical();
     for hop in hops.into_iter().rev() {
@@ -27,14 +24,8 @@ pub(super) fn client(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> Ip
 
 /// Reads `IP`, `IPv4:PORT` or `[IPv6]:PORT`; proxies write all of them.
 fn address(text: &str) -> Option<IpAddr> {
-    let bare = text
-        .strip_prefix('[')
-        .and_then(|text| text.strip_suffix(']'))
-        .unwrap_or(text);
-    let ip = bare
-        .parse()
-        .ok()
-        .or_else(|| Some(text.parse::<SocketAddr>().ok()?.ip()))?;
+    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+    let ip = bare.parse().ok().or_else(|| Some(text.parse::<SocketAddr>().ok()?.ip()))?;
     Some(IpAddr::to_canonical(&ip))
 }
 
@@ -43,10 +34,7 @@ mod tests {
     use super::*;
 
     fn from(peer: &str, lines: &[&str]) -> String {
-        let trusted: Vec<IpNet> = ["10.0.0.0/8", "fd00::/8"]
-            .iter()
-            .map(|net| net.parse().unwrap())
-            .collect();
+        let trusted: Vec<IpNet> = ["10.0.0.0/8", "fd00::/8"].iter().map(|net| net.parse().unwrap()).collect();
         let mut headers = HeaderMap::new();
         for line in lines {
             headers.append("x-forwarded-for", line.parse().unwrap());
@@ -56,33 +44,14 @@ mod tests {
 
     #[test]
     fn only_trusted_proxies_are_believed_and_only_for_their_own_peer() {
-        assert_eq!(
-            from("192.0.2.1", &["198.51.100.9"]),
-            "192.0.2.1",
-            "a stranger says who he is"
-        );
+        assert_eq!(from("192.0.2.1", &["198.51.100.9"]), "192.0.2.1", "a stranger says who he is");
         assert_eq!(from("10.0.0.1", &["198.51.100.9"]), "198.51.100.9");
-        assert_eq!(
-            from("10.0.0.1", &["1.1.1.1, 198.51.100.9"]),
-            "198.51.100.9",
-            "the left part is spoofed"
-        );
-        assert_eq!(
-            from("10.0.0.1", &["1.1.1.1", "198.51.100.9, 10.0.0.2"]),
-            "198.51.100.9",
-            "two proxies"
-        );
-        assert_eq!(
-            from("10.0.0.1", &["10.0.0.7, 10.0.0.2"]),
-            "10.0.0.7",
-            "a client in the proxies' network"
-        );
+        assert_eq!(from("10.0.0.1", &["1.1.1.1, 198.51.100.9"]), "198.51.100.9", "the left part is spoofed");
+        assert_eq!(from("10.0.0.1", &["1.1.1.1", "198.51.100.9, 10.0.0.2"]), "198.51.100.9", "two proxies");
+        assert_eq!(from("10.0.0.1", &["10.0.0.7, 10.0.0.2"]), "10.0.0.7", "a client in the proxies' network");
         assert_eq!(from("10.0.0.1", &[]), "10.0.0.1");
         assert_eq!(from("10.0.0.1", &["unknown"]), "10.0.0.1");
-        assert_eq!(
-            from("10.0.0.1", &["198.51.100.9, nonsense, 10.0.0.2"]),
-            "10.0.0.2"
-        );
+        assert_eq!(from("10.0.0.1", &["198.51.100.9, nonsense, 10.0.0.2"]), "10.0.0.2");
     }
 
     #[test]

@@ -74,10 +74,8 @@ impl Collector for Figures {
         if let Some(stats) = self.registry.upgrade().map(|registry| registry.stats()) {
             self.streams.set(i64::try_from(stats.streams).unwrap_or(i64::MAX));
             self.nodes.set(i64::try_from(stats.nodes).unwrap_or(i64::MAX));
-            self.takeovers
-                .inc_by(stats.takeovers.saturating_sub(self.takeovers.get()));
-            self.contested
-                .inc_by(stats.contested.saturating_sub(self.contested.get()));
+            self.takeovers.inc_by(stats.takeovers.saturating_sub(self.takeovers.get()));
+            self.contested.inc_by(stats.contested.saturating_sub(self.contested.get()));
         }
         let collectors: [&dyn Collector; 4] = [&self.streams, &self.nodes, &self.takeovers, &self.contested];
         collectors.into_iter().flat_map(Collector::collect).collect()

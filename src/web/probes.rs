@@ -11,11 +11,7 @@ pub(super) fn live() -> Response {
 
 /// `200` when nothing stands against it, else `503`; as JSON with the reasons, and remarks that do not count.
 pub(super) fn ready(reasons: &[String], remarks: &[String]) -> Response {
-    let status = if reasons.is_empty() {
-        StatusCode::OK
-    } else {
-        StatusCode::SERVICE_UNAVAILABLE
-    };
+    let status = if reasons.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let body = serde_json::json!({ "ready": reasons.is_empty(), "reasons": reasons, "remarks": remarks });
     warp::reply::with_status(warp::reply::json(&body), status).into_response()
 }

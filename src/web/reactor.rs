@@ -59,10 +59,7 @@ pub struct Reactor {
 
 /// The routes of a reactor: those of [`crate::api`], and `GET /livez` and `/readyz`, which need no token.
 pub fn routes(reactor: Reactor) -> Routes {
-    let reactor = Arc::new(Handler {
-        reactor,
-        warned: Mutex::new(None),
-    });
+    let reactor = Arc::new(Handler { reactor, warned: Mutex::new(None) });
     request()
         .and_then(move |request: Request| {
             let reactor = reactor.clone();
@@ -96,17 +93,11 @@ impl Handler {
             }
             "/nodes" => {
                 self.admit(&request, "GET")?;
-                Ok(warp::reply::json(&NodeList {
-                    nodes: registry.nodes().await?,
-                })
-                .into_response())
+                Ok(warp::reply::json(&NodeList { nodes: registry.nodes().await? }).into_response())
             }
             "/livez" => request.expect("GET").map(|()| probes::live()),
             "/readyz" => request.expect("GET").map(|()| self.ready()),
-            _ => match path
-                .strip_prefix("/nodes/")
-                .filter(|node| !node.is_empty() && !node.contains('/'))
-            {
+            _ => match path.strip_prefix("/nodes/").filter(|node| !node.is_empty() && !node.contains('/')) {
                 Some(node) => self.node(node, request).await,
                 None => Err(Failure::no_path(&path)),
             },
@@ -119,13 +110,7 @@ impl Handler {
         let source = self.source(&request);
         let origin = self.origin(lookup.origin, lookup.rtmp_port, source)?;
         let (name, session) = (lookup.stream_name, lookup.session);
-        let claim = Claim {
-            name,
-            session,
-            node: lookup.node,
-            origin,
-            source,
-        };
+        let claim = Claim { name, session, node: lookup.node, origin, source };
         let lease = self.reactor.registry.claim(claim).await?;
         let mut response = empty(StatusCode::OK);
         if session.is_some() {
@@ -146,17 +131,10 @@ impl Handler {
         let lookup: WatcherLookup = request.json(LOOKUP_BODY_MAX).await?;
         let name = lookup.stream_name;
         let Some(lease) = self.reactor.registry.owner(name.clone()).await? else {
-            return Err(Failure::new(
-                StatusCode::NOT_FOUND,
-                format!("stream '{name}' is not published"),
-            ));
+            return Err(Failure::new(StatusCode::NOT_FOUND, format!("stream '{name}' is not published")));
         };
         let native = lookup.accept.iter().any(|step| step == ACCEPT_RTMP_PULL);
-        let mut response = self
-            .reactor
-            .template
-            .render(&name, &lease.origin, native)
-            .into_response();
+        let mut response = self.reactor.template.render(&name, &lease.origin, native).into_response();
         let headers = response.headers_mut();
         headers.insert(EPOCH_HEADER, lease.epoch.into());
         if let Ok(origin) = HeaderValue::try_from(lease.origin.to_string()) {
@@ -179,9 +157,7 @@ impl Handler {
         let heartbeat: Heartbeat = request.json(HEARTBEAT_BODY_MAX).await?;
         let (count, length) = ROLES_MAX;
         if heartbeat.roles.len() > count || heartbeat.roles.iter().any(|role| role.len() > length) {
-            return Err(Failure::bad(format!(
-                "at most {count} roles of {length} characters are allowed"
-            )));
+            return Err(Failure::bad(format!("at most {count} roles of {length} characters are allowed")));
         }
         let source = self.source(&request);
         self.origin(heartbeat.origin.clone(), heartbeat.rtmp_port, source)?;
@@ -195,10 +171,7 @@ impl Handler {
         match self.reactor.registry.status() {
             Status::Whole => {}
             Status::WarmingUp(left) => {
-                reasons.push(format!(
-                    "registry: warming up, {} s left",
-                    left.as_secs_f32().ceil()
-                ));
+                reasons.push(format!("registry: warming up, {} s left", left.as_secs_f32().ceil()));
             }
             // Known streams are answered still, and other reactors would be no better off.
             Status::Degraded => remarks.push("registry: the store cannot be reached".to_owned()),
@@ -228,20 +201,14 @@ impl Handler {
         let Some(secret) = &self.reactor.token else {
             return Ok(());
         };
-        let given = request
-            .headers
-            .get(AUTHORIZATION)
-            .and_then(|value| value.to_str().ok()?.split_once(' '));
+        let given = request.headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()?.split_once(' '));
         match given {
             Some((scheme, token))
                 if scheme.eq_ignore_ascii_case("bearer") && secret.matches(token.trim()) =>
             {
                 Ok(())
             }
-            _ => Err(Failure::new(
-                StatusCode::UNAUTHORIZED,
-                "a valid bearer token is needed".to_owned(),
-            )),
+            _ => Err(Failure::new(StatusCode::UNAUTHORIZED, "a valid bearer token is needed".to_owned())),
         }
     }
 
@@ -255,9 +222,8 @@ impl Handler {
             return Err(Failure::bad("rtmp_port is 0; 1 to 65535 is allowed".to_owned()));
         }
         let origin = named.unwrap_or_else(|| Origin::from_ip(source, port.unwrap_or(DEFAULT_RTMP_PORT)));
-        let wrong = origin
-            .ip()
-            .is_some_and(|ip| ip.is_unspecified() || (ip.is_loopback() && !source.is_loopback()));
+        let wrong =
+            origin.ip().is_some_and(|ip| ip.is_unspecified() || (ip.is_loopback() && !source.is_loopback()));
         if wrong {
             let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
             if warned.is_none_or(|last| last.elapsed() >= WARN_INTERVAL) {

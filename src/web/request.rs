@@ -64,11 +64,7 @@ impl Request {
     /// Refuses other methods than the given one; `GET` stands for `HEAD` too.
     pub fn expect(&self, method: &'static str) -> Result<(), Failure> {
         let fits = self.method == method || (method == "GET" && self.method == Method::HEAD);
-        if fits {
-            Ok(())
-        } else {
-            Err(Failure::method(method))
-        }
+        if fits { Ok(()) } else { Err(Failure::method(method)) }
     }
 
     /// Reads the body as JSON, whatever its content type says.
@@ -84,16 +80,10 @@ impl Request {
     }
 
     async fn body(&mut self, limit: usize) -> Result<Vec<u8>, Failure> {
-        let too_large = || {
-            Failure::new(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                format!("the body is larger than {limit} bytes"),
-            )
-        };
-        let announced = self
-            .headers
-            .get(CONTENT_LENGTH)
-            .and_then(|length| length.to_str().ok()?.parse().ok());
+        let too_large =
+            || Failure::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body is larger than {limit} bytes"));
+        let announced =
+            self.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
         if announced.is_some_and(|length: usize| length > DISCARD_MAX) {
             return Err(too_large());
         }
@@ -113,11 +103,7 @@ impl Request {
             }
             body.extend_from_slice(&chunk);
         }
-        if length > limit {
-            Err(too_large())
-        } else {
-            Ok(body)
-        }
+        if length > limit { Err(too_large()) } else { Ok(body) }
     }
 }
 
@@ -132,12 +118,7 @@ pub(super) struct Failure {
 
 impl Failure {
     pub fn new(status: StatusCode, error: String) -> Self {
-        Failure {
-            status,
-            error,
-            retry_after: None,
-            allow: None,
-        }
+        Failure { status, error, retry_after: None, allow: None }
     }
 
     /// The request does not say what it should.
@@ -155,10 +136,7 @@ impl Failure {
     /// The path exists, but not for this method.
     pub fn method(allow: &'static str) -> Self {
         let error = format!("only {allow} is allowed here");
-        Failure {
-            allow: Some(allow),
-            ..Failure::new(StatusCode::METHOD_NOT_ALLOWED, error)
-        }
+        Failure { allow: Some(allow), ..Failure::new(StatusCode::METHOD_NOT_ALLOWED, error) }
     }
 
     /// Says when to try again: in whole seconds, at least one.

@@ -54,11 +54,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits {
-            connections: CONNECTIONS_MAX,
-            head_deadline: HEAD_DEADLINE,
-            stop_deadline: STOP_DEADLINE,
-        }
+        Limits { connections: CONNECTIONS_MAX, head_deadline: HEAD_DEADLINE, stop_deadline: STOP_DEADLINE }
     }
 }
 
@@ -107,11 +103,7 @@ pub async fn serve(listener: TcpListener, routes: Routes, limits: Limits, stop: 
             refused += 1;
             // Powers of two: loud at the first, never a flood.
             if refused.is_power_of_two() {
-                tracing::warn!(
-                    refused,
-                    limit = limits.connections,
-                    "HTTP connections refused: too many"
-                );
+                tracing::warn!(refused, limit = limits.connections, "HTTP connections refused: too many");
             }
             continue;
         };
@@ -124,10 +116,7 @@ pub async fn serve(listener: TcpListener, routes: Routes, limits: Limits, stop: 
     drop(listener);
     let all = async { while connections.join_next().await.is_some() {} };
     if tokio::time::timeout(limits.stop_deadline, all).await.is_err() {
-        tracing::info!(
-            left = connections.len(),
-            "HTTP connections cut at the stop deadline"
-        );
+        tracing::info!(left = connections.len(), "HTTP connections cut at the stop deadline");
         connections.shutdown().await;
     }
 }
@@ -175,9 +164,7 @@ fn configure(stream: &TcpStream) -> io::Result<()> {
     let socket = SockRef::from(stream);
     stream.set_nodelay(true)?;
     socket.set_tcp_keepalive(
-        &TcpKeepalive::new()
-            .with_time(PEER_DEADLINE / 2)
-            .with_interval(PEER_DEADLINE / 4),
+        &TcpKeepalive::new().with_time(PEER_DEADLINE / 2).with_interval(PEER_DEADLINE / 4),
     )?;
     socket.set_tcp_user_timeout(Some(PEER_DEADLINE))
 }

@@ -65,10 +65,7 @@ impl Template {
                     "ip_address" => Part::IpAddress,
                     "pull" => Part::Pull,
                     _ => {
-                        return Err(TemplateError::Unknown {
-                            line,
-                            word: word.to_owned(),
-                        });
+                        return Err(TemplateError::Unknown { line, word: word.to_owned() });
                     }
                 };
                 parts.extend([Part::Text(std::mem::take(&mut literal)), part]);
@@ -162,19 +159,12 @@ mod tests {
             template.render(&name, &origin, false),
             "workflow ingest_x {\n    ffmpeg_pull location=rtmp://10.1.2.3/pull_source/x stream_name=x\n}\n"
         );
-        assert!(
-            template
-                .render(&name, &origin, true)
-                .contains("    rtmp_pull location=")
-        );
+        assert!(template.render(&name, &origin, true).contains("    rtmp_pull location="));
     }
 
     #[test]
     fn braces_of_the_workflow_are_left_alone() {
-        assert_eq!(
-            render("{stream_name} { {ip_address} {} }"),
-            "a/b { [2001:db8::2]:1936 {} }"
-        );
+        assert_eq!(render("{stream_name} { {ip_address} {} }"), "a/b { [2001:db8::2]:1936 {} }");
         assert_eq!(
             render("w {\n {pull} {stream_name}{ip_address}\n}"),
             "w {\n rtmp_pull a/b[2001:db8::2]:1936\n}"
@@ -190,21 +180,12 @@ mod tests {
             ),
             ("{ip_address}", "the template has no {stream_name}"),
             ("{stream_name}", "the template has no {ip_address}"),
-            (
-                "{stream_name} {ip_address}\n}",
-                "line 2: this brace has no counterpart",
-            ),
-            (
-                "w {\n{\n}{stream_name} {ip_address}",
-                "line 1: this brace has no counterpart",
-            ),
+            ("{stream_name} {ip_address}\n}", "line 2: this brace has no counterpart"),
+            ("w {\n{\n}{stream_name} {ip_address}", "line 1: this brace has no counterpart"),
         ] {
             assert_eq!(Template::parse(text).unwrap_err().to_string(), message, "{text}");
         }
-        assert_eq!(
-            Template::parse(&"x".repeat(TEMPLATE_MAX + 1)),
-            Err(TemplateError::TooLong)
-        );
+        assert_eq!(Template::parse(&"x".repeat(TEMPLATE_MAX + 1)), Err(TemplateError::TooLong));
     }
 
     #[test]
@@ -215,11 +196,7 @@ mod tests {
             Ok(())
         );
         let error = template.check(&|text| {
-            if text.contains("[::1]:1936") {
-                Err("no IPv6".into())
-            } else {
-                Ok(())
-            }
+            if text.contains("[::1]:1936") { Err("no IPv6".into()) } else { Ok(()) }
         });
         assert_eq!(error, Err(TemplateError::Grammar("no IPv6".into())));
     }

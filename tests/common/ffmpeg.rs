@@ -35,37 +35,17 @@ impl Clip {
 
     fn make(self, file: &Path) {
         let (picture, sound) = match self {
-            Clip::Alpha => (
-                "testsrc2=size=320x180:rate=30",
-                "anoisesrc=color=pink:amplitude=0.2:seed=1",
-            ),
-            Clip::Beta => (
-                "mandelbrot=size=256x144:rate=25",
-                "anoisesrc=color=brown:amplitude=0.2:seed=2",
-            ),
+            Clip::Alpha => ("testsrc2=size=320x180:rate=30", "anoisesrc=color=pink:amplitude=0.2:seed=1"),
+            Clip::Beta => ("mandelbrot=size=256x144:rate=25", "anoisesrc=color=brown:amplitude=0.2:seed=2"),
         };
         // Written beside and renamed, so that a test binary that runs at the same time never sees half of it.
         let part = file.with_extension(format!("{}.part", std::process::id()));
         let mut command = ffmpeg();
-        command.args([
-            "-f",
-            "lavfi",
-            "-i",
-            picture,
-            "-f",
-            "lavfi",
-            "-i",
-            sound,
-            "-t",
-            CLIP_SECONDS,
-        ]);
-        command.args([
-            "-c:v", "libx264", "-preset", "veryfast", "-bf", "2", "-g", "25", "-pix_fmt", "yuv420p",
-        ]);
+        command.args(["-f", "lavfi", "-i", picture, "-f", "lavfi", "-i", sound, "-t", CLIP_SECONDS]);
         command
-            .args([
-                "-b:v", "300k", "-c:a", "aac", "-b:a", "64k", "-ar", "44100", "-f", "flv", "-y",
-            ])
+            .args(["-c:v", "libx264", "-preset", "veryfast", "-bf", "2", "-g", "25", "-pix_fmt", "yuv420p"]);
+        command
+            .args(["-b:v", "300k", "-c:a", "aac", "-b:a", "64k", "-ar", "44100", "-f", "flv", "-y"])
             .arg(&part);
         let made = process::run(command, Duration::from_secs(120));
         assert_eq!(made.code, Some(0), "the clip cannot be made: {}", made.stderr);
@@ -82,10 +62,7 @@ fn ffmpeg() -> Command {
 /// An ffmpeg that publishes a clip in real time, over and over, until it is dropped.
 pub fn publish(clip: Clip, url: &str) -> Peer {
     let mut command = publish_command(clip, url);
-    command
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     Peer::new(process::spawn_tool(command))
 }
 
@@ -99,10 +76,7 @@ pub fn publish_in_vain(clip: Clip, url: &str) -> Finished {
 
 fn publish_command(clip: Clip, url: &str) -> Command {
     let mut command = ffmpeg();
-    command
-        .args(["-re", "-stream_loop", "-1", "-i"])
-        .arg(clip.file())
-        .args(["-c", "copy", "-f", "flv", url]);
+    command.args(["-re", "-stream_loop", "-1", "-i"]).arg(clip.file()).args(["-c", "copy", "-f", "flv", url]);
     command
 }
 
@@ -110,10 +84,7 @@ fn publish_command(clip: Clip, url: &str) -> Command {
 pub fn watch(url: &str) -> Peer {
     let mut command = ffmpeg();
     command.args(["-i", url, "-c", "copy", "-f", "null", "-"]);
-    command
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     Peer::new(process::spawn_tool(command))
 }
 
@@ -135,25 +106,9 @@ pub struct Recording {
 /// Plays `seconds` of a stream into a file, without touching the frames.
 #[track_caller]
 pub fn record(url: &str, seconds: u32) -> Recording {
-    let file = tempfile::Builder::new()
-        .suffix(".flv")
-        .tempfile()
-        .unwrap()
-        .into_temp_path();
+    let file = tempfile::Builder::new().suffix(".flv").tempfile().unwrap().into_temp_path();
     let mut command = ffmpeg();
-    command
-        .args([
-            "-i",
-            url,
-            "-t",
-            &seconds.to_string(),
-            "-c",
-            "copy",
-            "-f",
-            "flv",
-            "-y",
-        ])
-        .arg(&file);
+    command.args(["-i", url, "-t", &seconds.to_string(), "-c", "copy", "-f", "flv", "-y"]).arg(&file);
     let played = process::run(command, Duration::from_secs(u64::from(seconds) + 30));
     assert_eq!(played.code, Some(0), "{url} cannot be played: {}", played.stderr);
     Recording { file }
@@ -169,11 +124,7 @@ impl Recording {
         let (published, played) = (frame_hashes(clip.file()), frame_hashes(&self.file));
         for (media, least) in [("video", seconds * 20), ("audio", seconds * 35)] {
             let (published, played) = (&published[media], &played[media]);
-            assert!(
-                played.len() >= least as usize,
-                "only {} {media} frames in {seconds} s",
-                played.len()
-            );
+            assert!(played.len() >= least as usize, "only {} {media} frames in {seconds} s", played.len());
             assert_is_part_of(media, played, published);
         }
     }
@@ -183,16 +134,7 @@ impl Recording {
 #[track_caller]
 pub fn codecs(file: &Path) -> Vec<String> {
     let mut command = Command::new("ffprobe");
-    command
-        .args([
-            "-v",
-            "error",
-            "-show_entries",
-            "stream=codec_name",
-            "-of",
-            "csv=p=0",
-        ])
-        .arg(file);
+    command.args(["-v", "error", "-show_entries", "stream=codec_name", "-of", "csv=p=0"]).arg(file);
     let probed = process::run(command, Duration::from_secs(30));
     assert_eq!(probed.code, Some(0), "ffprobe: {}", probed.stderr);
     let mut codecs: Vec<String> = probed.stdout.lines().map(|line| line.trim().to_owned()).collect();
@@ -204,10 +146,7 @@ pub fn codecs(file: &Path) -> Vec<String> {
 #[track_caller]
 pub fn decoding_errors(file: &Path) -> String {
     let mut command = Command::new("ffmpeg");
-    command
-        .args(["-nostdin", "-v", "error", "-i"])
-        .arg(file)
-        .args(["-f", "null", "-"]);
+    command.args(["-nostdin", "-v", "error", "-i"]).arg(file).args(["-f", "null", "-"]);
     process::run(command, Duration::from_secs(60)).stderr
 }
 
@@ -215,27 +154,19 @@ pub fn decoding_errors(file: &Path) -> String {
 #[track_caller]
 pub fn frame_hashes(file: &Path) -> BTreeMap<String, Vec<String>> {
     let mut command = Command::new("ffmpeg");
-    command
-        .args(["-nostdin", "-v", "error", "-i"])
-        .arg(file)
-        .args(["-c", "copy", "-f", "framemd5", "-"]);
+    command.args(["-nostdin", "-v", "error", "-i"]).arg(file).args(["-c", "copy", "-f", "framemd5", "-"]);
     let hashed = process::run(command, Duration::from_secs(60));
     assert_eq!(hashed.code, Some(0), "framemd5: {}", hashed.stderr);
     let mut media = BTreeMap::new();
     let mut hashes: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for line in hashed.stdout.lines() {
-        if let Some((stream, kind)) = line
-            .strip_prefix("#media_type ")
-            .and_then(|rest| rest.split_once(": "))
+        if let Some((stream, kind)) = line.strip_prefix("#media_type ").and_then(|rest| rest.split_once(": "))
         {
             media.insert(stream.to_owned(), kind.to_owned());
         } else if !line.starts_with('#') {
             // stream, dts, pts, duration, size, hash, side data …
             let fields: Vec<&str> = line.split(',').map(str::trim).collect();
-            hashes
-                .entry(media[fields[0]].clone())
-                .or_default()
-                .push(fields[5].to_owned());
+            hashes.entry(media[fields[0]].clone()).or_default().push(fields[5].to_owned());
         }
     }
     hashes
@@ -246,16 +177,7 @@ pub fn frame_hashes(file: &Path) -> BTreeMap<String, Vec<String>> {
 fn assert_is_part_of(media: &str, played: &[String], published: &[String]) {
     let start = published.iter().position(|hash| *hash == played[0]);
     let start = start.unwrap_or_else(|| panic!("the first {media} frame was never published"));
-    for (index, (got, sent)) in played
-        .iter()
-        .zip(published.iter().cycle().skip(start))
-        .enumerate()
-    {
-        assert_eq!(
-            got,
-            sent,
-            "{media} frame {index} of {} is not the one that was published",
-            played.len()
-        );
+    for (index, (got, sent)) in played.iter().zip(published.iter().cycle().skip(start)).enumerate() {
+        assert_eq!(got, sent, "{media} frame {index} of {} is not the one that was published", played.len());
     }
 }

@@ -44,15 +44,8 @@ pub fn try_call(server: SocketAddr, method: &str, path: &str, body: &str) -> std
     let answer = String::from_utf8_lossy(&answer).into_owned();
     let bad = || std::io::Error::other(format!("not an HTTP answer: {answer:?}"));
     let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(bad)?;
-    let status = head
-        .split(' ')
-        .nth(1)
-        .and_then(|status| status.parse().ok())
-        .ok_or_else(bad)?;
-    Ok(Response {
-        status,
-        body: body.to_owned(),
-    })
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).ok_or_else(bad)?;
+    Ok(Response { status, body: body.to_owned() })
 }
 
 /// A request as a [`WebServer`] saw it.
@@ -107,10 +100,7 @@ fn serve(
     let mut reader = BufReader::new(&stream);
     let mut line = String::new();
     reader.read_line(&mut line)?;
-    let line = line
-        .rsplit_once(' ')
-        .map_or("", |(request, _protocol)| request)
-        .to_owned();
+    let line = line.rsplit_once(' ').map_or("", |(request, _protocol)| request).to_owned();
     let mut length = 0;
     loop {
         let mut header = String::new();
@@ -125,10 +115,7 @@ fn serve(
     }
     let mut body = vec![0; length];
     reader.read_exact(&mut body)?;
-    let request = Request {
-        line,
-        body: String::from_utf8_lossy(&body).into_owned(),
-    };
+    let request = Request { line, body: String::from_utf8_lossy(&body).into_owned() };
     record.lock().unwrap().push(request.clone());
     let Response { status, body } = answer(&request);
     write!(

@@ -23,14 +23,7 @@ pub fn command(args: &[&str]) -> Command {
         let name = name.to_string_lossy();
         // COLUMNS decides how help is wrapped; NOTIFY_SOCKET and WATCHDOG_USEC would reach whoever runs the tests.
         if name.starts_with("LB_")
-            || [
-                "COLUMNS",
-                "NOTIFY_SOCKET",
-                "WATCHDOG_USEC",
-                "WATCHDOG_PID",
-                "RUST_LOG",
-            ]
-            .contains(&&*name)
+            || ["COLUMNS", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "RUST_LOG"].contains(&&*name)
         {
             command.env_remove(&*name);
         }
@@ -65,8 +58,7 @@ impl Lb {
     pub fn start_with(args: &[&str], variables: &[(&str, &str)]) -> Lb {
         let mut command = command(args);
         let named = |flag: &str, variable: &str| {
-            args.iter()
-                .any(|arg| *arg == flag || arg.starts_with(&format!("{flag}=")))
+            args.iter().any(|arg| *arg == flag || arg.starts_with(&format!("{flag}=")))
                 || variables.iter().any(|(name, _)| *name == variable)
         };
         if !named("--rtmp-port", "LB_RTMP_PORT") {
@@ -75,20 +67,15 @@ impl Lb {
         if !named("--admin-listen", "LB_ADMIN_LISTEN") {
             command.args(["--admin-listen", "127.0.0.1:0"]);
         }
-        let reactor = args
-            .iter()
-            .any(|arg| arg.contains("reactor") && !arg.contains("--"))
-            || args.contains(&"all");
+        let reactor =
+            args.iter().any(|arg| arg.contains("reactor") && !arg.contains("--")) || args.contains(&"all");
         if reactor && !named("--reactor-listen", "LB_REACTOR_LISTEN") {
             command.args(["--reactor-listen", "[::]:0"]);
         }
         command.envs(variables.iter().copied());
 
         let log = NamedTempFile::new().unwrap();
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(log.reopen().unwrap());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log.reopen().unwrap());
         let mut child = process::spawn(command).expect("lb starts");
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let (sender, receiver) = mpsc::channel();
@@ -101,20 +88,11 @@ impl Lb {
         });
         let ready = receiver.recv_timeout(SOON).unwrap_or_default();
         // From here on the guard ends the process, whatever happens.
-        let mut lb = Lb {
-            child,
-            ready,
-            log,
-            ended: false,
-        };
+        let mut lb = Lb { child, ready, log, ended: false };
         if !lb.ready.starts_with("lb ready: ") {
             let status = lb.child.try_wait().unwrap();
             lb.end_now();
-            panic!(
-                "lb {args:?} is not ready but said {:?} ({status:?}); its log:\n{}",
-                lb.ready,
-                lb.log()
-            );
+            panic!("lb {args:?} is not ready but said {:?} ({status:?}); its log:\n{}", lb.ready, lb.log());
         }
         lb
     }
@@ -127,14 +105,9 @@ impl Lb {
     /// An address of the ready line, with the loopback address in place of the unspecified one.
     #[track_caller]
     fn address(&self, part: &str) -> SocketAddr {
-        let text = self
-            .ready_line()
-            .split(' ')
-            .find_map(|word| word.strip_prefix(part)?.strip_prefix('='));
+        let text = self.ready_line().split(' ').find_map(|word| word.strip_prefix(part)?.strip_prefix('='));
         let text = text.unwrap_or_else(|| panic!("no {part} address in: {}", self.ready_line()));
-        let mut addr: SocketAddr = text
-            .parse()
-            .unwrap_or_else(|error| panic!("{part}={text}: {error}"));
+        let mut addr: SocketAddr = text.parse().unwrap_or_else(|error| panic!("{part}={text}: {error}"));
         if addr.ip().is_unspecified() {
             // [::] is dual-stack, so IPv4's loopback reaches it as well.
             addr.set_ip(IpAddr::V4(Ipv4Addr::LOCALHOST));
@@ -177,11 +150,7 @@ impl Lb {
     #[track_caller]
     pub fn metric(&self, wanted: &str) -> f64 {
         let (name, labels) = wanted.split_once('{').unwrap_or((wanted, ""));
-        let labels: Vec<&str> = labels
-            .trim_end_matches('}')
-            .split(',')
-            .filter(|l| !l.is_empty())
-            .collect();
+        let labels: Vec<&str> = labels.trim_end_matches('}').split(',').filter(|l| !l.is_empty()).collect();
         let text = http::get(self.admin(), "/metrics").body;
         let mut sum = 0.0;
         for line in text.lines().filter(|line| !line.starts_with('#')) {
@@ -190,9 +159,7 @@ impl Lb {
             };
             let (series, has) = series.split_once('{').unwrap_or((series, ""));
             if series == name && labels.iter().all(|label| has.contains(label)) {
-                sum += value
-                    .parse::<f64>()
-                    .unwrap_or_else(|error| panic!("{line}: {error}"));
+                sum += value.parse::<f64>().unwrap_or_else(|error| panic!("{line}: {error}"));
             }
         }
         sum
@@ -246,10 +213,7 @@ impl Lb {
         let status = process::wait_for_exit(&mut self.child, STOP_DEADLINE);
         self.end_now();
         status.unwrap_or_else(|| {
-            panic!(
-                "lb runs on {STOP_DEADLINE:?} after signal {signal}; its log:\n{}",
-                self.log()
-            )
+            panic!("lb runs on {STOP_DEADLINE:?} after signal {signal}; its log:\n{}", self.log())
         })
     }
 
@@ -267,11 +231,7 @@ impl Lb {
             // SAFETY: kill has no memory effects; the process belongs to the session that this test made.
             unsafe { libc::kill(pid.cast_signed(), libc::SIGKILL) };
         }
-        assert!(
-            left.is_empty(),
-            "lb left processes behind: {left:?}; its log:\n{}",
-            self.log()
-        );
+        assert!(left.is_empty(), "lb left processes behind: {left:?}; its log:\n{}", self.log());
     }
 }
 
@@ -279,21 +239,11 @@ impl Drop for Lb {
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.end_now();
-            eprintln!(
-                "--- log of lb (process {}, {})\n{}---",
-                self.pid(),
-                self.ready_line(),
-                self.log()
-            );
+            eprintln!("--- log of lb (process {}, {})\n{}---", self.pid(), self.ready_line(), self.log());
         } else if !self.ended {
             process::signal(&self.child, libc::SIGTERM);
             let status = self.wait_for_end(libc::SIGTERM);
-            assert_eq!(
-                status.code(),
-                Some(0),
-                "lb did not end cleanly; its log:\n{}",
-                self.log()
-            );
+            assert_eq!(status.code(), Some(0), "lb did not end cleanly; its log:\n{}", self.log());
             self.assert_no_children();
         }
     }

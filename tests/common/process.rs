@@ -40,9 +40,7 @@ pub fn spawn(mut command: Command) -> io::Result<Child> {
         });
     }
     let (reply, answer) = mpsc::channel();
-    starter
-        .send((command, reply))
-        .expect("the starter thread lives as long as the process");
+    starter.send((command, reply)).expect("the starter thread lives as long as the process");
     answer.recv().expect("the starter thread answers every order")
 }
 
@@ -73,10 +71,7 @@ pub struct Finished {
 pub fn run(mut command: Command, deadline: Duration) -> Finished {
     let name = format!("{command:?}");
     let (out, err) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
-    command
-        .stdin(Stdio::null())
-        .stdout(out.try_clone().unwrap())
-        .stderr(err.try_clone().unwrap());
+    command.stdin(Stdio::null()).stdout(out.try_clone().unwrap()).stderr(err.try_clone().unwrap());
     let mut child = spawn_tool(command);
     let status = wait_for_exit(&mut child, deadline);
     if status.is_none() {
@@ -87,12 +82,7 @@ pub fn run(mut command: Command, deadline: Duration) -> Finished {
     let Some(status) = status else {
         panic!("still runs after {deadline:?}: {name}\nstdout: {stdout}\nstderr: {stderr}");
     };
-    Finished {
-        code: status.code(),
-        signal: status.signal(),
-        stdout,
-        stderr,
-    }
+    Finished { code: status.code(), signal: status.signal(), stdout, stderr }
 }
 
 /// Waits for the end of a process; `None` if it still runs after `deadline`.
@@ -111,11 +101,7 @@ pub fn signal(child: &Child, signal: i32) {
 pub fn session_members(leader: u32) -> Vec<(u32, String)> {
     let mut members = Vec::new();
     for entry in std::fs::read_dir("/proc").expect("/proc is mounted").flatten() {
-        let Some(pid) = entry
-            .file_name()
-            .to_str()
-            .and_then(|name| name.parse::<u32>().ok())
-        else {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
             continue;
         };
         // The process may end while it is looked at.

@@ -43,10 +43,7 @@ pub struct Request {
 
 impl Request {
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers
-            .iter()
-            .find(|(key, _)| key.eq_ignore_ascii_case(name))
-            .map(|(_, value)| value.as_str())
+        self.headers.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
 }
 
@@ -77,10 +74,7 @@ impl Server {
     /// A server whose every answer is a stream of events that the test writes.
     pub async fn streaming() -> (Server, Streams) {
         let (sender, receiver) = mpsc::channel(8);
-        (
-            Server::start(move |_| Deed::Stream(sender.clone())).await,
-            Streams(receiver.into()),
-        )
+        (Server::start(move |_| Deed::Stream(sender.clone())).await, Streams(receiver.into()))
     }
 
     /// The requests so far.
@@ -90,11 +84,7 @@ impl Server {
 
     /// Waits until so many requests were received.
     pub async fn received(&self, count: usize) {
-        self.requests
-            .clone()
-            .wait_for(|requests| requests.len() >= count)
-            .await
-            .unwrap();
+        self.requests.clone().wait_for(|requests| requests.len() >= count).await.unwrap();
     }
 }
 
@@ -110,10 +100,7 @@ pub struct Streams(tokio::sync::Mutex<mpsc::Receiver<EventStream>>);
 impl Streams {
     pub async fn accept(&self) -> EventStream {
         let mut streams = self.0.lock().await;
-        timeout(Duration::from_secs(20), streams.recv())
-            .await
-            .unwrap()
-            .unwrap()
+        timeout(Duration::from_secs(20), streams.recv()).await.unwrap().unwrap()
     }
 }
 
@@ -166,9 +153,7 @@ async fn perform(socket: &mut TcpStream, deed: Deed) -> std::io::Result<bool> {
             }
         }
         Deed::Stream(streams) => {
-            socket
-                .write_all(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n")
-                .await?;
+            socket.write_all(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n").await?;
             let (sender, mut bytes) = mpsc::channel::<Vec<u8>>(8);
             if streams.send(EventStream(sender)).await.is_err() {
                 return Ok(false);
@@ -194,18 +179,10 @@ async fn receive(socket: &mut TcpStream) -> Option<Request> {
     let head = String::from_utf8(bytes[..end].to_vec()).ok()?;
     let mut lines = head.lines();
     let line = lines.next()?.to_owned();
-    let headers: Vec<(String, String)> = lines
-        .filter_map(|line| line.split_once(": "))
-        .map(|(k, v)| (k.to_owned(), v.to_owned()))
-        .collect();
-    let mut request = Request {
-        line,
-        headers,
-        body: String::new(),
-    };
-    let length: usize = request
-        .header("content-length")
-        .map_or(0, |length| length.parse().unwrap());
+    let headers: Vec<(String, String)> =
+        lines.filter_map(|line| line.split_once(": ")).map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
+    let mut request = Request { line, headers, body: String::new() };
+    let length: usize = request.header("content-length").map_or(0, |length| length.parse().unwrap());
     let mut body = bytes.split_off(end + 4);
     while body.len() < length {
         if socket.read_buf(&mut body).await.ok()? == 0 {
@@ -235,9 +212,7 @@ pub fn self_signed() -> u16 {
         let mut request = [0; 4096];
         // A client that refuses the certificate ends the handshake: the read fails.
         if stream.read(&mut request).is_ok() {
-            stream
-                .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
-                .unwrap_or_default();
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").unwrap_or_default();
         }
     });
     port

@@ -60,10 +60,7 @@ impl Known {
         match (&change.origin, seen) {
             (None, _) => self.gone(&change.stream_name),
             (Some(origin), Some(lease)) if lease.epoch == change.epoch => {
-                self.saw(&Lease {
-                    origin: origin.clone(),
-                    ..lease
-                });
+                self.saw(&Lease { origin: origin.clone(), ..lease });
             }
             (Some(origin), _) => self.saw(&Lease {
                 name: change.stream_name.clone(),

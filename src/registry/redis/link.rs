@@ -103,10 +103,7 @@ impl Link {
             let config = AsyncConnectionConfig::new()
                 .set_connection_timeout(CALL_DEADLINE)
                 .set_response_timeout(CALL_DEADLINE);
-            let connection = self
-                .client
-                .get_multiplexed_async_connection_with_config(&config)
-                .await?;
+            let connection = self.client.get_multiplexed_async_connection_with_config(&config).await?;
             let mut changes = self.client.get_async_pubsub().await?;
             changes.subscribe(&self.channel).await?;
             Ok((connection, changes))

@@ -49,9 +49,7 @@ pub struct Redis {
 
 impl std::fmt::Debug for Redis {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Redis")
-            .field("place", &self.shared.link.place)
-            .finish_non_exhaustive()
+        f.debug_struct("Redis").field("place", &self.shared.link.place).finish_non_exhaustive()
     }
 }
 
@@ -105,10 +103,7 @@ impl Redis {
             let shared = shared.clone();
             async move { shared.link.run(|| shared.learn(), || shared.sweep()).await }
         });
-        Ok(Redis {
-            shared,
-            _keeper: AbortOnDropHandle::new(keeper),
-        })
+        Ok(Redis { shared, _keeper: AbortOnDropHandle::new(keeper) })
     }
 
     /// Whether the server cannot be reached.
@@ -137,29 +132,18 @@ impl Shared {
     }
 
     async fn call<T: FromRedisValue>(&self, op: &str, args: Vec<String>) -> Result<T, Down> {
-        let Settings {
-            policy,
-            lease,
-            warm_up,
-            max_streams,
-        } = self.settings;
+        let Settings { policy, lease, warm_up, max_streams } = self.settings;
         let policy = match policy {
             Policy::Takeover => "takeover",
             Policy::FirstWins => "first-wins",
         };
         let mut invocation = self.script.key(PREFIX);
         invocation.key(&self.channel).arg(op).arg(policy);
-        invocation
-            .arg(millis(lease))
-            .arg(millis(warm_up))
-            .arg(max_streams)
-            .arg(MAX_NODES);
+        invocation.arg(millis(lease)).arg(millis(warm_up)).arg(max_streams).arg(MAX_NODES);
         for arg in args {
             invocation.arg(arg);
         }
-        self.link
-            .call(|mut connection| async move { invocation.invoke_async(&mut connection).await })
-            .await
+        self.link.call(|mut connection| async move { invocation.invoke_async(&mut connection).await }).await
     }
 
     async fn sweep(&self) -> Result<(), Down> {
@@ -208,11 +192,7 @@ impl Shared {
             ("contested", Some(_)) => {
                 self.contested.fetch_add(1, Relaxed);
                 let origin = word(&reply, 1)?.parse().map_err(garbled)?;
-                Err(Error::Contested {
-                    name,
-                    origin,
-                    held: Duration::from_millis(field(&reply, 2)?),
-                })
+                Err(Error::Contested { name, origin, held: Duration::from_millis(field(&reply, 2)?) })
             }
             _ => Err(Error::Unavailable),
         }
@@ -253,9 +233,7 @@ impl Shared {
         let names: Vec<String> = self.call("names", Vec::new()).await?;
         let mut leases = Vec::with_capacity(names.len());
         for names in names.chunks(BATCH) {
-            let raw: Vec<RawLease> = self
-                .call_about("leases", Vec::new(), names.iter().cloned())
-                .await?;
+            let raw: Vec<RawLease> = self.call_about("leases", Vec::new(), names.iter().cloned()).await?;
             leases.extend(raw.into_iter().filter_map(|raw| lease(raw).ok()));
         }
         Ok(leases)
@@ -289,37 +267,22 @@ impl Shared {
                 let epoch = optional(plausible(stream.epoch).as_ref());
                 [stream.stream_name.to_string(), stream.session.to_string(), epoch]
             });
-            let Ok(verdicts) = self
-                .call_about::<Vec<Value>>("heartbeat", args.clone(), texts)
-                .await
-            else {
-                reply
-                    .owned
-                    .extend(self.confirmed(batch.into_iter().chain(streams)));
+            let Ok(verdicts) = self.call_about::<Vec<Value>>("heartbeat", args.clone(), texts).await else {
+                reply.owned.extend(self.confirmed(batch.into_iter().chain(streams)));
                 break;
             };
             if verdicts.is_empty() {
                 return Err(Error::Full(MAX_NODES, "nodes"));
             }
             let verdicts: Vec<(String, u64, u64)> = field(&verdicts, 1)?;
-            for (
-                PublishedStream {
-                    stream_name, session, ..
-                },
-                (verdict, epoch, took),
-            ) in batch.into_iter().zip(verdicts)
+            for (PublishedStream { stream_name, session, .. }, (verdict, epoch, took)) in
+                batch.into_iter().zip(verdicts)
             {
                 self.takeovers.fetch_add(took, Relaxed);
                 match verdict.as_str() {
                     "owned" => {
-                        self.link
-                            .known
-                            .confirmed(&stream_name, &node, session, epoch, &origin);
-                        reply.owned.push(PublishedStream {
-                            stream_name,
-                            session,
-                            epoch: Some(epoch),
-                        });
+                        self.link.known.confirmed(&stream_name, &node, session, epoch, &origin);
+                        reply.owned.push(PublishedStream { stream_name, session, epoch: Some(epoch) });
                     }
                     "superseded" => reply.superseded.push(PublisherRelease { stream_name, session }),
                     _ => left_out += 1,
@@ -338,10 +301,7 @@ impl Shared {
         let confirmed = |stream: PublishedStream| {
             let lease = self.link.known.get(&stream.stream_name)?;
             let owns = lease.session == Some(stream.session);
-            owns.then_some(PublishedStream {
-                epoch: Some(lease.epoch),
-                ..stream
-            })
+            owns.then_some(PublishedStream { epoch: Some(lease.epoch), ..stream })
         };
         streams.filter_map(confirmed).collect()
     }
@@ -349,31 +309,20 @@ impl Shared {
     async fn remove_node(&self, node: NodeId) -> Result<bool, Error> {
         let names: Vec<String> = self.call("names", Vec::new()).await.map_err(unavailable)?;
         for names in names.chunks(BATCH) {
-            let left = self
-                .call_about::<u8>("leave", vec![node.to_string()], names.iter().cloned())
-                .await;
+            let left = self.call_about::<u8>("leave", vec![node.to_string()], names.iter().cloned()).await;
             left.map_err(unavailable)?;
         }
-        self.call("remove_node", vec![node.to_string()])
-            .await
-            .map_err(unavailable)
+        self.call("remove_node", vec![node.to_string()]).await.map_err(unavailable)
     }
 
     async fn nodes(&self) -> Result<Vec<NodeEntry>, Error> {
         let mut streams = streams_by_node(self.list().await?);
-        let raw = self
-            .call::<Vec<(String, u64, String)>>("nodes", Vec::new())
-            .await
-            .map_err(unavailable)?;
+        let raw = self.call::<Vec<(String, u64, String)>>("nodes", Vec::new()).await.map_err(unavailable)?;
         let entry = |(node, silent_ms, heartbeat): (String, u64, String)| {
             let node: NodeId = node.parse().map_err(garbled)?;
             let mut heartbeat: Heartbeat = serde_json::from_str(&heartbeat).map_err(garbled)?;
             heartbeat.streams = streams.remove(&node).unwrap_or_default();
-            Ok(NodeEntry {
-                node,
-                silent_ms,
-                heartbeat,
-            })
+            Ok(NodeEntry { node, silent_ms, heartbeat })
         };
         let mut nodes = raw.into_iter().map(entry).collect::<Result<Vec<_>, Error>>()?;
         nodes.sort_unstable_by(|a, b| a.node.cmp(&b.node));
@@ -446,10 +395,7 @@ fn lease((name, origin, session, epoch, node, age, remaining): RawLease) -> Resu
     Ok(Lease {
         name: name.parse().map_err(garbled)?,
         origin: origin.parse().map_err(garbled)?,
-        session: some(session)
-            .map(|session| session.parse())
-            .transpose()
-            .map_err(garbled)?,
+        session: some(session).map(|session| session.parse()).transpose().map_err(garbled)?,
         epoch,
         node: some(node).map(|node| node.parse()).transpose().map_err(garbled)?,
         age: Duration::from_millis(age),
@@ -490,25 +436,16 @@ mod tests {
             epoch: None,
         };
         let streams = (0..streams).map(stream).collect();
-        Heartbeat {
-            interval_ms: 5000,
-            streams,
-            ..Heartbeat::default()
-        }
+        Heartbeat { interval_ms: 5000, streams, ..Heartbeat::default() }
     }
 
     #[tokio::test]
     async fn what_was_there_before_is_known_in_an_outage() {
         let mut server = RedisServer::start();
-        let settings = Settings {
-            warm_up: Duration::ZERO,
-            ..Settings::default()
-        };
+        let settings = Settings { warm_up: Duration::ZERO, ..Settings::default() };
         let one = Redis::start(&server.url(), settings).unwrap();
         one.connected().await;
-        one.heartbeat("n".parse().unwrap(), heartbeat(1, 2), [10, 0, 0, 1].into())
-            .await
-            .unwrap();
+        one.heartbeat("n".parse().unwrap(), heartbeat(1, 2), [10, 0, 0, 1].into()).await.unwrap();
         let two = Redis::start(&server.url(), settings).unwrap();
         two.connected().await;
         while two.shared.link.known.get(&"1/1".parse().unwrap()).is_none() {
@@ -518,10 +455,7 @@ mod tests {
         for registry in [&one, &two] {
             let lease = registry.owner("1/1".parse().unwrap()).await.unwrap().unwrap();
             assert_eq!(lease.origin.to_string(), "10.0.0.1");
-            assert_eq!(
-                registry.owner("1/2".parse().unwrap()).await,
-                Err(Error::Unavailable)
-            );
+            assert_eq!(registry.owner("1/2".parse().unwrap()).await, Err(Error::Unavailable));
             assert_eq!(registry.list().await, Err(Error::Unavailable));
         }
     }
@@ -533,10 +467,7 @@ mod tests {
         registry.connected().await;
         for node in 0..2 {
             let id = format!("n{node}").parse().unwrap();
-            let reply = registry
-                .heartbeat(id, heartbeat(node, 5_500), [10, 0, 0, 1].into())
-                .await
-                .unwrap();
+            let reply = registry.heartbeat(id, heartbeat(node, 5_500), [10, 0, 0, 1].into()).await.unwrap();
             assert_eq!(reply.owned.len(), 5_500);
         }
         assert_eq!(registry.list().await.unwrap().len(), 11_000);

@@ -118,10 +118,7 @@ impl Reader {
                 self.chunk_size = bytes.min(MAX_MESSAGE_LENGTH);
                 Ok(())
             }
-            _ => Err(Error::ChunkSize {
-                size,
-                max: self.max_chunk_size,
-            }),
+            _ => Err(Error::ChunkSize { size, max: self.max_chunk_size }),
         }
     }
 
@@ -207,10 +204,7 @@ impl Reader {
             header.field = Some(u32::from_be_bytes(array(&mut rest)?));
         } else if let (3, Some(known)) = (format, known.filter(|known| known.extended)) {
             let expected = known.field.to_be_bytes();
-            let repeated = rest
-                .iter()
-                .zip(&expected)
-                .all(|(byte, expected)| byte == expected);
+            let repeated = rest.iter().zip(&expected).all(|(byte, expected)| byte == expected);
             if repeated {
                 array::<4>(&mut rest)?;
             }
@@ -221,41 +215,19 @@ impl Reader {
 
     /// Applies a header; gives the stream's index and the payload bytes of this chunk.
     fn begin_chunk(&mut self, header: &Header) -> Result<(usize, usize), Error> {
-        let &Header {
-            format,
-            chunk_stream_id,
-            type_id,
-            message_stream_id,
-            ..
-        } = header;
-        let partial = self
-            .partials
-            .iter()
-            .find(|partial| partial.chunk_stream_id == chunk_stream_id);
+        let &Header { format, chunk_stream_id, type_id, message_stream_id, .. } = header;
+        let partial = self.partials.iter().find(|partial| partial.chunk_stream_id == chunk_stream_id);
         let received = partial.map(|partial| partial.body.len());
         if received.is_some() && format != 3 {
-            return Err(Error::HeaderInsideMessage {
-                chunk_stream_id,
-                format,
-            });
+            return Err(Error::HeaderInsideMessage { chunk_stream_id, format });
         }
-        let index = match self
-            .streams
-            .iter()
-            .position(|stream| stream.id == chunk_stream_id)
-        {
+        let index = match self.streams.iter().position(|stream| stream.id == chunk_stream_id) {
             Some(index) => index,
             None if format != 0 => {
-                return Err(Error::NoHeader {
-                    chunk_stream_id,
-                    format,
-                });
+                return Err(Error::NoHeader { chunk_stream_id, format });
             }
             None if self.streams.len() >= self.chunk_streams => {
-                return Err(Error::TooManyChunkStreams {
-                    chunk_stream_id,
-                    max: self.chunk_streams,
-                });
+                return Err(Error::TooManyChunkStreams { chunk_stream_id, max: self.chunk_streams });
             }
             None => {
                 self.streams.push(Stream::new(chunk_stream_id));
@@ -265,12 +237,7 @@ impl Reader {
         let length = header.length as usize;
         if length > self.message_bytes {
             let max = self.message_bytes;
-            return Err(Error::MessageTooLong {
-                chunk_stream_id,
-                type_id,
-                length,
-                max,
-            });
+            return Err(Error::MessageTooLong { chunk_stream_id, type_id, length, max });
         }
         if let (None, Some(stream)) = (received, self.streams.get_mut(index)) {
             if let Some(field) = header.field {
@@ -307,24 +274,14 @@ impl Reader {
         if taken.len() == length {
             return Ok(self.finish(index, Bytes::copy_from_slice(taken)));
         }
-        let at = match self
-            .partials
-            .iter()
-            .position(|partial| partial.chunk_stream_id == id)
-        {
+        let at = match self.partials.iter().position(|partial| partial.chunk_stream_id == id) {
             Some(at) => at,
             None if self.partials.len() >= self.partial_messages => {
                 let max = self.partial_messages;
-                return Err(Error::TooManyPartialMessages {
-                    chunk_stream_id: id,
-                    max,
-                });
+                return Err(Error::TooManyPartialMessages { chunk_stream_id: id, max });
             }
             None => {
-                self.partials.push(Partial {
-                    chunk_stream_id: id,
-                    body: Vec::new(),
-                });
+                self.partials.push(Partial { chunk_stream_id: id, body: Vec::new() });
                 self.partials.len() - 1
             }
         };
@@ -334,17 +291,11 @@ impl Reader {
         };
         let needed = body.len() + taken.len();
         if needed > body.capacity() {
-            let wanted = needed
-                .max(2 * body.capacity())
-                .max(needed + input.len())
-                .max(FIRST_ALLOCATION);
+            let wanted = needed.max(2 * body.capacity()).max(needed + input.len()).max(FIRST_ALLOCATION);
             let wanted = wanted.min(length);
             if others - body.capacity() + wanted > self.partial_bytes {
                 let max = self.partial_bytes;
-                return Err(Error::TooManyPartialBytes {
-                    chunk_stream_id: id,
-                    max,
-                });
+                return Err(Error::TooManyPartialBytes { chunk_stream_id: id, max });
             }
             body.reserve_exact(wanted - body.len());
         }
@@ -358,10 +309,7 @@ impl Reader {
     }
 
     fn take_partial(&mut self, chunk_stream_id: u32) -> Option<Vec<u8>> {
-        let at = self
-            .partials
-            .iter()
-            .position(|partial| partial.chunk_stream_id == chunk_stream_id)?;
+        let at = self.partials.iter().position(|partial| partial.chunk_stream_id == chunk_stream_id)?;
         let body = self.partials.swap_remove(at).body;
         if self.partials.is_empty() {
             self.partials.shrink_to_fit();

@@ -26,21 +26,11 @@ fn read(wire: &[u8]) -> Result<Vec<Message>, Error> {
 }
 
 fn read_bytewise(wire: &[u8]) -> Result<Vec<Message>, Error> {
-    read_cut(
-        &mut Reader::new(&Limits::default()),
-        wire,
-        &(0..wire.len()).collect::<Vec<_>>(),
-    )
+    read_cut(&mut Reader::new(&Limits::default()), wire, &(0..wire.len()).collect::<Vec<_>>())
 }
 
 fn message(chunk_stream_id: u32, timestamp: u32, body: &[u8]) -> Message {
-    Message {
-        type_id: 9,
-        timestamp,
-        stream_id: 1,
-        chunk_stream_id,
-        body: Bytes::copy_from_slice(body),
-    }
+    Message { type_id: 9, timestamp, stream_id: 1, chunk_stream_id, body: Bytes::copy_from_slice(body) }
 }
 
 /// Format 0 header on a one-byte chunk stream, message type 9 on stream 1.
@@ -99,18 +89,8 @@ fn formats_1_to_3_carry_and_repeat_deltas() {
         b"ff",
     ]
     .concat();
-    let want = [
-        (1000, "a"),
-        (1040, "bb"),
-        (1050, "cc"),
-        (1060, "dd"),
-        (1070, "ee"),
-        (500, "ff"),
-    ];
-    let want: Vec<_> = want
-        .iter()
-        .map(|(time, body)| message(6, *time, body.as_bytes()))
-        .collect();
+    let want = [(1000, "a"), (1040, "bb"), (1050, "cc"), (1060, "dd"), (1070, "ee"), (500, "ff")];
+    let want: Vec<_> = want.iter().map(|(time, body)| message(6, *time, body.as_bytes())).collect();
     assert_eq!(read(&wire), Ok(want.clone()));
     assert_eq!(read_bytewise(&wire), Ok(want));
 }
@@ -118,14 +98,7 @@ fn formats_1_to_3_carry_and_repeat_deltas() {
 #[test]
 fn format_3_after_format_0_repeats_its_timestamp_as_the_delta() {
     let wire = [&full(6, 40, 1)[..], b"a\xC6b\xC6c"].concat();
-    assert_eq!(
-        read(&wire),
-        Ok(vec![
-            message(6, 40, b"a"),
-            message(6, 80, b"b"),
-            message(6, 120, b"c")
-        ])
-    );
+    assert_eq!(read(&wire), Ok(vec![message(6, 40, b"a"), message(6, 80, b"b"), message(6, 120, b"c")]));
 }
 
 #[test]
@@ -163,18 +136,8 @@ fn a_short_last_chunk_without_the_repetition_is_not_waited_for() {
 
 #[test]
 fn a_delta_may_be_extended_too() {
-    let wire = [
-        &full(6, 5, 1)[..],
-        b"a",
-        b"\x86\xFF\xFF\xFF\x01\0\0\0b",
-        b"\xC6\x01\0\0\0c",
-    ]
-    .concat();
-    let want = vec![
-        message(6, 5, b"a"),
-        message(6, 0x0100_0005, b"b"),
-        message(6, 0x0200_0005, b"c"),
-    ];
+    let wire = [&full(6, 5, 1)[..], b"a", b"\x86\xFF\xFF\xFF\x01\0\0\0b", b"\xC6\x01\0\0\0c"].concat();
+    let want = vec![message(6, 5, b"a"), message(6, 0x0100_0005, b"b"), message(6, 0x0200_0005, b"c")];
     assert_eq!(read(&wire), Ok(want.clone()));
     assert_eq!(read_bytewise(&wire), Ok(want));
 }
@@ -183,20 +146,14 @@ fn a_delta_may_be_extended_too() {
 fn an_extended_timestamp_is_not_repeated_as_a_delta() {
     for again in [&b"\x01\0\0\0"[..], b""] {
         let wire = [&full(6, 0xFF_FFFF, 1)[..], b"\x01\0\0\0a", b"\xC6", again, b"b"].concat();
-        assert_eq!(
-            read(&wire),
-            Ok(vec![message(6, 0x0100_0000, b"a"), message(6, 0x0100_0000, b"b")])
-        );
+        assert_eq!(read(&wire), Ok(vec![message(6, 0x0100_0000, b"a"), message(6, 0x0100_0000, b"b")]));
     }
 }
 
 #[test]
 fn the_clock_wraps() {
     let wire = [&full(6, 0xFF_FFFF, 1)[..], b"\xFF\xFF\xFF\xF0a", b"\x86\0\0\x20b"].concat();
-    assert_eq!(
-        read(&wire),
-        Ok(vec![message(6, 0xFFFF_FFF0, b"a"), message(6, 0x10, b"b")])
-    );
+    assert_eq!(read(&wire), Ok(vec![message(6, 0xFFFF_FFF0, b"a"), message(6, 0x10, b"b")]));
 }
 
 #[test]
@@ -214,13 +171,7 @@ fn the_chunk_size_changes_between_messages_even_for_unfinished_ones() {
 fn a_chunk_size_out_of_range_is_an_error() {
     let mut reader = Reader::new(&Limits::default());
     for size in [0, 0x8000_0000, u32::MAX] {
-        assert_eq!(
-            reader.set_chunk_size(size),
-            Err(Error::ChunkSize {
-                size,
-                max: 0x7FFF_FFFF
-            })
-        );
+        assert_eq!(reader.set_chunk_size(size), Err(Error::ChunkSize { size, max: 0x7FFF_FFFF }));
     }
     assert_eq!(reader.set_chunk_size(0x7FFF_FFFF), Ok(()));
     assert_eq!(reader.set_chunk_size(1), Ok(()));
@@ -240,11 +191,7 @@ fn abort_drops_what_has_arrived_of_a_message() {
 
 #[test]
 fn a_16_mb_length_field_does_not_allocate_16_mb() {
-    let limits = Limits {
-        message_bytes: MAX_MESSAGE_LENGTH,
-        partial_bytes: 64 << 20,
-        ..Limits::default()
-    };
+    let limits = Limits { message_bytes: MAX_MESSAGE_LENGTH, partial_bytes: 64 << 20, ..Limits::default() };
     let mut reader = Reader::new(&limits);
     reader.set_chunk_size(0x7FFF_FFFF).unwrap();
     let wire = [&full(6, 0, MAX_MESSAGE_LENGTH)[..], &[1; 1000]].concat();
@@ -266,84 +213,36 @@ fn each_limit_is_an_error_that_names_its_place() {
     };
     let read = |wire: &[u8]| read_cut(&mut Reader::new(&limits), wire, &[]);
     let (id, max) = (6, 100_000);
-    let error = Error::MessageTooLong {
-        chunk_stream_id: id,
-        type_id: 9,
-        length: 100_001,
-        max,
-    };
+    let error = Error::MessageTooLong { chunk_stream_id: id, type_id: 9, length: 100_001, max };
     assert_eq!(read(&full(6, 0, 100_001)), Err(error));
 
     let begun = |id| [&full(id, 0, 129)[..], &[0; 128]].concat();
     let wire = [begun(4), begun(5), begun(6)].concat();
-    assert_eq!(
-        read(&wire),
-        Err(Error::TooManyPartialMessages {
-            chunk_stream_id: 6,
-            max: 2
-        })
-    );
+    assert_eq!(read(&wire), Err(Error::TooManyPartialMessages { chunk_stream_id: 6, max: 2 }));
 
-    let wire: Vec<u8> = (3..8)
-        .flat_map(|id| [&full(id, 0, 1)[..], b"x"].concat())
-        .collect();
-    assert_eq!(
-        read(&wire),
-        Err(Error::TooManyChunkStreams {
-            chunk_stream_id: 7,
-            max: 4
-        })
-    );
+    let wire: Vec<u8> = (3..8).flat_map(|id| [&full(id, 0, 1)[..], b"x"].concat()).collect();
+    assert_eq!(read(&wire), Err(Error::TooManyChunkStreams { chunk_stream_id: 7, max: 4 }));
 
-    let small = Limits {
-        partial_bytes: 10_000,
-        ..limits
-    };
+    let small = Limits { partial_bytes: 10_000, ..limits };
     let wire = [&full(6, 0, 50_000)[..], &[0; 128]].concat();
-    let error = Error::TooManyPartialBytes {
-        chunk_stream_id: 6,
-        max: 10_000,
-    };
+    let error = Error::TooManyPartialBytes { chunk_stream_id: 6, max: 10_000 };
     assert_eq!(read_cut(&mut Reader::new(&small), &wire, &[]), Err(error));
 }
 
 #[test]
 fn headers_out_of_place_are_errors() {
-    assert_eq!(
-        read(b"\xC6"),
-        Err(Error::NoHeader {
-            chunk_stream_id: 6,
-            format: 3
-        })
-    );
+    assert_eq!(read(b"\xC6"), Err(Error::NoHeader { chunk_stream_id: 6, format: 3 }));
     let wire = [&full(6, 0, 200)[..], &[0; 128], &full(6, 0, 200)].concat();
-    assert_eq!(
-        read(&wire),
-        Err(Error::HeaderInsideMessage {
-            chunk_stream_id: 6,
-            format: 0
-        })
-    );
+    assert_eq!(read(&wire), Err(Error::HeaderInsideMessage { chunk_stream_id: 6, format: 0 }));
 }
 
 #[test]
 fn an_idle_reader_is_small_and_owns_no_buffer() {
     assert!(size_of::<Reader>() < 300, "{}", size_of::<Reader>());
     let mut reader = Reader::new(&Limits::default());
-    let wire = [
-        &full(6, 0, 200)[..],
-        &[0; 128],
-        &full(4, 0, 200),
-        &[0; 128],
-        &[0xC6],
-        &[0; 72],
-        &[0xC4],
-        &[0; 72],
-    ];
-    assert_eq!(
-        read_cut(&mut reader, &wire.concat(), &[]).map(|messages| messages.len()),
-        Ok(2)
-    );
+    let wire =
+        [&full(6, 0, 200)[..], &[0; 128], &full(4, 0, 200), &[0; 128], &[0xC6], &[0; 72], &[0xC4], &[0; 72]];
+    assert_eq!(read_cut(&mut reader, &wire.concat(), &[]).map(|messages| messages.len()), Ok(2));
     assert_eq!(reader.partial_bytes(), 0);
     assert!(reader.owns_nothing());
 }
@@ -364,15 +263,8 @@ struct Plan {
 fn any_plan() -> impl Strategy<Value = Plan> {
     let step = prop_oneof![4 => 0..100u32, 1 => 0xFF_FFF0..0x100_0010u32, 1 => any::<u32>()];
     let length = prop_oneof![3 => 0..400usize, 1 => 0..40_000usize];
-    (0..3usize, step, 8..10u8, length, any::<bool>()).prop_map(|(stream, step, type_id, length, short)| {
-        Plan {
-            stream,
-            step,
-            type_id,
-            length,
-            short,
-        }
-    })
+    (0..3usize, step, 8..10u8, length, any::<bool>())
+        .prop_map(|(stream, step, type_id, length, short)| Plan { stream, step, type_id, length, short })
 }
 
 const IDS: [u32; 3] = [5, 100, 40_000];
@@ -435,20 +327,9 @@ fn chunks_of(plan: &Plan, serial: usize, last: &mut Last, size: usize) -> (Messa
         basic(&mut chunk, 3, id);
     }
     let delta = (format != 0).then_some(plan.step);
-    *last = Last {
-        timestamp,
-        length: plan.length,
-        type_id: plan.type_id,
-        delta,
-        known: true,
-    };
-    let message = Message {
-        type_id: plan.type_id,
-        timestamp,
-        stream_id: 1,
-        chunk_stream_id: id,
-        body: body.into(),
-    };
+    *last = Last { timestamp, length: plan.length, type_id: plan.type_id, delta, known: true };
+    let message =
+        Message { type_id: plan.type_id, timestamp, stream_id: 1, chunk_stream_id: id, body: body.into() };
     (message, chunks)
 }
 

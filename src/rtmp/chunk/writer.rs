@@ -92,16 +92,10 @@ mod tests {
     fn an_extended_timestamp_is_repeated_on_continuations() {
         let mut out = BytesMut::new();
         write_message(&mut out, 64, 0x0100_0000, 8, 1, b"abcd", 2);
-        assert_eq!(
-            &out[..],
-            b"\0\0\xFF\xFF\xFF\0\0\x04\x08\x01\0\0\0\x01\0\0\0ab\xC0\0\x01\0\0\0cd"
-        );
+        assert_eq!(&out[..], b"\0\0\xFF\xFF\xFF\0\0\x04\x08\x01\0\0\0\x01\0\0\0ab\xC0\0\x01\0\0\0cd");
         out.clear();
         write_message(&mut out, 320, 0xFF_FFFF, 8, 1, b"", 2);
-        assert_eq!(
-            &out[..],
-            b"\x01\0\x01\xFF\xFF\xFF\0\0\0\x08\x01\0\0\0\0\xFF\xFF\xFF"
-        );
+        assert_eq!(&out[..], b"\x01\0\x01\xFF\xFF\xFF\0\0\0\x08\x01\0\0\0\0\xFF\xFF\xFF");
     }
 
     proptest! {

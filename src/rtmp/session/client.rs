@@ -15,9 +15,8 @@ use std::fmt;
 const BUFFER_MILLIS: u32 = 3000;
 
 /// The codecs that a client offers to forward (Enhanced RTMP v2, `fourCcList`).
-const FOUR_CCS: [&str; 12] = [
-    "av01", "vp08", "vp09", "avc1", "hvc1", "vvc1", "Opus", "mp4a", "fLaC", "ac-3", "ec-3", ".mp3",
-];
+const FOUR_CCS: [&str; 12] =
+    ["av01", "vp08", "vp09", "avc1", "hvc1", "vvc1", "Opus", "mp4a", "fLaC", "ac-3", "ec-3", ".mp3"];
 
 // Transaction ids. Each call is made once, so they are constants.
 const CONNECT: f64 = 1.0;
@@ -128,10 +127,7 @@ impl Client {
         let handshake = Box::new(handshake::Client::new(nonce, &mut link.out));
         Client {
             link,
-            state: State::Handshake {
-                handshake,
-                asked: false,
-            },
+            state: State::Handshake { handshake, asked: false },
             purpose,
             target: Box::new(target.clone()),
             stream_id: PLAY_STREAM_ID,
@@ -204,11 +200,9 @@ impl Client {
             && message.body.starts_with(b"\x02\x00\x0aonMetaData")
         {
             let body = [SET_DATA_FRAME, &message.body].concat();
-            self.link
-                .media(self.stream_id, message.timestamp, message.type_id, &body);
+            self.link.media(self.stream_id, message.timestamp, message.type_id, &body);
         } else if open {
-            self.link
-                .media(self.stream_id, message.timestamp, message.type_id, &message.body);
+            self.link.media(self.stream_id, message.timestamp, message.type_id, &message.body);
         }
         open
     }
@@ -216,8 +210,7 @@ impl Client {
     /// Asks whether the server is there; [`ClientEvent::Pong`] is the answer.
     pub fn ping(&mut self, timestamp: u32) {
         if matches!(self.state, State::Open) {
-            self.link
-                .control(Control::User(UserControl::PingRequest(timestamp)));
+            self.link.control(Control::User(UserControl::PingRequest(timestamp)));
         }
     }
 
@@ -227,12 +220,10 @@ impl Client {
         if matches!(self.state, State::Open) {
             if self.purpose == Purpose::Publish {
                 let key = [Value::string(self.target.stream_key.as_str())];
-                self.link
-                    .command(0, Command::new("FCUnpublish", FC_UNPUBLISH, Value::Null, key));
+                self.link.command(0, Command::new("FCUnpublish", FC_UNPUBLISH, Value::Null, key));
             }
             let id = [Value::Number(self.stream_id.into())];
-            self.link
-                .command(0, Command::new("deleteStream", DELETE_STREAM, Value::Null, id));
+            self.link.command(0, Command::new("deleteStream", DELETE_STREAM, Value::Null, id));
         }
         self.state = State::Closed;
     }
@@ -246,15 +237,10 @@ impl Client {
         self.link.announce_chunk_size();
         if self.purpose == Purpose::Publish {
             let key = || [Value::string(self.target.stream_key.as_str())];
-            self.link.command(
-                0,
-                Command::new("releaseStream", RELEASE_STREAM, Value::Null, key()),
-            );
-            self.link
-                .command(0, Command::new("FCPublish", FC_PUBLISH, Value::Null, key()));
+            self.link.command(0, Command::new("releaseStream", RELEASE_STREAM, Value::Null, key()));
+            self.link.command(0, Command::new("FCPublish", FC_PUBLISH, Value::Null, key()));
         }
-        self.link
-            .command(0, Command::new("createStream", CREATE_STREAM, Value::Null, []));
+        self.link.command(0, Command::new("createStream", CREATE_STREAM, Value::Null, []));
         self.ask_for_stream();
     }
 
@@ -264,19 +250,14 @@ impl Client {
         match self.purpose {
             Purpose::Publish => {
                 let arguments = [key, Value::string("live")];
-                self.link.command(
-                    stream_id,
-                    Command::new("publish", PUBLISH, Value::Null, arguments),
-                );
+                self.link.command(stream_id, Command::new("publish", PUBLISH, Value::Null, arguments));
             }
             Purpose::Play => {
                 let millis = BUFFER_MILLIS;
-                self.link
-                    .control(Control::User(UserControl::SetBufferLength { stream_id, millis }));
+                self.link.control(Control::User(UserControl::SetBufferLength { stream_id, millis }));
                 // Live if there is such a stream, in milliseconds as ffmpeg sends it.
                 let arguments = [key, Value::Number(-2000.0)];
-                self.link
-                    .command(stream_id, Command::new("play", PLAY, Value::Null, arguments));
+                self.link.command(stream_id, Command::new("play", PLAY, Value::Null, arguments));
             }
         }
     }
@@ -298,10 +279,7 @@ impl Client {
             ("videoCodecs", Value::Number(252.0)),
             ("videoFunction", Value::Number(1.0)),
             ("objectEncoding", Value::Number(0.0)),
-            (
-                "fourCcList",
-                Value::StrictArray(FOUR_CCS.map(Value::string).into()),
-            ),
+            ("fourCcList", Value::StrictArray(FOUR_CCS.map(Value::string).into())),
             ("videoFourCcInfoMap", any_codec()),
             ("audioFourCcInfoMap", any_codec()),
             ("capsEx", Value::Number(CAPS_EX.into())),
@@ -361,10 +339,7 @@ impl Client {
         match command.name.as_str() {
             "_result" if is_answer_to(CONNECT) => self.events.push_back(ClientEvent::Connected),
             "_result" if is_answer_to(CREATE_STREAM) => {
-                let id = command
-                    .argument(0)
-                    .and_then(Value::as_number)
-                    .unwrap_or(PLAY_STREAM_ID.into());
+                let id = command.argument(0).and_then(Value::as_number).unwrap_or(PLAY_STREAM_ID.into());
                 // The cast saturates, so any number is safe.
                 if id as u32 != self.stream_id {
                     self.stream_id = id as u32;
@@ -389,12 +364,8 @@ impl Client {
     }
 
     fn status(&mut self, info: Option<&Value>) {
-        let code = info
-            .and_then(|info| info.get("code")?.as_str())
-            .unwrap_or_default();
-        let level = info
-            .and_then(|info| info.get("level")?.as_str())
-            .unwrap_or_default();
+        let code = info.and_then(|info| info.get("code")?.as_str()).unwrap_or_default();
+        let level = info.and_then(|info| info.get("level")?.as_str()).unwrap_or_default();
         match (code, self.purpose) {
             ("NetStream.Play.Start", Purpose::Play) if !self.started => {
                 self.started = true;
@@ -415,11 +386,7 @@ impl Client {
     }
 
     fn push_status(&mut self, info: Option<&Value>) {
-        let text = |name| {
-            info.and_then(|info| info.get(name)?.as_str())
-                .unwrap_or_default()
-                .to_owned()
-        };
+        let text = |name| info.and_then(|info| info.get(name)?.as_str()).unwrap_or_default().to_owned();
         self.events.push_back(ClientEvent::Status {
             code: text("code"),
             description: text("description"),

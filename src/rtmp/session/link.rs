@@ -92,26 +92,13 @@ impl Link {
     }
 
     pub fn command(&mut self, stream_id: u32, command: Command) {
-        command.write(
-            &mut self.out,
-            COMMAND_CHUNK_STREAM,
-            stream_id,
-            self.out_chunk_size,
-        );
+        command.write(&mut self.out, COMMAND_CHUNK_STREAM, stream_id, self.out_chunk_size);
     }
 
     pub fn media(&mut self, stream_id: u32, timestamp: u32, type_id: u8, body: &[u8]) {
         let chunk_stream_id = super::chunk_stream(type_id);
         let size = self.out_chunk_size;
-        chunk::write_message(
-            &mut self.out,
-            chunk_stream_id,
-            timestamp,
-            type_id,
-            stream_id,
-            body,
-            size,
-        );
+        chunk::write_message(&mut self.out, chunk_stream_id, timestamp, type_id, stream_id, body, size);
     }
 
     /// `onStatus` on the one stream (§7.2.2).
@@ -157,10 +144,7 @@ mod tests {
 
     #[test]
     fn the_byte_count_wraps() {
-        let mut link = Link::new(Limits {
-            message_bytes: 200,
-            ..Limits::default()
-        });
+        let mut link = Link::new(Limits { message_bytes: 200, ..Limits::default() });
         link.received = u32::MAX - 50;
         link.acknowledged = u32::MAX - 50;
         link.window = 100;
@@ -170,10 +154,7 @@ mod tests {
         assert!(matches!(link.arrival(&mut input), Ok(Some(Arrival::Message(_)))));
         assert!(matches!(link.arrival(&mut input), Ok(None)));
         let reply = link.output();
-        let reply = Reader::new(&Limits::default())
-            .read(&mut &reply[..])
-            .unwrap()
-            .unwrap();
+        let reply = Reader::new(&Limits::default()).read(&mut &reply[..]).unwrap().unwrap();
         // 51 bytes up to the wrap, and the rest of 102.
         assert_eq!(Control::parse(&reply), Ok(Some(Control::Acknowledgement(51))));
     }

@@ -14,11 +14,7 @@ pub(super) fn split_app(text: &str) -> App {
     let (path, query) = split_query(text);
     let path = path.trim_matches('/');
     let (app, instance) = path.split_once('/').unwrap_or((path, ""));
-    App {
-        app: app.to_owned(),
-        instance: instance.trim_matches('/').to_owned(),
-        query,
-    }
+    App { app: app.to_owned(), instance: instance.trim_matches('/').to_owned(), query }
 }
 
 /// Puts the app's instance in front of a stream key, and splits off the key's query.
@@ -62,11 +58,7 @@ mod tests {
             ("", "", "", None),
         ] {
             let query = query.map(str::to_owned);
-            let want = App {
-                app: app.to_owned(),
-                instance: instance.to_owned(),
-                query,
-            };
+            let want = App { app: app.to_owned(), instance: instance.to_owned(), query };
             assert_eq!(split_app(text), want, "{text}");
         }
     }
@@ -83,11 +75,7 @@ mod tests {
             ("x", "?token=1", "x", Some("token=1")),
             ("", "", "", None),
         ] {
-            assert_eq!(
-                stream_key(instance, key),
-                (name.to_owned(), query.map(str::to_owned)),
-                "{key}"
-            );
+            assert_eq!(stream_key(instance, key), (name.to_owned(), query.map(str::to_owned)), "{key}");
         }
     }
 }

@@ -270,10 +270,7 @@ impl Server {
         let enhanced = std::mem::take(&mut call.enhanced);
         self.state = State::Idle;
         self.link.control(Control::WindowAckSize(WINDOW_ACK_SIZE));
-        self.link.control(Control::SetPeerBandwidth {
-            window: WINDOW_ACK_SIZE,
-            limit: 2,
-        });
+        self.link.control(Control::SetPeerBandwidth { window: WINDOW_ACK_SIZE, limit: 2 });
         self.link.announce_chunk_size();
         let mut properties = vec![
             ("fmsVer".to_owned(), Value::string("FMS/3,5,7,7009")),
@@ -286,10 +283,7 @@ impl Server {
             // Commands are answered in AMF 0, whatever was asked for: Flash then stays with it.
             info.push(("objectEncoding".to_owned(), Value::Number(0.0)));
         }
-        self.link.command(
-            0,
-            Command::new("_result", transaction, Value::Object(properties), [info]),
-        );
+        self.link.command(0, Command::new("_result", transaction, Value::Object(properties), [info]));
         self.resume();
     }
 
@@ -299,8 +293,7 @@ impl Server {
             return;
         };
         let info = [info("error", "NetConnection.Connect.Rejected", description)];
-        self.link
-            .command(0, Command::new("_error", call.transaction, Value::Null, info));
+        self.link.command(0, Command::new("_error", call.transaction, Value::Null, info));
         self.state = State::Closed;
         self.resume();
     }
@@ -311,10 +304,8 @@ impl Server {
             return;
         }
         self.state = State::Publishing;
-        self.link
-            .control(Control::User(UserControl::StreamBegin(PLAY_STREAM_ID)));
-        self.link
-            .status("status", "NetStream.Publish.Start", "Publishing.");
+        self.link.control(Control::User(UserControl::StreamBegin(PLAY_STREAM_ID)));
+        self.link.status("status", "NetStream.Publish.Start", "Publishing.");
         self.resume();
     }
 
@@ -345,14 +336,11 @@ impl Server {
             return;
         };
         self.state = State::Playing;
-        self.link
-            .control(Control::User(UserControl::StreamBegin(PLAY_STREAM_ID)));
+        self.link.control(Control::User(UserControl::StreamBegin(PLAY_STREAM_ID)));
         if reset {
-            self.link
-                .status("status", "NetStream.Play.Reset", "Playing and resetting.");
+            self.link.status("status", "NetStream.Play.Reset", "Playing and resetting.");
         }
-        self.link
-            .status("status", "NetStream.Play.Start", "Started playing.");
+        self.link.status("status", "NetStream.Play.Start", "Started playing.");
         let mut access = BytesMut::new();
         amf0::write(&mut access, &Value::string("|RtmpSampleAccess"));
         amf0::write(&mut access, &Value::Boolean(true));
@@ -384,49 +372,31 @@ impl Server {
     pub fn end_play(&mut self) {
         if matches!(self.state, State::Playing) {
             self.state = State::Idle;
-            self.link
-                .control(Control::User(UserControl::StreamEof(PLAY_STREAM_ID)));
-            self.link.status(
-                "status",
-                "NetStream.Play.UnpublishNotify",
-                "The publisher has left.",
-            );
-            self.link
-                .status("status", "NetStream.Play.Stop", "Stopped playing.");
+            self.link.control(Control::User(UserControl::StreamEof(PLAY_STREAM_ID)));
+            self.link.status("status", "NetStream.Play.UnpublishNotify", "The publisher has left.");
+            self.link.status("status", "NetStream.Play.Stop", "Stopped playing.");
         }
     }
 
     /// Asks whether the peer is there; [`Event::Pong`] is the answer. `timestamp` is any value to know it by.
     pub fn ping(&mut self, timestamp: u32) {
         if self.handshake_done() {
-            self.link
-                .control(Control::User(UserControl::PingRequest(timestamp)));
+            self.link.control(Control::User(UserControl::PingRequest(timestamp)));
         }
     }
 
     #[cfg(test)]
     pub(super) fn owns_nothing(&self) -> bool {
-        let capacities = [
-            self.link.out.capacity(),
-            self.events.capacity(),
-            self.deferred.capacity(),
-        ];
+        let capacities = [self.link.out.capacity(), self.events.capacity(), self.deferred.capacity()];
         capacities == [0; 3]
     }
 
     fn is_waiting(&self) -> bool {
-        matches!(
-            self.state,
-            State::ConnectAsked(_) | State::PublishAsked | State::PlayAsked { .. }
-        )
+        matches!(self.state, State::ConnectAsked(_) | State::PublishAsked | State::PlayAsked { .. })
     }
 
     fn defer(&mut self, message: Message) -> Result<(), Error> {
-        let Limits {
-            deferred_messages: messages,
-            deferred_bytes: bytes,
-            ..
-        } = self.link.limits;
+        let Limits { deferred_messages: messages, deferred_bytes: bytes, .. } = self.link.limits;
         self.deferred_bytes += message.body.len();
         if self.deferred.len() >= messages || self.deferred_bytes > bytes {
             return Err(Error::Impatient { messages, bytes });
@@ -507,32 +477,22 @@ impl Server {
             }
             "FCUnpublish" => {
                 self.link.result(command, Value::Undefined);
-                self.notify(
-                    "onFCUnpublish",
-                    "NetStream.Unpublish.Success",
-                    "FCUnpublish to stream.",
-                );
+                self.notify("onFCUnpublish", "NetStream.Unpublish.Success", "FCUnpublish to stream.");
                 self.stop();
             }
             "publish" => self.publish(command)?,
             // `play(false)` is how ActionScript stops.
             "play" if command.argument(0) == Some(&Value::Boolean(false)) => self.stop(),
             "play" => {
-                let number = |index, default| {
-                    command
-                        .argument(index)
-                        .and_then(Value::as_number)
-                        .unwrap_or(default)
-                };
+                let number =
+                    |index, default| command.argument(index).and_then(Value::as_number).unwrap_or(default);
                 let reset = command.argument(3).and_then(Value::as_bool).unwrap_or(true);
                 self.play(command.argument(0), number(1, -2.0), number(2, -1.0), reset)?;
             }
             "play2" => {
                 let options = command.argument(0);
                 let number = |name, default| {
-                    options
-                        .and_then(|options| options.get(name)?.as_number())
-                        .unwrap_or(default)
+                    options.and_then(|options| options.get(name)?.as_number()).unwrap_or(default)
                 };
                 let key = options.and_then(|options| options.get("streamName"));
                 self.play(key, number("start", -2.0), number("len", -1.0), true)?;
@@ -542,9 +502,7 @@ impl Server {
                 let millis = command.argument(1).and_then(Value::as_number).unwrap_or(0.0);
                 match paused {
                     true => self.link.status("status", "NetStream.Pause.Notify", "Paused."),
-                    false => self
-                        .link
-                        .status("status", "NetStream.Unpause.Notify", "Playing again."),
+                    false => self.link.status("status", "NetStream.Unpause.Notify", "Playing again."),
                 }
                 self.events.push_back(Event::Pause { paused, millis });
             }
@@ -557,20 +515,15 @@ impl Server {
                 self.events.push_back(Event::Receive { audio: None, video });
             }
             // A warning, as players take an error for the end.
-            "seek" => self.link.status(
-                "warning",
-                "NetStream.Seek.Failed",
-                "A live stream has one place only.",
-            ),
+            "seek" => {
+                self.link.status("warning", "NetStream.Seek.Failed", "A live stream has one place only.")
+            }
             "closeStream" => {
                 match self.state {
                     State::Publishing => {
-                        self.link
-                            .status("status", "NetStream.Unpublish.Success", "Stopped publishing.");
+                        self.link.status("status", "NetStream.Unpublish.Success", "Stopped publishing.");
                     }
-                    State::Playing => self
-                        .link
-                        .status("status", "NetStream.Play.Stop", "Stopped playing."),
+                    State::Playing => self.link.status("status", "NetStream.Play.Stop", "Stopped playing."),
                     _ => {}
                 }
                 self.stop();
@@ -587,13 +540,7 @@ impl Server {
     }
 
     fn connect(&mut self, command: &Command) -> Result<(), Error> {
-        let text = |name| {
-            command
-                .object
-                .get(name)
-                .and_then(Value::as_str)
-                .unwrap_or_default()
-        };
+        let text = |name| command.object.get(name).and_then(Value::as_str).unwrap_or_default();
         let (app, tc_url) = (text("app"), text("tcUrl"));
         self.check_length("app", app)?;
         self.check_length("tcUrl", tc_url)?;
@@ -632,11 +579,7 @@ impl Server {
             _ => PublishKind::Live,
         };
         self.state = State::PublishAsked;
-        self.events.push_back(Event::Publish(Publish {
-            stream_key,
-            query,
-            kind,
-        }));
+        self.events.push_back(Event::Publish(Publish { stream_key, query, kind }));
         Ok(())
     }
 
@@ -646,20 +589,13 @@ impl Server {
             // Another play replaces the one that runs.
             State::Playing => self.stop(),
             _ => {
-                self.link
-                    .status("error", "NetStream.Play.Failed", "This connection publishes.");
+                self.link.status("error", "NetStream.Play.Failed", "This connection publishes.");
                 return Ok(());
             }
         }
         let (stream_key, query) = self.stream_key(key)?;
         self.state = State::PlayAsked { reset };
-        self.events.push_back(Event::Play(Play {
-            stream_key,
-            query,
-            start,
-            duration,
-            reset,
-        }));
+        self.events.push_back(Event::Play(Play { stream_key, query, start, duration, reset }));
         Ok(())
     }
 
@@ -672,11 +608,7 @@ impl Server {
 
     fn check_length(&self, what: &'static str, text: &str) -> Result<(), Error> {
         let (length, max) = (text.len(), self.link.limits.name_bytes);
-        if length > max {
-            Err(Error::NameTooLong { what, length, max })
-        } else {
-            Ok(())
-        }
+        if length > max { Err(Error::NameTooLong { what, length, max }) } else { Ok(()) }
     }
 
     /// Ends what the one stream does.
@@ -700,11 +632,7 @@ impl Server {
 fn enhanced_answer(object: &Value) -> amf0::Properties {
     let mut answer = Vec::new();
     if let Some(Value::StrictArray(codecs)) = object.get("fourCcList") {
-        let codecs = codecs
-            .iter()
-            .filter(|codec| codec.as_str().is_some())
-            .cloned()
-            .collect();
+        let codecs = codecs.iter().filter(|codec| codec.as_str().is_some()).cloned().collect();
         answer.push(("fourCcList".to_owned(), Value::StrictArray(codecs)));
     }
     for name in ["videoFourCcInfoMap", "audioFourCcInfoMap"] {

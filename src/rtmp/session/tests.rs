@@ -11,22 +11,12 @@ use proptest::prelude::*;
 const NONCE: [u8; 32] = [1; 32];
 
 fn target(stream_key: &str) -> Target {
-    Target {
-        app: "live".into(),
-        tc_url: "rtmp://h/live".into(),
-        stream_key: stream_key.into(),
-    }
+    Target { app: "live".into(), tc_url: "rtmp://h/live".into(), stream_key: stream_key.into() }
 }
 
 fn media(type_id: u8, timestamp: u32, body: &[u8]) -> Message {
     let chunk_stream_id = chunk_stream(type_id);
-    Message {
-        type_id,
-        timestamp,
-        stream_id: 1,
-        chunk_stream_id,
-        body: Bytes::copy_from_slice(body),
-    }
+    Message { type_id, timestamp, stream_id: 1, chunk_stream_id, body: Bytes::copy_from_slice(body) }
 }
 
 /// A server past its handshake, and the bytes of a peer that writes by hand.
@@ -45,10 +35,7 @@ impl Raw {
         server.input(&[&[3][..], &[0; 2 * 1536]].concat()).unwrap();
         assert!(server.handshake_done());
         assert_eq!(server.output().len(), 1 + 2 * 1536);
-        Raw {
-            server,
-            reader: Reader::new(&Limits::default()),
-        }
+        Raw { server, reader: Reader::new(&Limits::default()) }
     }
 
     fn connected(app: &str) -> Raw {
@@ -123,22 +110,8 @@ impl Raw {
 
 fn wire(message: &Message) -> BytesMut {
     let mut wire = BytesMut::new();
-    let Message {
-        type_id,
-        timestamp,
-        stream_id,
-        chunk_stream_id,
-        body,
-    } = message;
-    chunk::write_message(
-        &mut wire,
-        *chunk_stream_id,
-        *timestamp,
-        *type_id,
-        *stream_id,
-        body,
-        128,
-    );
+    let Message { type_id, timestamp, stream_id, chunk_stream_id, body } = message;
+    chunk::write_message(&mut wire, *chunk_stream_id, *timestamp, *type_id, *stream_id, body, 128);
     wire
 }
 
@@ -179,21 +152,13 @@ fn a_client_publishes_to_a_server_in_pieces_of_any_size() {
     for piece in [1, 7, 1537, usize::MAX] {
         let client = Client::publish(&target("x?token=1"), Limits::default(), NONCE);
         let (mut client, mut server, request) = established(client, piece);
-        let Event::Publish(publish) = request else {
-            panic!("{request:?}")
-        };
-        assert_eq!(
-            (&publish.stream_key[..], publish.query.as_deref()),
-            ("x", Some("token=1"))
-        );
+        let Event::Publish(publish) = request else { panic!("{request:?}") };
+        assert_eq!((&publish.stream_key[..], publish.query.as_deref()), ("x", Some("token=1")));
         assert_eq!(client_events(&mut client).last(), Some(&ClientEvent::Publishing));
 
         let metadata = media(message::DATA_AMF0, 0, b"\x02\0\x0aonMetaData\x05");
-        let sent = [
-            metadata,
-            media(message::VIDEO, 3, &[9; 100_000]),
-            media(message::AUDIO, 0x0100_0000, b"a"),
-        ];
+        let sent =
+            [metadata, media(message::VIDEO, 3, &[9; 100_000]), media(message::AUDIO, 0x0100_0000, b"a")];
         assert!(sent.iter().all(|message| client.send_media(message)));
         exchange(&mut client, &mut server, piece);
         for message in sent {
@@ -216,28 +181,12 @@ fn a_client_plays_from_a_server_in_pieces_of_any_size() {
         );
         assert_eq!(client_events(&mut client).last(), Some(&ClientEvent::Playing));
 
-        let sent = [
-            media(message::VIDEO, 3, &[9; 100_000]),
-            media(message::AUDIO, u32::MAX, b"a"),
-        ];
+        let sent = [media(message::VIDEO, 3, &[9; 100_000]), media(message::AUDIO, u32::MAX, b"a")];
         for message in &sent {
             let mut wire = BytesMut::new();
             let id = message.chunk_stream_id;
-            let Message {
-                timestamp,
-                type_id,
-                body,
-                ..
-            } = message;
-            chunk::write_message(
-                &mut wire,
-                id,
-                *timestamp,
-                *type_id,
-                PLAY_STREAM_ID,
-                body,
-                OUT_CHUNK_SIZE,
-            );
+            let Message { timestamp, type_id, body, .. } = message;
+            chunk::write_message(&mut wire, id, *timestamp, *type_id, PLAY_STREAM_ID, body, OUT_CHUNK_SIZE);
             wire.chunks(piece).for_each(|piece| client.input(piece).unwrap());
         }
         assert_eq!(client_events(&mut client), sent.map(ClientEvent::Media));
@@ -272,10 +221,7 @@ fn a_client_asks_for_everything_in_one_round_with_c2() {
                 None => names.push(Command::parse(&message, &Limits::default()).unwrap().name),
             }
         }
-        assert_eq!(
-            (names[0].as_str(), names.last().unwrap().as_str()),
-            ("connect", last)
-        );
+        assert_eq!((names[0].as_str(), names.last().unwrap().as_str()), ("connect", last));
         assert!(names.contains(&"createStream".to_owned()));
         client.input(&[0; 1536]).unwrap();
         assert!(client.output().is_empty(), "S2 changes nothing");
@@ -292,11 +238,7 @@ fn a_client_repeats_its_request_on_the_stream_that_it_gets() {
     let info = |code| Value::object([("level", Value::string("error")), ("code", Value::string(code))]);
     Command::new("onStatus", 0.0, Value::Null, [info("NetStream.Failed")]).write(&mut reply, 3, 1, 128);
     client.input(&reply).unwrap();
-    assert_eq!(
-        client.event(),
-        None,
-        "the guessed stream's failure does not matter"
-    );
+    assert_eq!(client.event(), None, "the guessed stream's failure does not matter");
     let mut reader = Reader::new(&Limits::default());
     let output = client.output();
     let mut input = &output[..];
@@ -315,15 +257,8 @@ fn a_refused_client_learns_why_and_closes() {
     server.reject_play("no such stream");
     exchange(&mut client, &mut server, usize::MAX);
     let events = client_events(&mut client);
-    let [
-        ClientEvent::Connected,
-        ClientEvent::Status {
-            code,
-            description,
-            level,
-        },
-        ClientEvent::Closed,
-    ] = &events[..]
+    let [ClientEvent::Connected, ClientEvent::Status { code, description, level }, ClientEvent::Closed] =
+        &events[..]
     else {
         panic!("{events:?}")
     };
@@ -338,10 +273,7 @@ fn a_refused_client_learns_why_and_closes() {
     server.reject_connect("no");
     exchange(&mut client, &mut server, usize::MAX);
     let events = client_events(&mut client);
-    assert!(
-        matches!(&events[..], [ClientEvent::Status { .. }, ClientEvent::Closed]),
-        "{events:?}"
-    );
+    assert!(matches!(&events[..], [ClientEvent::Status { .. }, ClientEvent::Closed]), "{events:?}");
 }
 
 #[test]
@@ -349,17 +281,9 @@ fn a_client_keeps_the_servers_own_data_out_of_the_stream() {
     let client = Client::play(&target("x"), Limits::default(), NONCE);
     let (mut client, ..) = established(client, usize::MAX);
     client_events(&mut client);
-    client
-        .input(&wire(&media(
-            message::DATA_AMF0,
-            0,
-            b"\x02\0\x11|RtmpSampleAccess\x01\x01",
-        )))
-        .unwrap();
+    client.input(&wire(&media(message::DATA_AMF0, 0, b"\x02\0\x11|RtmpSampleAccess\x01\x01"))).unwrap();
     assert_eq!(client.event(), None);
-    client
-        .input(&wire(&media(message::DATA_AMF0, 0, b"\x02\0\x0aonTextData\x05")))
-        .unwrap();
+    client.input(&wire(&media(message::DATA_AMF0, 0, b"\x02\0\x0aonTextData\x05"))).unwrap();
     assert!(matches!(client.event(), Some(ClientEvent::Media(_))));
 }
 
@@ -372,10 +296,7 @@ fn answers_to_a_pipelined_round_leave_together_and_in_order() {
     raw.call("createStream", 4.0, []);
     raw.call("publish", 5.0, [Value::string("x"), Value::string("LIVE")]);
     raw.send_message(&media(message::VIDEO, 1, b"early"));
-    assert!(
-        raw.server.output().is_empty(),
-        "nothing before the connect is answered"
-    );
+    assert!(raw.server.output().is_empty(), "nothing before the connect is answered");
     raw.server.accept_connect();
     assert!(matches!(raw.server.event(), Some(Event::Connect(_))));
     assert!(matches!(raw.server.event(), Some(Event::Publish(_))));
@@ -405,31 +326,14 @@ fn a_viewer_gets_its_status_messages_in_the_order_players_expect() {
     raw.call("play", 5.0, [Value::string("x"), Value::Number(-1000.0)]);
     raw.server.accept_play();
     let begin = "User(StreamBegin(1))";
-    let want = [
-        begin,
-        "onStatus 0 NetStream.Play.Reset",
-        "onStatus 0 NetStream.Play.Start",
-        "data",
-    ];
+    let want = [begin, "onStatus 0 NetStream.Play.Reset", "onStatus 0 NetStream.Play.Start", "data"];
     assert_eq!(raw.replies(), want);
     raw.server.end_play();
     let stop = "onStatus 0 NetStream.Play.Stop";
-    assert_eq!(
-        raw.replies(),
-        [
-            "User(StreamEof(1))",
-            "onStatus 0 NetStream.Play.UnpublishNotify",
-            stop
-        ]
-    );
+    assert_eq!(raw.replies(), ["User(StreamEof(1))", "onStatus 0 NetStream.Play.UnpublishNotify", stop]);
 
     let mut raw = Raw::connected("live");
-    let arguments = [
-        Value::string("x"),
-        Value::Number(-2.0),
-        Value::Number(-1.0),
-        Value::Boolean(false),
-    ];
+    let arguments = [Value::string("x"), Value::Number(-2.0), Value::Number(-1.0), Value::Boolean(false)];
     raw.call("play", 5.0, arguments);
     raw.server.accept_play();
     assert_eq!(raw.replies(), [begin, "onStatus 0 NetStream.Play.Start", "data"]);
@@ -446,8 +350,7 @@ fn a_publisher_is_refused_and_evicted_by_bad_name() {
     assert_eq!((raw.server.event(), raw.server.ignored()), (None, 1));
 
     let mut raw = Raw::publishing();
-    raw.server
-        .end_publish(PublishRefusal::BadName, "another publisher took over");
+    raw.server.end_publish(PublishRefusal::BadName, "another publisher took over");
     raw.send_message(&media(message::VIDEO, 1, b"late"));
     assert_eq!(raw.replies(), ["onStatus 0 NetStream.Publish.BadName"]);
     assert_eq!((raw.server.event(), raw.server.ignored()), (None, 1));
@@ -490,20 +393,14 @@ fn names_arrive_in_one_form() {
             raw.connect([("app", Value::string(app))]);
             raw.server.accept_connect();
             raw.call(name, 5.0, [Value::string(key)]);
-            let Some(Event::Connect(connect)) = raw.server.event() else {
-                panic!()
-            };
+            let Some(Event::Connect(connect)) = raw.server.event() else { panic!() };
             assert_eq!(connect.app, want_app);
             let (got_key, got_query) = match raw.server.event() {
                 Some(Event::Publish(publish)) => (publish.stream_key, publish.query),
                 Some(Event::Play(play)) => (play.stream_key, play.query),
                 other => panic!("{other:?}"),
             };
-            assert_eq!(
-                (&got_key[..], got_query.as_deref()),
-                (want_key, query),
-                "{app} {key}"
-            );
+            assert_eq!((&got_key[..], got_query.as_deref()), (want_key, query), "{app} {key}");
         }
     }
 }
@@ -544,14 +441,8 @@ fn every_known_command_is_answered_and_unknown_ones_politely_refused() {
         ("_checkbw", vec!["_result 9 -"]),
         ("releaseStream", vec!["_result 9 -"]),
         ("getStreamLength", vec!["_result 9 -"]),
-        (
-            "FCSubscribe",
-            vec!["_result 9 -", "onFCSubscribe 0 NetStream.Play.Start"],
-        ),
-        (
-            "FCUnpublish",
-            vec!["_result 9 -", "onFCUnpublish 0 NetStream.Unpublish.Success"],
-        ),
+        ("FCSubscribe", vec!["_result 9 -", "onFCSubscribe 0 NetStream.Play.Start"]),
+        ("FCUnpublish", vec!["_result 9 -", "onFCUnpublish 0 NetStream.Unpublish.Success"]),
         ("seek", vec!["onStatus 0 NetStream.Seek.Failed"]),
         ("closeStream", vec![]),
         ("deleteStream", vec![]),
@@ -584,10 +475,7 @@ fn one_stream_a_connection_is_given_out() {
 
 #[test]
 fn a_stream_ends_once_however_its_end_is_said() {
-    for (mut raw, end) in [
-        (Raw::publishing(), Event::Unpublish),
-        (Raw::playing(), Event::StopPlay),
-    ] {
+    for (mut raw, end) in [(Raw::publishing(), Event::Unpublish), (Raw::playing(), Event::StopPlay)] {
         for name in ["FCUnpublish", "closeStream", "deleteStream"] {
             raw.call(name, 0.0, [Value::Number(1.0)]);
         }
@@ -602,67 +490,26 @@ fn a_viewer_may_pause_switch_and_choose_again() {
     raw.call("pauseRaw", 0.0, [Value::Boolean(false), Value::Number(6.0)]);
     raw.call("receiveAudio", 0.0, [Value::Boolean(false)]);
     raw.call("receiveVideo", 0.0, [Value::Boolean(true)]);
-    raw.call(
-        "play2",
-        0.0,
-        [Value::object([("streamName", Value::string("y"))])],
-    );
-    assert_eq!(
-        raw.server.event(),
-        Some(Event::Pause {
-            paused: true,
-            millis: 5.0
-        })
-    );
-    assert_eq!(
-        raw.server.event(),
-        Some(Event::Pause {
-            paused: false,
-            millis: 6.0
-        })
-    );
-    assert_eq!(
-        raw.server.event(),
-        Some(Event::Receive {
-            audio: Some(false),
-            video: None
-        })
-    );
-    assert_eq!(
-        raw.server.event(),
-        Some(Event::Receive {
-            audio: None,
-            video: Some(true)
-        })
-    );
+    raw.call("play2", 0.0, [Value::object([("streamName", Value::string("y"))])]);
+    assert_eq!(raw.server.event(), Some(Event::Pause { paused: true, millis: 5.0 }));
+    assert_eq!(raw.server.event(), Some(Event::Pause { paused: false, millis: 6.0 }));
+    assert_eq!(raw.server.event(), Some(Event::Receive { audio: Some(false), video: None }));
+    assert_eq!(raw.server.event(), Some(Event::Receive { audio: None, video: Some(true) }));
     assert_eq!(raw.server.event(), Some(Event::StopPlay));
     assert!(matches!(raw.server.event(), Some(Event::Play(play)) if play.stream_key == "y"));
-    assert_eq!(
-        raw.replies(),
-        [
-            "onStatus 0 NetStream.Pause.Notify",
-            "onStatus 0 NetStream.Unpause.Notify"
-        ]
-    );
+    assert_eq!(raw.replies(), ["onStatus 0 NetStream.Pause.Notify", "onStatus 0 NetStream.Unpause.Notify"]);
 }
 
 #[test]
 fn media_arrives_as_it_was_sent_and_bad_data_costs_only_itself() {
     let mut raw = Raw::publishing();
     let metadata = &b"\x02\0\x0aonMetaData\x05"[..];
-    raw.send_message(&media(
-        message::DATA_AMF0,
-        0,
-        &[message::SET_DATA_FRAME, metadata].concat(),
-    ));
+    raw.send_message(&media(message::DATA_AMF0, 0, &[message::SET_DATA_FRAME, metadata].concat()));
     raw.send_message(&media(message::DATA_AMF3, 0, &[&[0], metadata].concat()));
     raw.send_message(&media(message::DATA_AMF0, 0, b"\x05junk"));
     raw.send_message(&media(99, 0, b"unknown"));
     raw.send_message(&media(message::VIDEO, 0, b""));
-    let tags = [
-        &b"\x09\0\0\x01\0\0\x05\0\0\0\0v\0\0\0\x0c"[..],
-        b"\x08\0\0\x01\0\0\x07\0\0\0\0a\0\0\0\x0c",
-    ];
+    let tags = [&b"\x09\0\0\x01\0\0\x05\0\0\0\0v\0\0\0\x0c"[..], b"\x08\0\0\x01\0\0\x07\0\0\0\0a\0\0\0\x0c"];
     raw.send_message(&media(message::AGGREGATE, 100, &tags.concat()));
     for (type_id, timestamp, body) in [
         (message::DATA_AMF0, 0, metadata),
@@ -670,13 +517,8 @@ fn media_arrives_as_it_was_sent_and_bad_data_costs_only_itself() {
         (message::VIDEO, 100, b"v"),
         (message::AUDIO, 102, b"a"),
     ] {
-        let Some(Event::Media(got)) = raw.server.event() else {
-            panic!()
-        };
-        assert_eq!(
-            (got.type_id, got.timestamp, &got.body[..]),
-            (type_id, timestamp, body)
-        );
+        let Some(Event::Media(got)) = raw.server.event() else { panic!() };
+        assert_eq!((got.type_id, got.timestamp, &got.body[..]), (type_id, timestamp, body));
     }
     assert_eq!((raw.server.event(), raw.server.ignored()), (None, 3));
 }
@@ -686,10 +528,7 @@ fn a_command_without_a_name_ends_the_connection() {
     let mut raw = Raw::connected("live");
     let nameless = wire(&media(message::COMMAND_AMF0, 0, b"\x05"));
     let chunk_stream_id = DATA_CHUNK_STREAM;
-    assert_eq!(
-        raw.server.input(&nameless),
-        Err(Error::Command { chunk_stream_id })
-    );
+    assert_eq!(raw.server.input(&nameless), Err(Error::Command { chunk_stream_id }));
 }
 
 #[test]
@@ -703,11 +542,8 @@ fn acknowledgements_follow_the_peers_window() {
     let mut acknowledgements = 0;
     for _ in 0..10 {
         raw.server.input(&message).unwrap();
-        acknowledgements += raw
-            .replies()
-            .iter()
-            .filter(|reply| reply.starts_with("Acknowledgement("))
-            .count();
+        acknowledgements +=
+            raw.replies().iter().filter(|reply| reply.starts_with("Acknowledgement(")).count();
     }
     assert_eq!(acknowledgements, 5, "two messages exceed the window");
     let mut zero = BytesMut::new();
@@ -744,10 +580,7 @@ fn pings_are_answered_in_both_directions() {
 fn enhanced_rtmp_is_answered_in_kind_and_only_when_offered() {
     let answer = |offer: Vec<(&str, Value)>| {
         let mut raw = Raw::greeted();
-        let offer = offer
-            .into_iter()
-            .map(|(name, value)| (name.to_owned(), value))
-            .collect();
+        let offer = offer.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
         raw.send(Command::new("connect", 1.0, Value::Object(offer), []));
         raw.server.accept_connect();
         let output = raw.server.output();
@@ -773,14 +606,8 @@ fn enhanced_rtmp_is_answered_in_kind_and_only_when_offered() {
         ("capsEx", Value::Number(3.0)),
     ]);
     assert_eq!(object.get("fourCcList"), Some(&codecs));
-    assert_eq!(
-        object.get("videoFourCcInfoMap"),
-        Some(&Value::object([("*", Value::Number(4.0))]))
-    );
-    assert_eq!(
-        object.get("audioFourCcInfoMap"),
-        Some(&Value::object([("*", Value::Number(4.0))]))
-    );
+    assert_eq!(object.get("videoFourCcInfoMap"), Some(&Value::object([("*", Value::Number(4.0))])));
+    assert_eq!(object.get("audioFourCcInfoMap"), Some(&Value::object([("*", Value::Number(4.0))])));
     assert_eq!(object.get("capsEx"), Some(&Value::Number(2.0)));
     let object = answer(vec![("app", Value::string("live"))]);
     for name in ["fourCcList", "videoFourCcInfoMap", "audioFourCcInfoMap", "capsEx"] {
@@ -790,31 +617,20 @@ fn enhanced_rtmp_is_answered_in_kind_and_only_when_offered() {
 
 #[test]
 fn impatience_and_long_names_have_limits() {
-    let limits = Limits {
-        deferred_messages: 3,
-        name_bytes: 100,
-        ..Limits::default()
-    };
+    let limits = Limits { deferred_messages: 3, name_bytes: 100, ..Limits::default() };
     let mut raw = Raw::with(limits);
     raw.connect([("app", Value::string("live"))]);
     let message = wire(&media(message::VIDEO, 0, b"v"));
     for _ in 0..3 {
         raw.server.input(&message).unwrap();
     }
-    assert!(matches!(
-        raw.server.input(&message),
-        Err(Error::Impatient { messages: 3, .. })
-    ));
+    assert!(matches!(raw.server.input(&message), Err(Error::Impatient { messages: 3, .. })));
 
     let mut raw = Raw::with(limits);
     let mut connect = BytesMut::new();
     let app = Value::object([("app", Value::string("a".repeat(101)))]);
     Command::new("connect", 1.0, app, []).write(&mut connect, 3, 0, 128);
-    let error = Error::NameTooLong {
-        what: "app",
-        length: 101,
-        max: 100,
-    };
+    let error = Error::NameTooLong { what: "app", length: 101, max: 100 };
     assert_eq!(raw.server.input(&connect), Err(error));
 }
 

@@ -1,0 +1,289 @@
+//! From the command line to what runs: one pure step, and the reading of files.
+
+use crate::cli::{Args, PullBy, Role};
+use crate::client::Urls;
+use crate::ids::Origin;
+use crate::steps::{Config, ConfigError, definition, engine};
+use crate::web::{Secret, Template};
+use clap::ValueEnum;
+use std::collections::{BTreeSet, HashMap};
+use std::net::SocketAddr;
+use std::path::Path;
+
+/// The bundled configuration of an ingest node.
+pub const INGEST: (&str, &str) = ("ingest.mmids", include_str!("../mmids-configs/ingest.mmids"));
+
+/// The bundled configuration of a playback node.
+pub const PLAYBACK: (&str, &str) = ("playback.mmids", include_str!("../mmids-configs/playback.mmids"));
+
+/// The bundled reply to a watcher lookup.
+pub const WATCHER_REPLY: &str = include_str!("../mmids-configs/watcher_reply.mmids");
+
+/// Where nodes look for a reactor when nobody said.
+const DEFAULT_REACTOR_URL: &str = "http://127.0.0.1:8080";
+
+/// Where a reactor listens when nobody said.
+const DEFAULT_REACTOR_LISTEN: &str = "[::]:8080";
+
+/// How log lines are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Why a process does not start with these flags and files: one line that says what is wrong and what is allowed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A flag.
+    #[error("{flag}: {why}")]
+    Flag {
+        /// Its name.
+        flag: &'static str,
+        /// What is wrong.
+        why: String,
+    },
+    /// A file that cannot be read.
+    #[error("{file}: cannot be read: {error}")]
+    File {
+        /// Its path.
+        file: String,
+        /// What the system says.
+        error: std::io::Error,
+    },
+    /// A configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+}
+
+/// The roles of a process, worked out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Roles(BTreeSet<Role>);
+
+impl Roles {
+    fn new(args: &Args) -> Self {
+        let mut roles: BTreeSet<Role> = args.role.iter().copied().collect();
+        if roles.remove(&Role::All) {
+            roles.extend([Role::Ingest, Role::Playback, Role::Reactor]);
+        }
+        if args.reactor_listen.is_some() {
+            roles.insert(Role::Reactor);
+        }
+        Roles(roles)
+    }
+
+    /// Whether a role is among them.
+    pub fn has(&self, role: Role) -> bool {
+        self.0.contains(&role)
+    }
+
+    /// Whether the process has an RTMP side.
+    pub fn is_node(&self) -> bool {
+        self.has(Role::Ingest) || self.has(Role::Playback)
+    }
+
+    /// Their names, in a fixed order.
+    pub fn names(&self) -> Vec<String> {
+        let name = |role: &Role| role.to_possible_value().map(|value| value.get_name().to_owned());
+        self.0.iter().filter_map(name).collect()
+    }
+}
+
+/// What a process is to do.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The flags as they were given.
+    pub args: Args,
+    /// See [`Roles`].
+    pub roles: Roles,
+    /// Where the reactor listens, if there is one.
+    pub reactor_listen: Option<SocketAddr>,
+    /// Where the admin port listens, if there is one.
+    pub admin_listen: Option<SocketAddr>,
+    /// The token between nodes and reactors.
+    pub token: Option<String>,
+    /// The reactor's reply to watcher lookups.
+    pub template: Template,
+    /// The configuration texts, each with its file's name.
+    sources: Vec<(String, String)>,
+}
+
+/// A configuration that was read and checked, with the name of its file.
+pub type Checked = (String, Config);
+
+impl Plan {
+    /// Works the flags out, and reads the files they name.
+    pub fn new(args: Args) -> Result<Self, Error> {
+        let roles = Roles::new(&args);
+        let flag = |flag: &'static str, why: String| Error::Flag { flag, why };
+        let reactor_listen = match (roles.has(Role::Reactor), args.reactor_listen) {
+            (true, None) => Some(address("--reactor-listen", DEFAULT_REACTOR_LISTEN)?),
+            (_, given) => given,
+        };
+        let admin_listen = match args.admin_listen.as_str() {
+            "off" => None,
+            text => Some(address("--admin-listen", text)?),
+        };
+        let token = match &args.reactor_token_file {
+            Some(file) => Some(read(file)?.trim().to_owned()),
+            None => args.reactor_token.clone(),
+        };
+        if let Some(token) = &token {
+            Secret::new(token).map_err(|error| flag("--reactor-token", error.to_string()))?;
+        }
+        args.origin(1935).map_err(|error| flag("--advertise", error.to_string()))?;
+        let (template_file, template) = match &args.watcher_template {
+            Some(file) => (file.display().to_string(), read(file)?),
+            None => ("watcher_reply.mmids".to_owned(), WATCHER_REPLY.to_owned()),
+        };
+        let template = Template::parse(&template)
+            .and_then(|template| template.check(&engine::check_answer).map(|()| template))
+            .map_err(|error| flag("--watcher-template", format!("{template_file}: {error}")))?;
+        if args.store != "memory" && !args.store.starts_with("redis://") && !args.store.starts_with("unix://")
+        {
+            return Err(flag("--store", "'memory' or redis://HOST[:PORT][/DB] is allowed".to_owned()));
+        }
+        let sources = match &args.config {
+            Some(_) if !roles.is_node() => {
+                return Err(flag("--config", "only the roles ingest and playback have one".to_owned()));
+            }
+            Some(file) => vec![(file.display().to_string(), read(file)?)],
+            None => [(Role::Ingest, INGEST), (Role::Playback, PLAYBACK)]
+                .into_iter()
+                .filter(|(role, _)| roles.has(*role))
+                .map(|(_, (name, text))| (name.to_owned(), text.to_owned()))
+                .collect(),
+        };
+        let plan = Plan { roles, reactor_listen, admin_listen, token, template, sources, args };
+        plan.reactor_urls(None)?;
+        Ok(plan)
+    }
+
+    /// Where this process finds reactors. `embedded` is where its own one listens.
+    pub fn reactor_urls(&self, embedded: Option<SocketAddr>) -> Result<Urls, Error> {
+        let own = embedded.map(|mut address| {
+            // A wildcard is no destination.
+            match address {
+                SocketAddr::V4(_) if address.ip().is_unspecified() => address.set_ip([127, 0, 0, 1].into()),
+                SocketAddr::V6(_) if address.ip().is_unspecified() => address.set_ip([127, 0, 0, 1].into()),
+                _ => {}
+            }
+            format!("http://{address}")
+        });
+        let text = match (&self.args.reactor_url, own) {
+            (Some(given), _) => given.clone(),
+            (None, Some(own)) => own,
+            (None, None) => DEFAULT_REACTOR_URL.to_owned(),
+        };
+        text.parse().map_err(|error: crate::client::Error| Error::Flag {
+            flag: "--reactor-url",
+            why: error.to_string(),
+        })
+    }
+
+    /// Reads and checks the configurations, with `${NAME}` filled.
+    pub fn configs(&self, rtmp_port: u16, reactors: &Urls) -> Result<Vec<Checked>, Error> {
+        let variables = variables(rtmp_port, reactors);
+        let read = |(file, text): &(String, String)| -> Result<Checked, Error> {
+            let config = definition::parse(file, text, &variables)?;
+            engine::check(file, &config, rtmp_port)?;
+            Ok((file.clone(), config))
+        };
+        self.sources.iter().map(read).collect()
+    }
+
+    /// The configuration texts with `${NAME}` filled.
+    pub fn print(&self, rtmp_port: u16, reactors: &Urls) -> Result<String, Error> {
+        let variables = variables(rtmp_port, reactors);
+        let mut printed = String::new();
+        for (file, text) in &self.sources {
+            printed.push_str(&format!("# {file}\n{}\n", definition::fill_text(file, text, &variables)?));
+        }
+        if self.roles.has(Role::Reactor) {
+            let name = crate::ids::StreamName::parse("NAME")
+                .map_err(|error| Error::Flag { flag: "--watcher-template", why: error.to_string() })?;
+            let origin = Origin::from_ip([192, 0, 2, 1].into(), 1935);
+            printed.push_str("# the reply to a watcher lookup of NAME, published on 192.0.2.1\n");
+            printed.push_str(&self.template.render(&name, &origin, self.args.pull == PullBy::Native));
+        }
+        Ok(printed)
+    }
+}
+
+fn variables(rtmp_port: u16, reactors: &Urls) -> HashMap<&'static str, String> {
+    let urls: Vec<String> =
+        reactors.as_slice().iter().map(|url| url.as_str().trim_end_matches('/').to_owned()).collect();
+    HashMap::from([("RTMP_PORT", rtmp_port.to_string()), ("REACTOR_URL", urls.join(","))])
+}
+
+fn address(flag: &'static str, text: &str) -> Result<SocketAddr, Error> {
+    text.parse().map_err(|_| Error::Flag {
+        flag,
+        why: format!("'{text}' is not allowed; ADDR:PORT is, like 127.0.0.1:9011 or [::]:8080"),
+    })
+}
+
+fn read(file: &Path) -> Result<String, Error> {
+    std::fs::read_to_string(file).map_err(|error| Error::File { file: file.display().to_string(), error })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    fn plan(args: &[&str]) -> Result<Plan, Error> {
+        Plan::new(Args::try_parse_from([&["lb"], args].concat()).unwrap())
+    }
+
+    #[test]
+    fn roles_are_worked_out() {
+        let names = |args: &[&str]| plan(args).unwrap().roles.names().join(",");
+        assert_eq!(names(&["--role", "ingest"]), "ingest");
+        assert_eq!(names(&["--role", "all"]), "ingest,playback,reactor");
+        assert_eq!(names(&["--role", "playback,ingest"]), "ingest,playback");
+        assert_eq!(names(&["--role", "playback", "--role", "reactor"]), "playback,reactor");
+        assert_eq!(names(&["--role", "ingest", "--reactor-listen", "[::1]:0"]), "ingest,reactor");
+    }
+
+    #[test]
+    fn the_bundled_configs_are_good() {
+        let plan = plan(&["--role", "all", "--reactor-url", "http://a:1,http://b:2"]).unwrap();
+        let configs = plan.configs(1936, &plan.reactor_urls(None).unwrap()).unwrap();
+        assert_eq!(configs.len(), 2);
+        let url = configs[0].1.reactors[0].parameters["url"].as_deref();
+        assert_eq!(url, Some("http://a:1/publisher_lookup,http://b:2/publisher_lookup"));
+        for (_, config) in &configs {
+            assert_eq!(engine::ports(config, 1936), BTreeSet::from([1936]));
+        }
+    }
+
+    #[test]
+    fn a_node_finds_the_reactor_beside_it() {
+        let plan = plan(&["--role", "all"]).unwrap();
+        let urls = |address: &str| plan.reactor_urls(Some(address.parse().unwrap())).unwrap().to_string();
+        assert!(urls("[::]:4711").starts_with("http://127.0.0.1:4711"));
+        assert!(urls("[::1]:4711").starts_with("http://[::1]:4711"));
+    }
+
+    #[test]
+    fn bad_flags_are_named_with_what_is_allowed() {
+        for (args, part) in [
+            (
+                &["--role", "ingest", "--admin-listen", "nowhere"][..],
+                "--admin-listen: 'nowhere' is not allowed; ADDR:PORT is",
+            ),
+            (&["--role", "ingest", "--advertise", "a b"], "--advertise: 'a b' is not an origin"),
+            (&["--role", "reactor", "--store", "mysql"], "--store: 'memory' or redis://"),
+            (&["--role", "reactor", "--config", "x"], "--config: only the roles"),
+            (&["--role", "ingest", "--config", "/nonexistent"], "/nonexistent: cannot be read"),
+            (&["--role", "ingest", "--reactor-url", "ftp://x"], "--reactor-url: "),
+        ] {
+            let error = plan(args).unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+            assert!(!error.contains('\n'), "{error}");
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! One connection: negotiate, then publish or play, until it ends.
+
+use super::listener::Server;
+use super::{play, publish, socket};
+use crate::ids::StreamName;
+use crate::rtmp;
+use crate::rtmp::session::{Event, PublishRefusal, Server as Session};
+use crate::telemetry::Seldom;
+use bytes::Bytes;
+use std::cell::RefCell;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpStream;
+
+/// How much one read takes. One buffer a thread serves all connections: nothing is read into it across an await.
+const READ: usize = 64 << 10;
+
+/// How long a last message to a peer may take before the connection is closed without it.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// How many streams one connection may publish or play after one another; players that zap stay far below.
+const STREAMS: usize = 1000;
+
+thread_local! {
+    static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; READ]);
+}
+
+/// Why a connection ended, other than by its own wish.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    #[error(transparent)]
+    Socket(#[from] io::Error),
+    #[error(transparent)]
+    Protocol(#[from] rtmp::Error),
+    #[error("nothing was published or played in time")]
+    Negotiation,
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// What the parts of a connection's life share.
+pub(super) struct Connection<'a> {
+    pub server: &'a Arc<Server>,
+    pub socket: Arc<TcpStream>,
+    pub session: Box<Session>,
+    pub peer: SocketAddr,
+    pub port: u16,
+    pub id: u64,
+    pub app: String,
+}
+
+/// What a peer wants after its negotiation.
+pub(super) enum Intent {
+    Publish(StreamName),
+    Play(StreamName),
+}
+
+/// Waits for bytes, hands them to `take` once, and says how many they were; zero: the peer closed. Safe to drop.
+pub(super) async fn receive_into<E: From<io::Error>>(
+    socket: &TcpStream,
+    mut take: impl FnMut(&[u8]) -> Result<(), E>,
+) -> Result<usize, E> {
+    loop {
+        socket.readable().await?;
+        let read = SCRATCH.with_borrow_mut(|buffer| match socket.try_read(buffer) {
+            Ok(n) => take(buffer.get(..n).unwrap_or_default()).map(|()| Some(n)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(error.into()),
+        })?;
+        if let Some(n) = read {
+            return Ok(n);
+        }
+    }
+}
+
+/// Serves a connection to its end.
+pub(super) async fn serve(server: &Arc<Server>, socket: TcpStream, peer: SocketAddr, port: u16, id: u64) {
+    static MISBEHAVED: Seldom = Seldom::new(Duration::from_secs(1));
+    socket::prepare(&socket);
+    let mut connection = Connection {
+        server,
+        socket: Arc::new(socket),
+        session: Box::new(Session::new(server.limits.rtmp, super::nonce())),
+        peer,
+        port,
+        id,
+        app: String::new(),
+    };
+    match connection.run().await {
+        Ok(()) => tracing::debug!(id, %peer, "connection closed"),
+        Err(Error::Protocol(error)) => {
+            server.metrics.misbehaved_total.inc();
+            if let Some(held_back) = MISBEHAVED.now() {
+                tracing::warn!(id, %peer, held_back, "connection closed: {error}");
+            }
+        }
+        Err(error) => tracing::debug!(id, %peer, "connection closed: {error}"),
+    }
+}
+
+impl Connection<'_> {
+    async fn run(&mut self) -> Result<(), Error> {
+        for _ in 0..STREAMS {
+            // In a box of its own, so that what only the negotiation needs is gone while the peer watches for hours.
+            let deadline = self.server.limits.negotiation;
+            let negotiated = Box::pin(self.negotiate());
+            let intent = match tokio::time::timeout(deadline, negotiated).await {
+                Ok(Ok(Some(intent))) => intent,
+                Ok(Ok(None)) => return Ok(()),
+                Ok(Err(error)) => return Err(error),
+                Err(_) => {
+                    self.server.metrics.refused("negotiation");
+                    return Err(Error::Negotiation);
+                }
+            };
+            let stays = match intent {
+                Intent::Publish(name) => Box::pin(publish::run(self, name)).await?,
+                Intent::Play(name) => play::run(self, name).await?,
+            };
+            if !stays {
+                return Ok(());
+            }
+        }
+        Err(Error::Refused("too many streams on one connection".to_owned()))
+    }
+
+    /// Reads until the peer wants to publish or play. Nothing: it left.
+    async fn negotiate(&mut self) -> Result<Option<Intent>, Error> {
+        loop {
+            while let Some(event) = self.session.event() {
+                if let Some(intent) = self.consider(event).await? {
+                    return Ok(Some(intent));
+                }
+            }
+            self.flush().await?;
+            if !self.read().await? {
+                return Ok(None);
+            }
+        }
+    }
+
+    async fn consider(&mut self, event: Event) -> Result<Option<Intent>, Error> {
+        let draining = self.server.drain.draining().is_cancelled();
+        match event {
+            Event::Connect(connect) => {
+                if draining {
+                    return self.refuse_connect("draining", "the node is stopping").await;
+                }
+                if !self.server.routes.has_app(self.port, &connect.app) {
+                    return self.refuse_connect("app", "no such app").await;
+                }
+                self.app = connect.app;
+                self.session.accept_connect();
+            }
+            Event::Publish(publish) => {
+                return match StreamName::parse(&publish.stream_key) {
+                    Ok(name) => Ok(Some(Intent::Publish(name))),
+                    Err(error) => self.refuse_publish("stream_name", &error.to_string()).await.map(|()| None),
+                };
+            }
+            Event::Play(play) => {
+                if play.query.as_deref().is_some_and(|query| self.is_loop(query)) {
+                    return self.refuse_play("loop", "this node would pull from itself").await.map(|()| None);
+                }
+                return match StreamName::parse(&play.stream_key) {
+                    Ok(name) => Ok(Some(Intent::Play(name))),
+                    Err(error) => self.refuse_play("stream_name", &error.to_string()).await.map(|()| None),
+                };
+            }
+            _ => {}
+        }
+        Ok(None)
+    }
+
+    /// Whether a pull has come through this node before.
+    fn is_loop(&self, query: &str) -> bool {
+        super::pull::hops(query).any(|hop| hop == self.server.node.as_str())
+    }
+
+    async fn refuse_connect(&mut self, reason: &'static str, text: &str) -> Result<Option<Intent>, Error> {
+        self.session.reject_connect(text);
+        Err(self.refused(reason, text).await)
+    }
+
+    /// Tells a publisher no, and closes: OBS hangs on one without the other.
+    pub async fn refuse_publish(&mut self, reason: &'static str, text: &str) -> Result<(), Error> {
+        self.session.reject_publish(PublishRefusal::BadName, text);
+        Err(self.refused(reason, text).await)
+    }
+
+    /// Tells a viewer that there is no such stream, and closes.
+    pub async fn refuse_play(&mut self, reason: &'static str, text: &str) -> Result<(), Error> {
+        self.session.reject_play(text);
+        Err(self.refused(reason, text).await)
+    }
+
+    async fn refused(&mut self, reason: &'static str, text: &str) -> Error {
+        static REFUSED: Seldom = Seldom::new(Duration::from_secs(1));
+        self.server.metrics.refused(reason);
+        if let Some(held_back) = REFUSED.now() {
+            tracing::info!(id = self.id, peer = %self.peer, app = self.app, reason, held_back, "refused: {text}");
+        }
+        self.farewell().await;
+        Error::Refused(text.to_owned())
+    }
+
+    /// Sends what is left to say, for a moment at most.
+    pub async fn farewell(&mut self) {
+        if let Ok(Ok(())) = tokio::time::timeout(FAREWELL, self.flush()).await {
+            // The peer reads the last words before it notices the end, which a reset would not let it.
+            if let Err(error) =
+                socket2::SockRef::from(self.socket.as_ref()).shutdown(std::net::Shutdown::Write)
+            {
+                tracing::debug!(id = self.id, %error, "shutdown");
+                return;
+            }
+            let ignore = |_: &[u8]| Ok::<(), io::Error>(());
+            let drained =
+                async { while matches!(receive_into(&self.socket, ignore).await, Ok(n) if n > 0) {} };
+            // Running out of time is as good: the connection is closed either way.
+            drop(tokio::time::timeout(FAREWELL, drained).await);
+        }
+    }
+
+    /// Reads once and lets the session look at it. `false`: the peer closed. Safe to drop and call again.
+    pub async fn read(&mut self) -> Result<bool, Error> {
+        let session = &mut self.session;
+        let n = receive_into(&self.socket, |bytes| session.input(bytes).map_err(Error::from)).await?;
+        self.server.metrics.received_bytes_total.inc_by(n as u64);
+        Ok(n > 0)
+    }
+
+    /// Writes what the session has to say.
+    pub async fn flush(&mut self) -> Result<(), Error> {
+        let mut output: Bytes = self.session.output();
+        while !output.is_empty() {
+            match self.socket.try_write(&output) {
+                Ok(n) => {
+                    self.server.metrics.sent_bytes_total.inc_by(n as u64);
+                    bytes::Buf::advance(&mut output, n);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.socket.writable().await?,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+}

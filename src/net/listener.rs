@@ -1,0 +1,208 @@
+//! Binds RTMP ports and takes connections, within limits.
+
+use super::connection;
+use super::routes::Routes;
+use crate::drain::Drain;
+use crate::ids::NodeId;
+use crate::rtmp;
+use crate::telemetry::{Counted, Metrics, Seldom};
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+
+/// How many connections the kernel keeps for us while we are busy: 5,000 viewers may come within a second.
+const BACKLOG: i32 = 4096;
+
+/// The pause after the process ran out of descriptors, so that the accept loop does not spin.
+const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
+
+/// What the RTMP side of a node takes on.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Connections in all: each costs a descriptor, and a viewer about 5 KiB.
+    pub connections: usize,
+    /// Connections of one address. Viewers behind one carrier's translation share theirs, so this is generous.
+    pub connections_per_address: usize,
+    /// From the first byte to the publish or play: a slow phone on a bad network needs a few seconds.
+    pub negotiation: Duration,
+    /// A publisher that sends nothing at all for so long is gone, whatever TCP says.
+    pub publisher_silence: Duration,
+    /// The protocol's own limits.
+    pub rtmp: rtmp::Limits,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            connections: 100_000,
+            connections_per_address: 20_000,
+            negotiation: Duration::from_secs(10),
+            publisher_silence: Duration::from_secs(60),
+            rtmp: rtmp::Limits::default(),
+        }
+    }
+}
+
+/// What all connections of a node share.
+#[derive(Debug)]
+pub struct Server {
+    /// Who may publish and play what.
+    pub routes: Arc<Routes>,
+    /// See [`Limits`].
+    pub limits: Limits,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// When to stop.
+    pub drain: Drain,
+    /// This node's name, by which it knows a pull that went round in a circle.
+    pub node: NodeId,
+    /// Over how long the viewers of a draining node are sent away, so that they do not all come back at once elsewhere.
+    pub drain_spread: Duration,
+    next: AtomicU64,
+    addresses: Mutex<HashMap<IpAddr, usize>>,
+}
+
+/// Binds a port. `[::]` takes IPv4 as well; where a host has no IPv6 at all, `0.0.0.0` is bound instead.
+pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let wildcard = address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+    match bind_exactly(address) {
+        Err(error) if wildcard && error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
+            bind_exactly(SocketAddr::from(([0, 0, 0, 0], address.port())))
+        }
+        other => other,
+    }
+}
+
+fn bind_exactly(address: SocketAddr) -> io::Result<TcpListener> {
+    use socket2::{Domain, Protocol, Socket, Type};
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    // A node that was killed serves again at once on the same port.
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+impl Server {
+    /// A server without listeners.
+    pub fn new(
+        routes: Arc<Routes>,
+        limits: Limits,
+        metrics: Arc<Metrics>,
+        drain: Drain,
+        node: NodeId,
+        drain_spread: Duration,
+    ) -> Arc<Self> {
+        Arc::new(Server {
+            routes,
+            limits,
+            metrics,
+            drain,
+            node,
+            drain_spread,
+            next: AtomicU64::new(1),
+            addresses: Mutex::default(),
+        })
+    }
+
+    /// Takes connections from a listener until the node drains. The task belongs to the drain's tracker.
+    pub fn listen(self: &Arc<Self>, listener: TcpListener) -> io::Result<()> {
+        let port = listener.local_addr()?.port();
+        let server = self.clone();
+        self.drain.tasks().spawn(async move {
+            let draining = server.drain.draining().clone();
+            tokio::select! {
+                () = draining.cancelled() => {}
+                () = server.accept(&listener, port) => {}
+            }
+        });
+        Ok(())
+    }
+
+    async fn accept(self: &Arc<Self>, listener: &TcpListener, port: u16) {
+        static EXHAUSTED: Seldom = Seldom::new(Duration::from_secs(5));
+        loop {
+            match listener.accept().await {
+                Ok((socket, peer)) => self.admit(socket, peer, port),
+                Err(error) if is_passing(&error) => {}
+                Err(error) => {
+                    self.metrics.refused("exhausted");
+                    if let Some(held_back) = EXHAUSTED.now() {
+                        tracing::error!(%error, held_back, "no connection can be taken");
+                    }
+                    tokio::time::sleep(EXHAUSTED_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    fn admit(self: &Arc<Self>, socket: TcpStream, peer: SocketAddr, port: u16) {
+        static FULL: Seldom = Seldom::new(Duration::from_secs(5));
+        let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+        let full = usize::try_from(self.metrics.connections.get()).unwrap_or(0) >= self.limits.connections;
+        let slot = if full { None } else { AddressSlot::take(self, peer.ip()) };
+        let Some(slot) = slot else {
+            self.metrics.refused(if full { "connections" } else { "connections_per_address" });
+            if let Some(held_back) = FULL.now() {
+                tracing::warn!(%peer, held_back, "connection refused: the limit is reached");
+            }
+            return;
+        };
+        self.metrics.connections_total.inc();
+        let counted = Counted::new(&self.metrics.connections);
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let server = self.clone();
+        self.drain.tasks().spawn(async move {
+            let ended = server.drain.ended().clone();
+            tokio::select! {
+                () = ended.cancelled() => {}
+                () = connection::serve(&server, socket, peer, port, id) => {}
+            }
+            drop((counted, slot));
+        });
+    }
+}
+
+/// Errors of one connection that ended before it was taken, not of the listener.
+fn is_passing(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
+}
+
+/// One of the connections that an address may have.
+struct AddressSlot {
+    server: Arc<Server>,
+    address: IpAddr,
+}
+
+impl AddressSlot {
+    fn take(server: &Arc<Server>, address: IpAddr) -> Option<Self> {
+        let mut addresses = server.addresses.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = addresses.entry(address).or_insert(0);
+        if *count >= server.limits.connections_per_address {
+            return None;
+        }
+        *count += 1;
+        Some(AddressSlot { server: server.clone(), address })
+    }
+}
+
+impl Drop for AddressSlot {
+    fn drop(&mut self) {
+        let mut addresses = self.server.addresses.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = addresses.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                addresses.remove(&self.address);
+            }
+        }
+    }
+}

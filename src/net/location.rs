@@ -1,0 +1,121 @@
+//! The address of a stream on another server: `rtmp://host[:port]/app/name[?query]`.
+
+use crate::ids::DEFAULT_RTMP_PORT;
+use std::fmt;
+use url::{Host, Url};
+
+/// A parsed RTMP URL. `Debug` and `Display` leave the query out, which may hold a secret.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Location {
+    /// A name or an address, without brackets.
+    pub host: String,
+    /// The TCP port.
+    pub port: u16,
+    /// The application: the path's first element.
+    pub app: String,
+    /// The rest of the path: the stream key without its query.
+    pub name: String,
+    /// What stands behind the question mark.
+    pub query: Option<String>,
+    authority: String,
+}
+
+/// Why a text is not a [`Location`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LocationError {
+    /// Not a URL at all.
+    #[error("'{0}' is not a URL; rtmp://HOST[:PORT]/APP/NAME is allowed")]
+    Url(String),
+    /// Another scheme.
+    #[error("'{0}' is not an rtmp:// URL")]
+    Scheme(String),
+    /// No app or no stream name.
+    #[error("'{0}' lacks an app or a stream name; rtmp://HOST[:PORT]/APP/NAME is allowed")]
+    Path(String),
+}
+
+impl Location {
+    /// Reads a URL.
+    pub fn parse(text: &str) -> Result<Self, LocationError> {
+        // What is shown of a bad URL ends before anything that could be a secret.
+        let shown = || text.split('?').next().unwrap_or_default().to_owned();
+        let url = Url::parse(text).map_err(|_| LocationError::Url(shown()))?;
+        if url.scheme() != "rtmp" {
+            return Err(LocationError::Scheme(shown()));
+        }
+        let host = match url.host() {
+            Some(Host::Domain(name)) => name.to_owned(),
+            Some(Host::Ipv4(ip)) => ip.to_string(),
+            Some(Host::Ipv6(ip)) => ip.to_string(),
+            None => return Err(LocationError::Url(shown())),
+        };
+        let path = url.path().trim_start_matches('/');
+        let (app, name) = path.split_once('/').unwrap_or((path, ""));
+        if app.is_empty() || name.is_empty() {
+            return Err(LocationError::Path(shown()));
+        }
+        let port = url.port().unwrap_or(DEFAULT_RTMP_PORT);
+        let shown_host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
+        Ok(Location {
+            authority: format!("{shown_host}:{port}"),
+            port,
+            app: app.to_owned(),
+            name: name.to_owned(),
+            query: url.query().map(str::to_owned),
+            host,
+        })
+    }
+
+    /// The `tcUrl` of the connect command.
+    pub fn tc_url(&self) -> String {
+        format!("rtmp://{}/{}", self.authority, self.app)
+    }
+}
+
+impl fmt::Display for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "rtmp://{}/{}/{}", self.authority, self.app, self.name)
+    }
+}
+
+impl fmt::Debug for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_form_of_address_is_read() {
+        let location = Location::parse("rtmp://10.0.0.1/pull_source/a/b?t=1").unwrap();
+        assert_eq!((location.host.as_str(), location.port), ("10.0.0.1", 1935));
+        assert_eq!((location.app.as_str(), location.name.as_str()), ("pull_source", "a/b"));
+        assert_eq!(location.query.as_deref(), Some("t=1"));
+        assert_eq!(location.tc_url(), "rtmp://10.0.0.1:1935/pull_source");
+        assert_eq!(format!("{location:?}"), "rtmp://10.0.0.1:1935/pull_source/a/b", "no query is shown");
+        let location = Location::parse("rtmp://[2001:db8::1]:99/app/x").unwrap();
+        assert_eq!((location.host.as_str(), location.port), ("2001:db8::1", 99));
+        assert_eq!(location.tc_url(), "rtmp://[2001:db8::1]:99/app");
+    }
+
+    #[test]
+    fn what_is_not_one_is_refused_without_showing_its_query() {
+        for bad in [
+            "",
+            "x",
+            "http://h/a/b",
+            "rtmp://h",
+            "rtmp://h/app",
+            "rtmp://h/app/",
+            "rtmp:///a/b",
+            "rtmp://h:0x/a/b",
+        ] {
+            assert!(Location::parse(bad).is_err(), "{bad}");
+        }
+        let error = Location::parse("rtmp://h/app?secret").unwrap_err();
+        assert!(!error.to_string().contains("secret"));
+    }
+}

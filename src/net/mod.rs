@@ -1,0 +1,23 @@
+//! The RTMP sockets of a node: listeners and connections, publishing and playing, and pulling from other nodes.
+//!
+//! A connection is one task that reads as a story: negotiate, then publish or play, until it ends. Who may do what is
+//! decided by the [`routes`], which the floors above fill; this floor knows nothing of workflows or reactors.
+
+pub mod acl;
+mod connection;
+pub mod listener;
+pub mod location;
+mod play;
+mod publish;
+pub mod pull;
+pub mod routes;
+mod socket;
+
+pub use listener::{Limits, Server};
+
+/// Random bytes for a handshake.
+fn nonce() -> crate::rtmp::Nonce {
+    let mut nonce = [0; size_of::<crate::rtmp::Nonce>()];
+    rand::Rng::fill(&mut rand::rng(), &mut nonce[..]);
+    nonce
+}

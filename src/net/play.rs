@@ -1,0 +1,191 @@
+//! A connection that plays.
+
+use super::connection::{Connection, Error};
+use super::routes::PlayRoute;
+use super::socket::ViewerSocket;
+use crate::ids::StreamName;
+use crate::relay::stream::End;
+use crate::relay::{Interest, JoinError, Turn, Viewer};
+use crate::rtmp::session::Event;
+use crate::telemetry::Counted;
+use std::time::Duration;
+
+/// How long a viewer that is sent away may take for its last message.
+const LAST_MESSAGE: Duration = Duration::from_secs(1);
+
+/// Plays until the peer stops (`true`: the connection may be used again), leaves, or the stream ends.
+pub(super) async fn run(connection: &mut Connection<'_>, name: StreamName) -> Result<bool, Error> {
+    let route = connection.server.routes.play(connection.port, &connection.app, &name, connection.peer);
+    let route = match route {
+        Ok(route) => route,
+        Err(no) => return connection.refuse_play(no.reason(), &no.to_string()).await.map(|()| false),
+    };
+    let gauge = match route.pulls {
+        true => &connection.server.metrics.pulls_out,
+        false => &connection.server.metrics.viewers,
+    };
+    let _counted = Counted::new(gauge);
+    let interest = match route.hub.join(&name) {
+        Ok(interest) => interest,
+        Err(error) => {
+            let reason = match error {
+                JoinError::Unknown => "unknown_stream",
+                JoinError::Full => "names",
+                JoinError::Closed => "closed",
+            };
+            return connection.refuse_play(reason, &error.to_string()).await.map(|()| false);
+        }
+    };
+    match Box::pin(wait(connection, &interest)).await? {
+        Waited::Ready => {}
+        Waited::Stopped => return Ok(true),
+        Waited::Left => return Ok(false),
+        Waited::Ended(end) => {
+            let (reason, text) = match &end {
+                End::Refused(text) => ("unknown_stream", text.as_str()),
+                End::Unpublished => ("unpublished", "the stream has ended"),
+                End::Closed => ("closed", "the node is stopping"),
+            };
+            return connection.refuse_play(reason, text).await.map(|()| false);
+        }
+    }
+    connection.session.accept_play();
+    let prelude = connection.session.output();
+    let mut viewer = Box::new(interest.watch(ViewerSocket::new(&connection.socket), prelude));
+    tracing::debug!(id = connection.id, peer = %connection.peer, stream = %name, "play");
+    let outcome = watch(connection, &route, &mut viewer).await;
+    // From here on only this task writes to the socket.
+    drop(viewer);
+    match outcome? {
+        Outcome::Stopped => {
+            connection.flush().await?;
+            Ok(true)
+        }
+        Outcome::Left => Ok(false),
+        Outcome::Ended => {
+            connection.session.end_play();
+            connection.farewell().await;
+            Ok(false)
+        }
+    }
+}
+
+enum Waited {
+    Ready,
+    Stopped,
+    Left,
+    Ended(End),
+}
+
+/// Waits for the stream to show something, and listens to the peer meanwhile.
+async fn wait(connection: &mut Connection<'_>, interest: &Interest) -> Result<Waited, Error> {
+    let draining = connection.server.drain.draining().clone();
+    let ready = interest.ready();
+    tokio::pin!(ready);
+    loop {
+        tokio::select! {
+            ready = &mut ready => {
+                return Ok(ready.map_or_else(Waited::Ended, |()| Waited::Ready));
+            }
+            () = draining.cancelled() => return Ok(Waited::Ended(End::Closed)),
+            read = connection.read() => {
+                if !read? {
+                    return Ok(Waited::Left);
+                }
+                while let Some(event) = connection.session.event() {
+                    if matches!(event, Event::StopPlay) {
+                        return Ok(Waited::Stopped);
+                    }
+                }
+                connection.flush().await?;
+            }
+        }
+    }
+}
+
+enum Outcome {
+    Stopped,
+    Left,
+    Ended,
+}
+
+async fn watch(
+    connection: &mut Connection<'_>,
+    route: &PlayRoute,
+    viewer: &mut Viewer,
+) -> Result<Outcome, Error> {
+    let draining = connection.server.drain.draining().clone();
+    loop {
+        tokio::select! {
+            turn = viewer.turn() => {
+                return match turn {
+                    Turn::Ended(_) | Turn::Stopped => Ok(Outcome::Ended),
+                    Turn::Gone(error) => Err(error.into()),
+                    Turn::Stalled => {
+                        tracing::info!(id = connection.id, peer = %connection.peer, "viewer closed: it took nothing for too long");
+                        Ok(Outcome::Left)
+                    }
+                };
+            }
+            read = connection.read() => {
+                if !read? {
+                    return Ok(Outcome::Left);
+                }
+            }
+            () = draining.cancelled() => return Box::pin(send_away(connection, route, viewer)).await,
+        }
+        while let Some(event) = connection.session.event() {
+            match event {
+                Event::StopPlay => {
+                    // What the pump has begun is finished before anything else is said.
+                    viewer.stop();
+                    drop(tokio::time::timeout(LAST_MESSAGE, viewer.turn()).await);
+                    return Ok(Outcome::Stopped);
+                }
+                Event::Pause { paused, .. } => viewer.pause(paused),
+                _ => {}
+            }
+        }
+        let replies = connection.session.output();
+        if !replies.is_empty() {
+            viewer.reply(replies);
+        }
+    }
+}
+
+/// The node drains: other nodes look elsewhere at once; viewers go one by one, or they would all come back at once.
+async fn send_away(
+    connection: &mut Connection<'_>,
+    route: &PlayRoute,
+    viewer: &mut Viewer,
+) -> Result<Outcome, Error> {
+    if !route.pulls {
+        let spread = connection.server.drain_spread.mul_f64(rand::random::<f64>());
+        let moment = tokio::time::sleep(spread);
+        tokio::pin!(moment);
+        loop {
+            tokio::select! {
+                () = &mut moment => break,
+                turn = viewer.turn() => {
+                    return match turn {
+                        Turn::Gone(error) => Err(error.into()),
+                        _ => Ok(Outcome::Ended),
+                    };
+                }
+                read = connection.read() => {
+                    if !read? {
+                        return Ok(Outcome::Left);
+                    }
+                    while connection.session.event().is_some() {}
+                    let replies = connection.session.output();
+                    if !replies.is_empty() {
+                        viewer.reply(replies);
+                    }
+                }
+            }
+        }
+    }
+    viewer.stop();
+    drop(tokio::time::timeout(LAST_MESSAGE, viewer.turn()).await);
+    Ok(Outcome::Ended)
+}

@@ -1,0 +1,158 @@
+//! A connection that publishes.
+
+use super::connection::{Connection, Error};
+use super::routes::{Incoming, Publication, PublishRequest, Refused};
+use crate::ids::StreamName;
+use crate::media::Packet;
+use crate::rtmp::Message;
+use crate::rtmp::session::{Event, PublishRefusal};
+use crate::telemetry::Counted;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+
+/// Publishers are pinged so often, so that half-open connections are found.
+const PING: Duration = Duration::from_secs(20);
+
+/// Publishes until the peer stops (`true`: the connection may be used again), leaves, or is sent away.
+pub(super) async fn run(connection: &mut Connection<'_>, name: StreamName) -> Result<bool, Error> {
+    let gone = CancellationToken::new();
+    let _gone = gone.clone().drop_guard();
+    let Some(mut publication) = ask(connection, &name, gone).await? else { return Ok(false) };
+    let _counted = Counted::new(&connection.server.metrics.publishers);
+    let media = publication.media.clone();
+    let id = publication.id;
+    tracing::info!(id = connection.id, peer = %connection.peer, stream = %name, "publish");
+    let result = relay(connection, &mut publication).await;
+    // The step must hear of the end, however busy it is; it goes away only with the whole workflow.
+    drop(media.send(Incoming::Ended(id)).await);
+    tracing::info!(id = connection.id, peer = %connection.peer, stream = %name, "unpublish");
+    result
+}
+
+/// Asks the route's owner. Nothing: the peer left meanwhile.
+async fn ask(
+    connection: &mut Connection<'_>,
+    name: &StreamName,
+    gone: CancellationToken,
+) -> Result<Option<Publication>, Error> {
+    let route = connection.server.routes.publish(connection.port, &connection.app, name, connection.peer);
+    let route = match route {
+        Ok(route) => route,
+        Err(no) => {
+            connection.refuse_publish(no.reason(), &no.to_string()).await?;
+            return Ok(None);
+        }
+    };
+    let (reply, mut answer) = oneshot::channel();
+    let request =
+        PublishRequest { name: name.clone(), peer: connection.peer, connection: connection.id, gone, reply };
+    match route.requests.try_send(request) {
+        Ok(()) => {}
+        Err(mpsc::error::TrySendError::Full(_)) => {
+            connection.refuse_publish("busy", "the node is busy, try again").await?;
+        }
+        Err(mpsc::error::TrySendError::Closed(_)) => {
+            connection.refuse_publish("closed", "the app is closed").await?;
+        }
+    }
+    let answer = loop {
+        tokio::select! {
+            answer = &mut answer => break answer,
+            read = connection.read() => {
+                if !read? {
+                    return Ok(None);
+                }
+                // Nothing a publisher says before it may publish matters; what it pipelined is media without a stream.
+                while let Some(event) = connection.session.event() {
+                    if matches!(event, Event::Unpublish) {
+                        return Ok(None);
+                    }
+                }
+            }
+        }
+    };
+    match answer {
+        Ok(Ok(publication)) => {
+            connection.session.accept_publish();
+            connection.flush().await?;
+            Ok(Some(publication))
+        }
+        Ok(Err(Refused(text))) => {
+            connection.refuse_publish("publish", &text).await?;
+            Ok(None)
+        }
+        Err(_) => {
+            connection.refuse_publish("closed", "the app is closed").await?;
+            Ok(None)
+        }
+    }
+}
+
+async fn relay(connection: &mut Connection<'_>, publication: &mut Publication) -> Result<bool, Error> {
+    let draining = connection.server.drain.draining().clone();
+    let silence = connection.server.limits.publisher_silence;
+    let mut heard = Instant::now();
+    let mut ping = tokio::time::interval_at(heard + PING, PING);
+    ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let mut packets = Vec::new();
+        let mut over = false;
+        while let Some(event) = connection.session.event() {
+            match event {
+                Event::Media(message) => packets.extend(packet(message)),
+                Event::Unpublish => over = true,
+                _ => {}
+            }
+        }
+        if !packets.is_empty() {
+            connection.server.metrics.received_messages_total.inc_by(packets.len() as u64);
+            // Waiting here stops the reading, and that stops the publisher: this is the back-pressure.
+            let sent = publication.media.send(Incoming::Packets(publication.id, packets));
+            if sent.await.is_err() {
+                return end(connection, "the app is closed").await;
+            }
+        }
+        connection.flush().await?;
+        if over {
+            return Ok(true);
+        }
+        tokio::select! {
+            read = connection.read() => {
+                if !read? {
+                    return Ok(false);
+                }
+                heard = Instant::now();
+            }
+            reason = &mut publication.evicted => {
+                let reason = reason.unwrap_or_else(|_| "the app is closed".to_owned());
+                return end(connection, &reason).await;
+            }
+            // An encoder comes back only after a disconnect, so that is all it gets.
+            () = draining.cancelled() => return Ok(false),
+            _ = ping.tick() => {
+                if heard.elapsed() > silence {
+                    return end(connection, "nothing was sent for too long").await;
+                }
+                connection.session.ping(0);
+            }
+        }
+    }
+}
+
+async fn end(connection: &mut Connection<'_>, reason: &str) -> Result<bool, Error> {
+    tracing::info!(id = connection.id, peer = %connection.peer, "publisher sent away: {reason}");
+    connection.session.end_publish(PublishRefusal::BadName, reason);
+    connection.farewell().await;
+    Ok(false)
+}
+
+fn packet(message: Message) -> Option<Packet> {
+    match message.type_id {
+        8 => Some(Packet::audio(message.timestamp, message.body)),
+        9 => Some(Packet::video(message.timestamp, message.body)),
+        18 => Some(Packet::data(message.timestamp, message.body)),
+        _ => None,
+    }
+}

@@ -1,0 +1,255 @@
+//! Pulls a stream from another server, in this process: an RTMP client that plays.
+//!
+//! A pull is one task. It connects, plays, hands on what arrives, and connects again when that ends, until it is
+//! dropped. It does not know why the stream is wanted, nor whether another server has it by now.
+
+use super::connection;
+use super::location::Location;
+use super::socket;
+use crate::ids::NodeId;
+use crate::media::Packet;
+use crate::relay::pull::{Event, Pull};
+use crate::rtmp;
+use crate::rtmp::session::{Client, ClientEvent, Target};
+use crate::telemetry::Metrics;
+use backon::{BackoffBuilder, ExponentialBuilder};
+use futures::StreamExt;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{TcpStream, lookup_host};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::task::AbortOnDropHandle;
+
+/// The query parameter of a pull's stream key that names the nodes it came through, for [`hops`].
+const HOPS: &str = "lb_hops=";
+
+/// The longest chain of pulls. Nobody builds three on purpose.
+const HOPS_MAX: usize = 8;
+
+/// The batches that wait for the step: about 64 KiB each at most, so 2 MiB a pull when its workflow is busy.
+const QUEUE: usize = 32;
+
+/// A pull that ran for so long was healthy: the next failure is the first again.
+const HEALTHY: Duration = Duration::from_secs(10);
+
+/// How a pull behaves.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// To connect a socket to one address.
+    pub connect: Duration,
+    /// From the connected socket to the first media.
+    pub start: Duration,
+    /// Without any media for so long, the pull begins anew.
+    pub silence: Duration,
+    /// The shortest pause before it begins anew; doubled with each failure, and jittered.
+    pub retry_min: Duration,
+    /// The longest pause.
+    pub retry_max: Duration,
+    /// This node, for [`hops`].
+    pub node: NodeId,
+}
+
+impl Settings {
+    /// The defaults of a node.
+    pub fn new(node: NodeId) -> Self {
+        Settings {
+            connect: Duration::from_secs(2),
+            // An ingest node holds a pull for a publisher that is expected back, so this is longer than `silence`.
+            start: Duration::from_secs(5),
+            silence: Duration::from_secs(3),
+            retry_min: Duration::from_millis(50),
+            retry_max: Duration::from_secs(2),
+            node,
+        }
+    }
+}
+
+/// The nodes a pull came through, from the query of the stream key it plays.
+pub(super) fn hops(query: &str) -> impl Iterator<Item = &str> {
+    let named = query.split('&').filter_map(|parameter| parameter.strip_prefix(HOPS));
+    named.flat_map(|list| list.split(',')).take(HOPS_MAX)
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error("{0}")]
+    Socket(#[from] io::Error),
+    #[error("{0}")]
+    Protocol(#[from] rtmp::Error),
+    #[error("no answer to connect within {0:?}")]
+    Connect(Duration),
+    #[error("nothing arrived for {0:?}")]
+    Silence(Duration),
+    #[error("refused: {0}")]
+    Refused(String),
+    #[error("the stream ended")]
+    Ended,
+    #[error("the server closed the connection")]
+    Closed,
+}
+
+/// Starts a pull. It ends when what is returned is dropped.
+pub fn start(location: Location, settings: Settings, limits: rtmp::Limits, metrics: Arc<Metrics>) -> Pull {
+    let (events, receiver) = mpsc::channel(QUEUE);
+    let puller = Puller { location, settings, limits, metrics, events };
+    let task = AbortOnDropHandle::new(tokio::spawn(async move { puller.run().await }));
+    Pull::new(ReceiverStream::new(receiver).map(move |event| {
+        let _owned = &task;
+        event
+    }))
+}
+
+struct Puller {
+    location: Location,
+    settings: Settings,
+    limits: rtmp::Limits,
+    metrics: Arc<Metrics>,
+    events: mpsc::Sender<Event>,
+}
+
+impl Puller {
+    async fn run(&self) {
+        let _counted = crate::telemetry::Counted::new(&self.metrics.pulls_in.with_label_values(&["native"]));
+        let mut pauses = self.pauses();
+        loop {
+            self.metrics.pulls_started_total.with_label_values(&["native"]).inc();
+            let begun = Instant::now();
+            let Err(error) = self.pull().await;
+            if begun.elapsed() >= HEALTHY {
+                pauses = self.pauses();
+            }
+            let pause = pauses.next().unwrap_or(self.settings.retry_max);
+            tracing::info!(location = %self.location, ?pause, "pull ended: {error}");
+            if self.events.send(Event::Ended(error.to_string())).await.is_err() {
+                return;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = self.events.closed() => return,
+            }
+        }
+    }
+
+    fn pauses(&self) -> impl Iterator<Item = Duration> + use<> {
+        ExponentialBuilder::default()
+            .with_min_delay(self.settings.retry_min)
+            .with_max_delay(self.settings.retry_max)
+            .with_jitter()
+            // Without a seed of their own all pulls would draw the same pauses.
+            .with_jitter_seed(rand::random())
+            .without_max_times()
+            .build()
+    }
+
+    async fn pull(&self) -> Result<std::convert::Infallible, Error> {
+        let socket = self.connect().await?;
+        socket::prepare(&socket);
+        let target = Target {
+            app: self.location.app.clone(),
+            tc_url: self.location.tc_url(),
+            stream_key: self.stream_key(),
+        };
+        let mut client = Client::play(&target, self.limits, super::nonce());
+        let mut started = false;
+        let mut deadline = Instant::now() + self.settings.start;
+        loop {
+            send(&socket, &mut client).await?;
+            let n = match tokio::time::timeout_at(deadline, receive(&socket, &mut client)).await {
+                Ok(n) => n?,
+                Err(_) if started => return Err(Error::Silence(self.settings.silence)),
+                Err(_) => return Err(Error::Silence(self.settings.start)),
+            };
+            self.metrics.received_bytes_total.inc_by(n as u64);
+            let mut packets = Vec::new();
+            let end = self.consider(&mut client, &mut packets);
+            if !packets.is_empty() {
+                self.metrics.received_messages_total.inc_by(packets.len() as u64);
+                if !std::mem::replace(&mut started, true) {
+                    self.tell(Event::Started).await?;
+                }
+                // Waiting here is the back-pressure to the other server.
+                self.tell(Event::Packets(packets)).await?;
+                deadline = Instant::now() + self.settings.silence;
+            }
+            end?;
+            if n == 0 {
+                return Err(Error::Closed);
+            }
+        }
+    }
+
+    fn consider(&self, client: &mut Client, packets: &mut Vec<Packet>) -> Result<(), Error> {
+        while let Some(event) = client.event() {
+            match event {
+                ClientEvent::Media(message) => match message.type_id {
+                    8 => packets.push(Packet::audio(message.timestamp, message.body)),
+                    9 => packets.push(Packet::video(message.timestamp, message.body)),
+                    18 => packets.push(Packet::data(message.timestamp, message.body)),
+                    _ => {}
+                },
+                ClientEvent::Status { level, code, description } if level == "error" => {
+                    return Err(Error::Refused(format!("{code} {description}")));
+                }
+                ClientEvent::Status { code, .. }
+                    if code == "NetStream.Play.UnpublishNotify" || code == "NetStream.Play.Stop" =>
+                {
+                    return Err(Error::Ended);
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    async fn tell(&self, event: Event) -> Result<(), Error> {
+        self.events.send(event).await.map_err(|_| Error::Ended)
+    }
+
+    /// The stream key with its own query and this node among the hops.
+    fn stream_key(&self) -> String {
+        let Location { name, query, .. } = &self.location;
+        let own = query.as_deref().unwrap_or_default();
+        let before: Vec<&str> = hops(own).collect();
+        let mut kept: Vec<&str> = own.split('&').filter(|p| !p.is_empty() && !p.starts_with(HOPS)).collect();
+        let hops = format!("{HOPS}{}", [before, vec![self.settings.node.as_str()]].concat().join(","));
+        kept.push(&hops);
+        format!("{name}?{}", kept.join("&"))
+    }
+
+    /// Connects to the first address that answers.
+    async fn connect(&self) -> Result<TcpStream, Error> {
+        let Location { host, port, .. } = &self.location;
+        let resolved = timeout(self.settings.connect, lookup_host((host.as_str(), *port))).await;
+        let addresses: Vec<SocketAddr> =
+            resolved.map_err(|_| Error::Connect(self.settings.connect))??.collect();
+        let mut last = Error::Socket(io::Error::new(io::ErrorKind::NotFound, "the host has no address"));
+        for address in addresses {
+            match timeout(self.settings.connect, TcpStream::connect(address)).await {
+                Ok(Ok(socket)) => return Ok(socket),
+                Ok(Err(error)) => last = error.into(),
+                Err(_) => last = Error::Connect(self.settings.connect),
+            }
+        }
+        Err(last)
+    }
+}
+
+async fn send(socket: &TcpStream, client: &mut Client) -> io::Result<()> {
+    let mut output = client.output();
+    while !output.is_empty() {
+        match socket.try_write(&output) {
+            Ok(n) => bytes::Buf::advance(&mut output, n),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => socket.writable().await?,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+async fn receive(socket: &TcpStream, client: &mut Client) -> Result<usize, Error> {
+    connection::receive_into(socket, |bytes| client.input(bytes).map_err(Error::from)).await
+}

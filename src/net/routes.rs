@@ -1,0 +1,314 @@
+//! Who may publish and play what: ports, apps and stream keys, filled by the floors above.
+//!
+//! A publish is a request that the route's owner accepts or refuses, so policy stays outside. A play is a join of the
+//! route's hub, which says by itself what it lets in.
+
+use super::acl::Acl;
+use crate::ids::StreamName;
+use crate::media::Packet;
+use crate::relay::Hub;
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, PoisonError, RwLock};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+/// Which stream keys a route is for: the `stream_key` of a step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KeyPattern {
+    /// `*`: every name.
+    Any,
+    /// This name only.
+    Exact(StreamName),
+}
+
+impl KeyPattern {
+    fn matches(&self, name: &StreamName) -> bool {
+        match self {
+            KeyPattern::Any => true,
+            KeyPattern::Exact(exact) => exact == name,
+        }
+    }
+
+    fn overlaps(&self, other: &KeyPattern) -> bool {
+        match (self, other) {
+            (KeyPattern::Exact(one), KeyPattern::Exact(two)) => one == two,
+            _ => self == other,
+        }
+    }
+}
+
+/// Where a route stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The TCP port of a listener.
+    pub port: u16,
+    /// The RTMP app, without a slash at its end.
+    pub app: String,
+    /// The stream keys.
+    pub key: KeyPattern,
+    /// The addresses.
+    pub acl: Acl,
+}
+
+/// Somebody wants to publish.
+#[derive(Debug)]
+pub struct PublishRequest {
+    /// The stream.
+    pub name: StreamName,
+    /// Who.
+    pub peer: SocketAddr,
+    /// The connection's number, for logs.
+    pub connection: u64,
+    /// Cancelled when the connection is gone, so that an answer has no use.
+    pub gone: CancellationToken,
+    /// Where the answer goes.
+    pub reply: oneshot::Sender<Result<Publication, Refused>>,
+}
+
+/// Why a publish is refused; the text is for the peer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused(pub String);
+
+/// An accepted publish.
+#[derive(Debug)]
+pub struct Publication {
+    /// A number that is told with each message.
+    pub id: u64,
+    /// Where its media goes. Full: the publisher waits, and TCP with it.
+    pub media: mpsc::Sender<Incoming>,
+    /// Resolves when the publish is ended from this side, with the reason.
+    pub evicted: oneshot::Receiver<String>,
+}
+
+/// What a publish brings.
+#[derive(Debug)]
+pub enum Incoming {
+    /// What one read from the socket held.
+    Packets(u64, Vec<Packet>),
+    /// The publish is over.
+    Ended(u64),
+}
+
+/// A way to publish.
+#[derive(Clone, Debug)]
+pub struct PublishRoute {
+    /// Where requests go. Bounded; a full channel refuses the publisher with a reason that lets it try again.
+    pub requests: mpsc::Sender<PublishRequest>,
+}
+
+/// A way to play.
+#[derive(Clone, Debug)]
+pub struct PlayRoute {
+    /// The streams.
+    pub hub: Arc<Hub>,
+    /// Its viewers are other nodes: they are counted as pulls, and are not waited for when the node drains.
+    pub pulls: bool,
+}
+
+/// Why a step's route cannot be added.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("port {port}, app '{app}' and this stream key are taken by another step")]
+pub struct RouteTaken {
+    port: u16,
+    app: String,
+}
+
+/// Why a peer's request leads nowhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoRoute {
+    /// No step has this app on this port.
+    #[error("no such app")]
+    App,
+    /// The app has no step for this key.
+    #[error("no such stream key")]
+    Key,
+    /// The address is not allowed, or denied.
+    #[error("your address is not allowed")]
+    Address,
+}
+
+impl NoRoute {
+    /// The label of the refusal's counter.
+    pub fn reason(self) -> &'static str {
+        match self {
+            NoRoute::App => "app",
+            NoRoute::Key => "stream_key",
+            NoRoute::Address => "address",
+        }
+    }
+}
+
+/// All routes of a node.
+#[derive(Debug, Default)]
+pub struct Routes {
+    table: RwLock<Table>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    next: u64,
+    apps: HashMap<(u16, String), App>,
+}
+
+#[derive(Debug, Default)]
+struct App {
+    publish: Vec<(u64, Place, PublishRoute)>,
+    play: Vec<(u64, Place, PlayRoute)>,
+}
+
+/// Takes its route away when it is dropped.
+#[derive(Debug)]
+pub struct RouteGuard {
+    routes: Arc<Routes>,
+    at: (u16, String),
+    id: u64,
+}
+
+impl Drop for RouteGuard {
+    fn drop(&mut self) {
+        let mut table = self.routes.table.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(app) = table.apps.get_mut(&self.at) {
+            app.publish.retain(|(id, ..)| *id != self.id);
+            app.play.retain(|(id, ..)| *id != self.id);
+            if app.publish.is_empty() && app.play.is_empty() {
+                table.apps.remove(&self.at);
+            }
+        }
+    }
+}
+
+impl Routes {
+    /// No routes.
+    pub fn new() -> Arc<Self> {
+        Arc::default()
+    }
+
+    /// Lets publishers in at a place.
+    pub fn add_publish(
+        self: &Arc<Self>,
+        place: Place,
+        route: PublishRoute,
+    ) -> Result<RouteGuard, RouteTaken> {
+        self.add(place, |app| &mut app.publish, route)
+    }
+
+    /// Lets viewers in at a place.
+    pub fn add_play(self: &Arc<Self>, place: Place, route: PlayRoute) -> Result<RouteGuard, RouteTaken> {
+        self.add(place, |app| &mut app.play, route)
+    }
+
+    fn add<T>(
+        self: &Arc<Self>,
+        place: Place,
+        list: impl Fn(&mut App) -> &mut Vec<(u64, Place, T)>,
+        route: T,
+    ) -> Result<RouteGuard, RouteTaken> {
+        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        table.next += 1;
+        let id = table.next;
+        let at = (place.port, place.app.clone());
+        let list = list(table.apps.entry(at.clone()).or_default());
+        if list.iter().any(|(_, other, _)| other.key.overlaps(&place.key)) {
+            return Err(RouteTaken { port: place.port, app: place.app });
+        }
+        list.push((id, place, route));
+        // An exact key is looked at before the pattern for every key.
+        list.sort_by_key(|(id, place, _)| (place.key == KeyPattern::Any, *id));
+        Ok(RouteGuard { routes: self.clone(), at, id })
+    }
+
+    /// Whether a port has an app.
+    pub fn has_app(&self, port: u16, app: &str) -> bool {
+        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        table.apps.contains_key(&(port, app.to_owned()))
+    }
+
+    /// The route of a publish.
+    pub fn publish(
+        &self,
+        port: u16,
+        app: &str,
+        name: &StreamName,
+        peer: SocketAddr,
+    ) -> Result<PublishRoute, NoRoute> {
+        self.find(port, app, name, peer, |app| &app.publish)
+    }
+
+    /// The route of a play.
+    pub fn play(
+        &self,
+        port: u16,
+        app: &str,
+        name: &StreamName,
+        peer: SocketAddr,
+    ) -> Result<PlayRoute, NoRoute> {
+        self.find(port, app, name, peer, |app| &app.play)
+    }
+
+    fn find<T: Clone>(
+        &self,
+        port: u16,
+        app: &str,
+        name: &StreamName,
+        peer: SocketAddr,
+        list: impl Fn(&App) -> &Vec<(u64, Place, T)>,
+    ) -> Result<T, NoRoute> {
+        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        let app = table.apps.get(&(port, app.to_owned())).ok_or(NoRoute::App)?;
+        let matching = list(app).iter().find(|(_, place, _)| place.key.matches(name));
+        let (_, place, route) = matching.ok_or(NoRoute::Key)?;
+        if !place.acl.permits(peer.ip()) {
+            return Err(NoRoute::Address);
+        }
+        Ok(route.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place(port: u16, app: &str, key: &str, acl: Acl) -> Place {
+        let key = match key {
+            "*" => KeyPattern::Any,
+            exact => KeyPattern::Exact(exact.parse().unwrap()),
+        };
+        Place { port, app: app.to_owned(), key, acl }
+    }
+
+    #[test]
+    fn a_request_finds_the_route_of_its_port_app_key_and_address() {
+        let routes = Routes::new();
+        let (any, mut at_any) = mpsc::channel::<PublishRequest>(1);
+        let (exact, _at_exact) = mpsc::channel::<PublishRequest>(2);
+        let guard = routes
+            .add_publish(place(1935, "live", "*", Acl::default()), PublishRoute { requests: any })
+            .unwrap();
+        let acl = Acl::parse(Some("10.0.0.0/8"), None).unwrap();
+        let _exact =
+            routes.add_publish(place(1935, "live", "vip", acl), PublishRoute { requests: exact }).unwrap();
+        let find = |port, app: &str, key: &str, peer: &str| {
+            let peer = SocketAddr::new(peer.parse().unwrap(), 1);
+            routes.publish(port, app, &key.parse().unwrap(), peer).map(|route| route.requests.max_capacity())
+        };
+        assert_eq!(find(1935, "live", "x", "192.0.2.1"), Ok(1));
+        assert_eq!(find(1935, "live", "vip", "10.1.1.1"), Ok(2), "an exact key comes first");
+        assert_eq!(find(1935, "live", "vip", "192.0.2.1"), Err(NoRoute::Address));
+        assert_eq!(find(1936, "live", "x", "192.0.2.1"), Err(NoRoute::App));
+        assert_eq!(find(1935, "other", "x", "192.0.2.1"), Err(NoRoute::App));
+        drop(guard);
+        assert_eq!(find(1935, "live", "x", "192.0.2.1"), Err(NoRoute::Key));
+        assert!(at_any.try_recv().is_err());
+    }
+
+    #[test]
+    fn a_place_has_one_owner() {
+        let routes = Routes::new();
+        let (requests, _keep) = mpsc::channel(1);
+        let route = PublishRoute { requests };
+        let _guard = routes.add_publish(place(1, "a", "*", Acl::default()), route.clone()).unwrap();
+        assert!(routes.add_publish(place(1, "a", "*", Acl::default()), route.clone()).is_err());
+        assert!(routes.add_publish(place(1, "b", "*", Acl::default()), route).is_ok());
+    }
+}

@@ -1,0 +1,506 @@
+//! A process: the one place where the parts are put together.
+//!
+//! The order is that of linkerd's proxy, for its reasons: sockets are bound early, so that their addresses are known and a
+//! taken port is an error before anything runs; the parts are started from the bottom up; readiness comes last; and the
+//! stop goes the other way round.
+
+use crate::api::Heartbeat;
+use crate::cli::{PullBy, Role};
+use crate::client::{
+    Agent, AgentSettings, ClientMetrics, Contact, Event, Events, EventsSettings, Http, KEEP_ALIVE, Published,
+    Urls,
+};
+use crate::config::{self, Plan};
+use crate::drain::Drain;
+use crate::health::Health;
+use crate::ids::NodeId;
+use crate::net::{self, listener, routes::Routes};
+use crate::registry::{self, Memory, Redis, Registry};
+use crate::relay::{self, Gather};
+use crate::steps::reactors::{Identity, Reactors};
+use crate::steps::{ConfigError, Engine, Parts, engine};
+use crate::telemetry::Metrics;
+use crate::web::{self, ReactorMetrics, Secret, admin, reactor};
+use crate::{ffmpeg, rtmp};
+use futures::FutureExt;
+use serde_json::json;
+use std::collections::BTreeSet;
+use std::io::{self, Write};
+use std::net::{Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// How long the end of what remains may take after the drain: the workflows, the ffmpeg processes, the HTTP servers.
+const LAST_STEPS: Duration = Duration::from_secs(3);
+
+/// The part of the drain timeout over which viewers are sent away; the rest is for their last messages.
+const SPREAD_PART: f64 = 0.8;
+
+/// Why a process ends other than by a signal.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Flags, files, configurations: exit code 2.
+    #[error(transparent)]
+    Config(#[from] config::Error),
+    /// A configuration that turned out wrong when it ran: exit code 2.
+    #[error(transparent)]
+    Workflow(#[from] ConfigError),
+    /// A port that cannot be listened on.
+    #[error("{what} cannot listen on {address}: {error}")]
+    Bind {
+        /// What wanted it.
+        what: &'static str,
+        /// Where.
+        address: SocketAddr,
+        /// What the system says.
+        error: io::Error,
+    },
+    /// The system does not give what is needed.
+    #[error("{0}")]
+    Start(String),
+}
+
+impl Error {
+    /// The exit code: 2 for wrong usage or configuration, 1 for everything else.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Error::Config(_) | Error::Workflow(_) => 2,
+            Error::Bind { .. } | Error::Start(_) => 1,
+        }
+    }
+}
+
+/// Runs a process until a signal stops it.
+pub async fn run(plan: Plan) -> Result<(), Error> {
+    let mut signals = Signals::new()?;
+    let sockets = Sockets::bind(&plan)?;
+    let health = Health::new();
+    let serving = health.register("node");
+    let metrics = Arc::new(Metrics::new().map_err(start_error)?);
+    let stop = CancellationToken::new();
+    let servers = TaskTracker::new();
+    let (addresses, rtmp_port) = (sockets.addresses.clone(), sockets.rtmp_port);
+
+    if let Some(listener) = sockets.reactor {
+        let routes = reactor_routes(&plan, &metrics, &health, &stop)?;
+        servers.spawn(web::server::serve(listener, routes, Default::default(), stop.clone()));
+    }
+    let urls = plan.reactor_urls(addresses.reactor)?;
+    let node = match plan.roles.is_node() {
+        true => Some(Node::start(&plan, &urls, rtmp_port, sockets.rtmp, &metrics, &health).await?),
+        false => None,
+    };
+    if let Some(listener) = sockets.admin {
+        let engine = node.as_ref().map(|node| node.engine.clone());
+        let routes = admin::routes(admin_view(engine, &metrics, &health));
+        servers.spawn(web::server::serve(listener, routes, Default::default(), stop.clone()));
+    }
+    serving.set_ready();
+    addresses.announce(&plan);
+    notify(sd_notify::NotifyState::Ready);
+    let watchdog = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(keep_watchdog()));
+
+    signals.next().await;
+    tracing::info!("stopping");
+    notify(sd_notify::NotifyState::Stopping);
+    serving.set_unready("draining");
+    let ended = async {
+        if let Some(node) = node {
+            node.stop(plan.args.drain_timeout).await;
+        }
+        stop.cancel();
+        servers.close();
+        drop(tokio::time::timeout(LAST_STEPS, servers.wait()).await);
+    };
+    tokio::select! {
+        () = ended => {}
+        () = signals.next() => tracing::warn!("stopped at once by a second signal"),
+    }
+    drop(watchdog);
+    Ok(())
+}
+
+/// Everything this process listens with, bound before anything runs.
+struct Sockets {
+    rtmp: Vec<TcpListener>,
+    rtmp_port: u16,
+    reactor: Option<TcpListener>,
+    admin: Option<TcpListener>,
+    addresses: Addresses,
+}
+
+/// The addresses that were bound.
+#[derive(Clone)]
+struct Addresses {
+    rtmp: Vec<SocketAddr>,
+    reactor: Option<SocketAddr>,
+    admin: Option<SocketAddr>,
+}
+
+impl Sockets {
+    fn bind(plan: &Plan) -> Result<Self, Error> {
+        let reactor = plan.reactor_listen.map(|address| bind_http("the reactor", address)).transpose()?;
+        let admin = plan.admin_listen.map(|address| bind_http("the admin port", address)).transpose()?;
+        let (mut rtmp, mut rtmp_port) = (Vec::new(), plan.args.rtmp_port);
+        if plan.roles.is_node() {
+            let mut free = None;
+            if rtmp_port == 0 {
+                let (listener, address) = bind_rtmp(0)?;
+                rtmp_port = address.port();
+                free = Some((listener, address));
+            }
+            let embedded = local(reactor.as_ref());
+            let configs = plan.configs(rtmp_port, &plan.reactor_urls(embedded)?)?;
+            let ports: BTreeSet<u16> =
+                configs.iter().flat_map(|(_, config)| engine::ports(config, rtmp_port)).collect();
+            for port in ports {
+                rtmp.push(match free.take_if(|(_, address)| address.port() == port) {
+                    Some(bound) => bound,
+                    None => bind_rtmp(port)?,
+                });
+            }
+        }
+        let addresses = Addresses {
+            rtmp: rtmp.iter().map(|(_, address)| *address).collect(),
+            reactor: local(reactor.as_ref()),
+            admin: local(admin.as_ref()),
+        };
+        let rtmp = rtmp.into_iter().map(|(listener, _)| listener).collect();
+        Ok(Sockets { rtmp, rtmp_port, reactor, admin, addresses })
+    }
+}
+
+fn local(listener: Option<&TcpListener>) -> Option<SocketAddr> {
+    listener.and_then(|listener| listener.local_addr().ok())
+}
+
+fn bind_rtmp(port: u16) -> Result<(TcpListener, SocketAddr), Error> {
+    let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+    let bound = listener::bind(address).and_then(|listener| {
+        let address = listener.local_addr()?;
+        Ok((listener, address))
+    });
+    bound.map_err(|error| Error::Bind { what: "RTMP", address, error })
+}
+
+fn bind_http(what: &'static str, address: SocketAddr) -> Result<TcpListener, Error> {
+    web::server::bind(address).map_err(|error| Error::Bind { what, address, error })
+}
+
+impl Addresses {
+    /// The one line that says that the process is ready, for people and for scripts.
+    fn announce(&self, plan: &Plan) {
+        let mut line = format!("lb ready: roles={}", plan.roles.names().join(","));
+        let one = |name: &str, address: &SocketAddr| format!(" {name}={address}");
+        self.rtmp.iter().for_each(|address| line += &one("rtmp", address));
+        self.admin.iter().for_each(|address| line += &one("admin", address));
+        self.reactor.iter().for_each(|address| line += &one("reactor", address));
+        // Whoever closed our output does not want the line; the service goes on.
+        if let Err(error) = writeln!(io::stdout(), "{line}") {
+            tracing::debug!(%error, "stdout");
+        }
+    }
+}
+
+fn reactor_routes(
+    plan: &Plan,
+    metrics: &Metrics,
+    health: &Health,
+    stop: &CancellationToken,
+) -> Result<web::Routes, Error> {
+    let settings = registry::Settings {
+        policy: plan.args.duplicate_publish,
+        warm_up: plan.args.heartbeat.mul_f64(1.2),
+        ..Default::default()
+    };
+    let registry: Arc<dyn Registry> = match plan.args.store.as_str() {
+        "memory" => Arc::new(Memory::start(settings)),
+        url => Arc::new(
+            Redis::start(url, settings)
+                .map_err(|error| config::Error::Flag { flag: "--store", why: error.to_string() })?,
+        ),
+    };
+    let token = plan.token.as_deref().map(Secret::new).transpose().map_err(start_error)?;
+    if token.is_none() {
+        tracing::warn!("no --reactor-token is set: the reactor believes every node that reaches it");
+    }
+    let metrics = ReactorMetrics::register(metrics.registry(), &registry).map_err(start_error)?;
+    Ok(reactor::routes(reactor::Reactor {
+        registry,
+        template: plan.template.clone(),
+        token,
+        trusted_proxies: plan.args.trusted_proxies.clone(),
+        metrics,
+        health: health.clone(),
+        stop: stop.clone(),
+    }))
+}
+
+fn admin_view(engine: Option<Arc<Engine>>, metrics: &Arc<Metrics>, health: &Health) -> admin::Admin {
+    let (metrics, of_one) = (metrics.clone(), engine.clone());
+    admin::Admin {
+        health: health.clone(),
+        metrics: Arc::new(move || metrics.text()),
+        workflows: Arc::new(move || {
+            let engine = engine.clone();
+            async move {
+                let names = match engine {
+                    Some(engine) => engine.workflows().await,
+                    None => Vec::new(),
+                };
+                json!({ "workflows": names })
+            }
+            .boxed()
+        }),
+        workflow: Arc::new(move |name| {
+            let engine = of_one.clone();
+            async move { engine?.workflow(&name).await }.boxed()
+        }),
+    }
+}
+
+/// The RTMP side of a process, with what tells reactors about it.
+struct Node {
+    drain: Drain,
+    engine: Arc<Engine>,
+    published: Arc<Published>,
+    agent: Arc<Agent>,
+    draining: CancellationToken,
+    watchers: Option<(Events, tokio_util::task::AbortOnDropHandle<()>)>,
+    _contact: tokio_util::task::AbortOnDropHandle<()>,
+}
+
+impl Node {
+    async fn start(
+        plan: &Plan,
+        urls: &Urls,
+        rtmp_port: u16,
+        listeners: Vec<TcpListener>,
+        metrics: &Arc<Metrics>,
+        health: &Health,
+    ) -> Result<Self, Error> {
+        let args = &plan.args;
+        let node = args.node_id.clone().unwrap_or_else(NodeId::random);
+        let drain = Drain::new();
+        let routes = Routes::new();
+        let published = Published::new();
+        let client_metrics = ClientMetrics::register(metrics.registry()).map_err(start_error)?;
+        let plain = Http::new().map_err(start_error)?;
+        let http = match &plan.token {
+            Some(token) => plain.with_token(token).map_err(start_error)?,
+            None => plain,
+        };
+        let origin = args.origin(rtmp_port).map_err(start_error)?;
+        let rtmp = rtmp::Limits { message_bytes: args.max_message_bytes, ..Default::default() };
+        let relay = relay::Settings {
+            gather: args
+                .gather_ms
+                .map_or(Gather::AudioWithVideo, |millis| Gather::Window(Duration::from_millis(millis))),
+            grace: args.publisher_grace,
+            ..Default::default()
+        };
+        let draining = CancellationToken::new();
+        let agent = {
+            let beat = Beat {
+                plan: plan.clone(),
+                rtmp_port,
+                origin: origin.clone(),
+                published: published.clone(),
+                metrics: metrics.clone(),
+                draining: draining.clone(),
+            };
+            let settings = AgentSettings {
+                http: http.clone(),
+                reactors: urls.clone(),
+                node: node.clone(),
+                interval: args.heartbeat,
+            };
+            let answered = published.clone();
+            Arc::new(Agent::start(
+                settings,
+                move || beat.picture(),
+                move |reply| {
+                    for owned in reply.owned {
+                        owned.epoch.into_iter().for_each(|epoch| answered.set_epoch(owned.session, epoch));
+                    }
+                    reply.superseded.iter().for_each(|lost| answered.supersede(lost.session));
+                },
+                client_metrics.clone(),
+            ))
+        };
+        published.set_agent(Some(agent.clone()));
+        let parts = Parts {
+            identity: Identity {
+                node: node.clone(),
+                origin,
+                rtmp_port,
+                native_pull: args.pull == PullBy::Native,
+            },
+            routes: routes.clone(),
+            published: published.clone(),
+            relay,
+            pull: net::pull::Settings::new(node.clone()),
+            rtmp,
+            ffmpeg: ffmpeg::Settings { ffmpeg: args.ffmpeg_path.clone(), ..Default::default() },
+            http: http.clone(),
+            metrics: metrics.clone(),
+            client_metrics: client_metrics.clone(),
+            tasks: TaskTracker::new(),
+        };
+        let configs = plan.configs(rtmp_port, urls)?;
+        let engine = Arc::new(Engine::start(parts, configs).await?);
+        let watchers = plan.roles.has(Role::Playback).then(|| {
+            let settings = EventsSettings { http, reactors: urls.clone(), keep_alive: KEEP_ALIVE };
+            let (events, changes) = Events::start(settings, client_metrics);
+            let task = tokio::spawn(follow_changes(changes, engine.reactors().clone()));
+            (events, tokio_util::task::AbortOnDropHandle::new(task))
+        });
+        let limits = net::Limits {
+            connections: args.max_connections,
+            connections_per_address: args.max_connections_per_address,
+            negotiation: args.handshake_timeout,
+            rtmp,
+            ..Default::default()
+        };
+        let spread = args.drain_timeout.mul_f64(SPREAD_PART);
+        let server = net::Server::new(routes, limits, metrics.clone(), drain.clone(), node, spread);
+        for listener in listeners {
+            server.listen(listener).map_err(start_error)?;
+        }
+        let contact = tokio::spawn(watch_contact(agent.contact(), health.register("reactor")));
+        let contact = tokio_util::task::AbortOnDropHandle::new(contact);
+        Ok(Node { drain, engine, published, agent, draining, watchers, _contact: contact })
+    }
+
+    /// Tells everybody, waits, and ends what is left.
+    async fn stop(self, timeout: Duration) {
+        self.draining.cancel();
+        self.agent.poke();
+        if !self.drain.stop(timeout, LAST_STEPS).await {
+            tracing::warn!("some connections did not end in time");
+        }
+        drop(self.watchers);
+        // The admin port may be answering about the engine at this moment, so it is not ours alone.
+        if !self.engine.stop(LAST_STEPS).await {
+            tracing::warn!("some workflows did not end in time");
+        }
+        self.published.set_agent(None);
+        if let Some(agent) = Arc::into_inner(self.agent) {
+            agent.shutdown().await;
+        }
+    }
+}
+
+/// What a heartbeat is made from.
+struct Beat {
+    plan: Plan,
+    rtmp_port: u16,
+    origin: Option<crate::ids::Origin>,
+    published: Arc<Published>,
+    metrics: Arc<Metrics>,
+    draining: CancellationToken,
+}
+
+impl Beat {
+    fn picture(&self) -> Heartbeat {
+        let count = |value: i64| u64::try_from(value).unwrap_or(0);
+        let pulls = ["native", "ffmpeg"].map(|kind| self.metrics.pulls_in.with_label_values(&[kind]).get());
+        Heartbeat {
+            interval_ms: 0,
+            origin: self.origin.clone(),
+            rtmp_port: Some(self.rtmp_port),
+            draining: self.draining.is_cancelled(),
+            roles: self.plan.roles.names(),
+            streams: self.published.streams(),
+            viewers: count(self.metrics.viewers.get()),
+            pulls: count(pulls.iter().sum()),
+            received_bytes: self.metrics.received_bytes_total.get(),
+            sent_bytes: self.metrics.sent_bytes_total.get(),
+            capacity: self.plan.args.max_connections as u64,
+        }
+    }
+}
+
+async fn follow_changes(mut changes: mpsc::Receiver<Event>, reactors: Arc<Reactors>) {
+    while let Some(event) = changes.recv().await {
+        match event {
+            Event::Hello => reactors.changes_missed(),
+            Event::Change(change) => reactors.changed(&change.stream_name),
+        }
+    }
+}
+
+/// A node is ready once a reactor has heard it. After that an outage of reactors is no reason to send viewers away.
+async fn watch_contact(
+    mut contact: tokio::sync::watch::Receiver<Contact>,
+    condition: crate::health::Condition,
+) {
+    condition.set_unready("no reactor was reached yet");
+    loop {
+        match &*contact.borrow_and_update() {
+            Contact::Untried => {}
+            Contact::Unreachable { error, .. } => {
+                condition.set_unready(format!("no reactor was reached yet: {error}"));
+            }
+            Contact::Reachable { .. } | Contact::Plain => {
+                condition.set_ready();
+                return;
+            }
+        }
+        if contact.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// The signals that stop a process.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, Error> {
+        let listen = |kind| signal(kind).map_err(start_error);
+        Ok(Signals {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// Tells the service manager, if there is one.
+fn notify(state: sd_notify::NotifyState) {
+    if let Err(error) = sd_notify::notify(false, &[state]) {
+        tracing::warn!(%error, "the service manager cannot be told");
+    }
+}
+
+/// Feeds the service manager's watchdog from a task, so that a runtime that no longer turns is found.
+async fn keep_watchdog() {
+    let mut micros = 0;
+    if !sd_notify::watchdog_enabled(false, &mut micros) {
+        return;
+    }
+    let mut ticks = tokio::time::interval(Duration::from_micros(micros / 3).max(Duration::from_millis(100)));
+    loop {
+        ticks.tick().await;
+        notify(sd_notify::NotifyState::Watchdog);
+    }
+}
+
+fn start_error(error: impl std::fmt::Display) -> Error {
+    Error::Start(error.to_string())
+}

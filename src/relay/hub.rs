@@ -1,0 +1,351 @@
+//! The streams of one watch point, by name: who pushes, who watches, what is wanted.
+//!
+//! Where streams are pulled on demand, the hub says with [`Hub::demand`] which names have viewers, once a name however
+//! many they are, and what changes quickly is said only if it lasts. The hub does not know how a wish is granted.
+
+use super::settings::Settings;
+use super::stream::{End, Stream};
+use super::viewer::{Sink, Viewer};
+use crate::ids::StreamName;
+use crate::media::Packet;
+use crate::telemetry::Metrics;
+use bytes::Bytes;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Instant;
+use tokio::sync::Notify;
+use tokio_util::task::TaskTracker;
+
+/// Whom a hub lets in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// Viewers of streams that are there.
+    Live,
+    /// Viewers of any stream: it will be fetched, or refused with [`Hub::refuse`].
+    OnDemand,
+}
+
+/// Why a viewer is not let in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum JoinError {
+    /// No such stream.
+    #[error("no such stream")]
+    Unknown,
+    /// Too many names are waited for.
+    #[error("too many streams are waited for")]
+    Full,
+    /// The watch point is gone.
+    #[error("the node is stopping")]
+    Closed,
+}
+
+/// A change of what is wanted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Demand {
+    /// Somebody waits for or watches this stream.
+    Wanted(StreamName),
+    /// Nobody does any more.
+    Unwanted(StreamName),
+}
+
+/// See the module's head.
+#[derive(Debug)]
+pub struct Hub {
+    admission: Admission,
+    settings: Arc<Settings>,
+    metrics: Arc<Metrics>,
+    tasks: TaskTracker,
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    entries: HashMap<StreamName, Entry>,
+    /// Names whose demand may have changed since it was last told.
+    touched: HashSet<StreamName>,
+    next_source: u64,
+    closed: bool,
+}
+
+#[derive(Debug)]
+struct Entry {
+    stream: Arc<Stream>,
+    viewers: usize,
+    /// What [`Hub::demand`] said last.
+    told: bool,
+    /// The publisher is gone, and its viewers are kept until then.
+    ends: Option<Instant>,
+}
+
+impl Hub {
+    /// An empty hub. Its pumps belong to `tasks`.
+    pub fn new(
+        admission: Admission,
+        settings: Arc<Settings>,
+        metrics: Arc<Metrics>,
+        tasks: TaskTracker,
+    ) -> Arc<Self> {
+        Arc::new(Hub { admission, settings, metrics, tasks, state: Mutex::default(), changed: Notify::new() })
+    }
+
+    /// A viewer comes. Its interest lasts as long as what is returned.
+    pub fn join(self: &Arc<Self>, name: &StreamName) -> Result<Interest, JoinError> {
+        let mut state = self.lock();
+        if state.closed {
+            return Err(JoinError::Closed);
+        }
+        if !state.entries.contains_key(name) {
+            if self.admission == Admission::Live {
+                return Err(JoinError::Unknown);
+            }
+            if state.entries.len() >= self.settings.names {
+                return Err(JoinError::Full);
+            }
+        }
+        let entry = self.entry(&mut state, name);
+        entry.viewers += 1;
+        let (first, stream) = (entry.viewers == 1, entry.stream.clone());
+        if first {
+            self.touch(&mut state, name);
+        }
+        Ok(Interest { hub: self.clone(), stream })
+    }
+
+    /// A source for a stream comes; an older one of the same name is not heard any more.
+    pub fn attach(self: &Arc<Self>, name: &StreamName) -> Source {
+        let mut state = self.lock();
+        state.next_source += 1;
+        let number = state.next_source;
+        let entry = self.entry(&mut state, name);
+        entry.ends = None;
+        entry.stream.attach(number);
+        Source { hub: self.clone(), stream: entry.stream.clone(), number }
+    }
+
+    /// Nobody has this stream: who waits for it is told so, and the name is wanted anew when somebody comes. `false`: the
+    /// stream was seen before, and is left to its grace time.
+    pub fn refuse(&self, name: &StreamName, reason: &str) -> bool {
+        let mut state = self.lock();
+        match state.entries.get_mut(name) {
+            Some(entry) if entry.stream.is_untouched() => {
+                entry.told = false;
+                entry.stream.end(End::Refused(reason.to_owned()));
+                self.forget_stream(&mut state, name);
+                true
+            }
+            Some(_) => false,
+            None => true,
+        }
+    }
+
+    /// Waits until what is wanted has changed, and says how. While it waits it also ends streams whose grace time is over.
+    /// One caller only. Safe to drop and call again.
+    pub async fn demand(&self) -> Vec<Demand> {
+        loop {
+            let changed = self.changed.notified();
+            let (changes, next) = self.look();
+            if !changes.is_empty() {
+                return changes;
+            }
+            match next {
+                None => changed.await,
+                Some(at) => {
+                    tokio::select! {
+                        () = changed => {}
+                        () = tokio::time::sleep_until(at.into()) => {}
+                    }
+                }
+            }
+        }
+    }
+
+    /// Ends every stream. Viewers are told, and no more come.
+    pub fn close(&self) {
+        let mut state = self.lock();
+        state.closed = true;
+        for (_, entry) in state.entries.drain() {
+            entry.stream.end(End::Closed);
+        }
+        state.touched.clear();
+    }
+
+    /// The streams that are there or waited for, with their viewers.
+    pub fn streams(&self) -> Vec<(Arc<Stream>, usize)> {
+        self.lock().entries.values().map(|entry| (entry.stream.clone(), entry.viewers)).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn entry<'a>(&self, state: &'a mut State, name: &StreamName) -> &'a mut Entry {
+        state.entries.entry(name.clone()).or_insert_with(|| Entry {
+            stream: self.stream(name),
+            viewers: 0,
+            told: false,
+            ends: None,
+        })
+    }
+
+    fn stream(&self, name: &StreamName) -> Arc<Stream> {
+        Stream::new(name.clone(), self.settings.clone(), self.metrics.clone(), self.tasks.clone())
+    }
+
+    fn touch(&self, state: &mut State, name: &StreamName) {
+        if self.admission == Admission::OnDemand {
+            state.touched.insert(name.clone());
+            self.changed.notify_one();
+        } else if state.entries.get(name).is_some_and(Entry::is_idle) {
+            state.entries.remove(name);
+        }
+    }
+
+    /// The name's stream ended: viewers that come from now on wait for another one.
+    fn forget_stream(&self, state: &mut State, name: &StreamName) {
+        if let Some(entry) = state.entries.get_mut(name) {
+            entry.stream = self.stream(name);
+            entry.viewers = 0;
+            entry.ends = None;
+            self.touch(state, name);
+        }
+    }
+
+    fn look(&self) -> (Vec<Demand>, Option<Instant>) {
+        let mut state = self.lock();
+        let now = Instant::now();
+        let over: Vec<StreamName> = state
+            .entries
+            .iter()
+            .filter(|(_, entry)| entry.ends.is_some_and(|ends| ends <= now))
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in over {
+            if let Some(entry) = state.entries.get(&name) {
+                entry.stream.end(End::Unpublished);
+            }
+            self.forget_stream(&mut state, &name);
+        }
+        let mut changes = Vec::new();
+        for name in std::mem::take(&mut state.touched) {
+            let Some(entry) = state.entries.get_mut(&name) else { continue };
+            let wanted = entry.viewers > 0;
+            if wanted != entry.told {
+                entry.told = wanted;
+                changes.push(if wanted {
+                    Demand::Wanted(name.clone())
+                } else {
+                    Demand::Unwanted(name.clone())
+                });
+            }
+            if entry.is_idle() {
+                state.entries.remove(&name);
+            }
+        }
+        (changes, state.entries.values().filter_map(|entry| entry.ends).min())
+    }
+
+    fn leave(&self, stream: &Arc<Stream>) {
+        let mut state = self.lock();
+        if let Some(entry) = state.entries.get_mut(stream.name())
+            && Arc::ptr_eq(&entry.stream, stream)
+        {
+            entry.viewers -= 1;
+            if entry.viewers == 0 {
+                self.touch(&mut state, stream.name());
+            }
+        }
+    }
+
+    fn detach(&self, stream: &Arc<Stream>, number: u64) {
+        let mut state = self.lock();
+        if !stream.detach(number) {
+            return;
+        }
+        if let Some(entry) = state.entries.get_mut(stream.name())
+            && Arc::ptr_eq(&entry.stream, stream)
+        {
+            entry.ends = Some(Instant::now() + self.settings.grace);
+            self.touch(&mut state, stream.name());
+            // The grace timer may have to be set anew.
+            self.changed.notify_one();
+        }
+    }
+}
+
+impl Entry {
+    /// Nobody pushes, nobody watches, and nothing is left to say.
+    fn is_idle(&self) -> bool {
+        self.viewers == 0 && !self.told && !self.stream.is_live()
+    }
+}
+
+/// Somebody waits for or watches a stream. The interest ends when this is dropped.
+#[derive(Debug)]
+pub struct Interest {
+    hub: Arc<Hub>,
+    stream: Arc<Stream>,
+}
+
+impl Interest {
+    /// The stream.
+    pub fn stream(&self) -> &Arc<Stream> {
+        &self.stream
+    }
+
+    /// Waits for something to show. `Err`: the stream ended before, or nothing came in time.
+    pub async fn ready(&self) -> Result<(), End> {
+        let wait = async {
+            loop {
+                let changed = self.stream.changed.notified();
+                tokio::pin!(changed);
+                changed.as_mut().enable();
+                {
+                    let mut state = self.stream.lock();
+                    if let Some(end) = &state.ended {
+                        return Err(end.clone());
+                    }
+                    if state.start().is_some() {
+                        return Ok(());
+                    }
+                }
+                changed.await;
+            }
+        };
+        let timeout = tokio::time::timeout(self.hub.settings.start, wait);
+        timeout.await.unwrap_or_else(|_| Err(End::Refused("the stream sends nothing".to_owned())))
+    }
+
+    /// Starts to write to a socket: `prelude` and the start of the stream go out together.
+    pub fn watch(self, sink: Arc<dyn Sink>, prelude: Bytes) -> Viewer {
+        Viewer::new(self, sink, prelude)
+    }
+}
+
+impl Drop for Interest {
+    fn drop(&mut self) {
+        self.hub.leave(&self.stream);
+    }
+}
+
+/// The right to push into a stream, until another source of the same name takes it over. Dropping it starts the grace
+/// time of the stream's viewers.
+#[derive(Debug)]
+pub struct Source {
+    hub: Arc<Hub>,
+    stream: Arc<Stream>,
+    number: u64,
+}
+
+impl Source {
+    /// Hands packets on to all viewers.
+    pub fn push<'a>(&self, packets: impl IntoIterator<Item = &'a Packet>) {
+        self.stream.push(self.number, packets, Instant::now());
+    }
+}
+
+impl Drop for Source {
+    fn drop(&mut self) {
+        self.hub.detach(&self.stream, self.number);
+    }
+}

@@ -1,0 +1,293 @@
+//! The recent past of one stream as wire-ready bytes.
+//!
+//! Messages are written once, chunked for the wire with full headers, behind one another. What goes out together is a
+//! [`Block`]: a run of whole messages in one piece of memory that every viewer shares. A viewer's place is a block's
+//! number; a join starts at a block too. Pure: time comes in as a value.
+
+use super::settings::{Gather, Settings};
+use crate::media::{Packet, PacketKind};
+use crate::rtmp;
+use bytes::{Bytes, BytesMut};
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+/// What messages are gathered in before they become a block; also the size in which memory is taken.
+const ARENA: usize = 64 << 10;
+
+/// The longest that audio waits for a video frame: at fewer frames a second it stops waiting.
+const FRAME_MAX: Duration = Duration::from_millis(50);
+
+/// The wait before two frames have been seen: 30 a second.
+const FRAME_DEFAULT: Duration = Duration::from_millis(33);
+
+/// Without a viewer nobody asks for what is due; blocks still get no longer than this.
+const UNWATCHED: Duration = Duration::from_millis(200);
+
+/// How much of a stream without video a new viewer gets at once, so that players can fill their buffers.
+const AUDIO_START: Duration = Duration::from_millis(500);
+
+/// Whole messages that share their writes.
+#[derive(Debug, Clone)]
+pub struct Block {
+    /// Ready for a socket.
+    pub wire: Bytes,
+    /// A viewer can start here.
+    starts: bool,
+    /// The viewers' time of its first message.
+    timestamp: u32,
+    at: Instant,
+    /// How many messages of the stream came before this block.
+    index: u64,
+}
+
+/// See the module's head.
+#[derive(Debug)]
+pub struct Ring {
+    gather: Gather,
+    limit: usize,
+    lag: Duration,
+    blocks: VecDeque<Block>,
+    /// The number of the first block.
+    first: u64,
+    bytes: usize,
+    /// The number of the newest block that starts with a keyframe, while it is there.
+    keyframe: Option<u64>,
+    pending: BytesMut,
+    gathering: Option<Gathering>,
+    /// When the last video came, and its time on the viewers' clock.
+    video: Option<(Instant, u32)>,
+    /// The time between frames, smoothed.
+    frame: Duration,
+    /// Messages in all blocks that ever were.
+    messages: u64,
+}
+
+/// The messages in `pending`.
+#[derive(Debug)]
+struct Gathering {
+    since: Instant,
+    due: Instant,
+    timestamp: u32,
+    starts: bool,
+    messages: u64,
+}
+
+/// Writes a packet as a viewer gets it.
+pub fn write_wire(out: &mut BytesMut, packet: &Packet, timestamp: u32) {
+    let chunk_stream = match packet.kind {
+        PacketKind::Audio { .. } => rtmp::session::AUDIO_CHUNK_STREAM,
+        PacketKind::Video { .. } => rtmp::session::VIDEO_CHUNK_STREAM,
+        PacketKind::Data { .. } => rtmp::session::DATA_CHUNK_STREAM,
+    };
+    rtmp::chunk::write_message(
+        out,
+        chunk_stream,
+        timestamp,
+        packet.type_id(),
+        rtmp::session::PLAY_STREAM_ID,
+        &packet.body,
+        rtmp::session::OUT_CHUNK_SIZE,
+    );
+}
+
+impl Ring {
+    /// An empty ring.
+    pub fn new(settings: &Settings) -> Self {
+        Ring {
+            gather: settings.gather,
+            limit: settings.ring_bytes,
+            lag: settings.lag,
+            blocks: VecDeque::new(),
+            first: 0,
+            bytes: 0,
+            keyframe: None,
+            pending: BytesMut::new(),
+            gathering: None,
+            video: None,
+            frame: FRAME_DEFAULT,
+            messages: 0,
+        }
+    }
+
+    /// Appends a message that goes out at `timestamp` (the viewers' clock).
+    pub fn push(&mut self, packet: &Packet, timestamp: u32, now: Instant) {
+        let keyframe = matches!(packet.kind, PacketKind::Video { keyframe: true, sequence_header: false });
+        let video = matches!(packet.kind, PacketKind::Video { .. });
+        let frame = matches!(packet.kind, PacketKind::Video { sequence_header: false, .. });
+        // A viewer starts at a block's first byte, and a block should not grow far past its arena.
+        let overdue = self.due().is_some_and(|due| now > due + UNWATCHED);
+        if keyframe || overdue || self.pending.len() + packet.body.len() > ARENA {
+            self.seal();
+        }
+        if frame {
+            self.measure_frame(timestamp, now);
+        }
+        let due = match self.gather {
+            Gather::Window(window) => now + window,
+            Gather::AudioWithVideo if frame || !self.video_flows(now) => now,
+            Gather::AudioWithVideo => now + self.frame,
+        };
+        if self.pending.capacity() - self.pending.len() < packet.body.len() + 64 {
+            self.pending.reserve(ARENA.max(packet.body.len() + 64));
+        }
+        write_wire(&mut self.pending, packet, timestamp);
+        let gathering = self.gathering.get_or_insert(Gathering {
+            since: now,
+            due,
+            timestamp,
+            starts: keyframe || (self.video.is_none() && !video),
+            messages: 0,
+        });
+        gathering.messages += 1;
+        gathering.due = gathering.due.min(due);
+    }
+
+    /// Makes a block of what was gathered.
+    pub fn seal(&mut self) {
+        let Some(gathering) = self.gathering.take() else { return };
+        let block = Block {
+            wire: self.pending.split().freeze(),
+            starts: gathering.starts,
+            timestamp: gathering.timestamp,
+            at: gathering.since,
+            index: self.messages,
+        };
+        self.messages += gathering.messages;
+        if block.starts && self.video.is_some() {
+            self.keyframe = Some(self.end());
+        }
+        self.bytes += block.wire.len();
+        self.blocks.push_back(block);
+        self.evict(gathering.since);
+    }
+
+    /// When what is gathered has to go out; nothing if there is nothing.
+    pub fn due(&self) -> Option<Instant> {
+        self.gathering.as_ref().map(|gathering| gathering.due)
+    }
+
+    /// Whether what is gathered goes out now, given when the pump meant to look by itself.
+    pub fn is_due(&self, now: Instant, armed: Option<Instant>) -> bool {
+        let window_over = matches!(self.gather, Gather::Window(_)) && armed.is_some_and(|armed| armed <= now);
+        self.due().is_some_and(|due| due <= now || window_over)
+    }
+
+    /// Whether a pump that looks by itself at `armed` comes too late for what is gathered. A frame's time of slack saves
+    /// it a wake-up for audio that the next frame will carry anyway.
+    pub fn is_urgent(&self, now: Instant, armed: Option<Instant>) -> bool {
+        self.due().is_some_and(|due| due <= now || armed.is_none_or(|armed| armed > due + self.frame))
+    }
+
+    /// How long after a write the next may be worth waiting for together with what comes before it.
+    pub fn period(&self) -> Duration {
+        match self.gather {
+            Gather::AudioWithVideo => self.frame * 2,
+            Gather::Window(window) => window,
+        }
+    }
+
+    /// The number behind the newest block.
+    pub fn end(&self) -> u64 {
+        self.first + self.blocks.len() as u64
+    }
+
+    /// The number of the oldest block.
+    pub fn first(&self) -> u64 {
+        self.first
+    }
+
+    /// The bytes in all blocks.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The block with a number, if it is still here.
+    pub fn block(&self, number: u64) -> Option<&Block> {
+        self.blocks.get(usize::try_from(number.checked_sub(self.first)?).ok()?)
+    }
+
+    /// Blocks from a number on.
+    pub fn since(&self, number: u64) -> impl Iterator<Item = &Block> {
+        let skip = usize::try_from(number.saturating_sub(self.first)).unwrap_or(usize::MAX);
+        self.blocks.iter().skip(skip)
+    }
+
+    /// How many messages of the stream stand before the block with this number.
+    pub fn index(&self, number: u64) -> u64 {
+        self.block(number).map_or(self.messages, |block| block.index)
+    }
+
+    /// Where a new viewer starts, and the time its headers carry: at the newest keyframe, or shortly before the newest
+    /// message where there is no video. Nothing while there is no such place.
+    pub fn start(&self) -> Option<(u64, u32)> {
+        let number = match self.keyframe {
+            Some(number) => number,
+            None if self.video.is_some() => return None,
+            None => {
+                let newest = self.blocks.back()?.at;
+                let recent = |block: &&Block| {
+                    block.starts && newest.saturating_duration_since(block.at) <= AUDIO_START
+                };
+                let count = self.blocks.iter().rev().take_while(recent).count();
+                self.end() - count as u64
+            }
+        };
+        Some((number, self.block(number)?.timestamp))
+    }
+
+    /// Whether [`Ring::start`] has an answer, at the latest after [`Ring::seal`].
+    pub fn can_start(&self) -> bool {
+        self.gathering.as_ref().is_some_and(|gathering| gathering.starts) || self.start().is_some()
+    }
+
+    /// Frames from before this moment can be no viewer's first: the decoder's configuration changed, or the source.
+    pub fn forget_start(&mut self) {
+        self.seal();
+        self.keyframe = None;
+        for block in &mut self.blocks {
+            block.starts = false;
+        }
+    }
+
+    /// The source changed: what is known of its rhythm counts no more.
+    pub fn source_changed(&mut self) {
+        self.forget_start();
+        self.video = None;
+        self.frame = FRAME_DEFAULT;
+    }
+
+    /// Video is a part of this stream although no frame was seen yet, so audio alone is no place to start.
+    pub fn expect_video(&mut self, timestamp: u32, now: Instant) {
+        self.video.get_or_insert((now, timestamp));
+    }
+
+    fn measure_frame(&mut self, timestamp: u32, now: Instant) {
+        if let Some((_, last)) = self.video.replace((now, timestamp)) {
+            let gap = Duration::from_millis(u64::from(timestamp.wrapping_sub(last))).min(FRAME_MAX);
+            self.frame = (self.frame * 7 + gap) / 8;
+        }
+    }
+
+    fn video_flows(&self, now: Instant) -> bool {
+        self.video.is_some_and(|(last, _)| now.saturating_duration_since(last) <= FRAME_MAX * 2)
+    }
+
+    fn evict(&mut self, now: Instant) {
+        while let Some(oldest) = self.blocks.front() {
+            let needed = match self.keyframe {
+                Some(keyframe) => self.first >= keyframe,
+                None => false,
+            };
+            let recent = now.saturating_duration_since(oldest.at) <= self.lag;
+            if (needed || recent) && self.bytes <= self.limit || self.blocks.len() == 1 {
+                break;
+            }
+            self.bytes -= oldest.wire.len();
+            self.blocks.pop_front();
+            self.first += 1;
+        }
+        if self.keyframe.is_some_and(|keyframe| keyframe < self.first) {
+            self.keyframe = None;
+        }
+    }
+}

@@ -1,0 +1,267 @@
+//! One stream: its ring, its clock, its headers, and the pumps that serve its viewers.
+
+use super::headers::{Headers, Seen};
+use super::pump::{self, Seat};
+use super::ring::Ring;
+use super::settings::Settings;
+use super::timeline::Timeline;
+use crate::ids::StreamName;
+use crate::media::{Packet, PacketKind};
+use crate::telemetry::{Counted, Metrics};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Instant;
+use tokio::sync::Notify;
+use tokio_util::task::TaskTracker;
+
+/// Why a stream ended for its viewers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Its publisher is gone and did not come back in time.
+    Unpublished,
+    /// It was never there; the reason is for people.
+    Refused(String),
+    /// The node stops, or the watch point was removed.
+    Closed,
+}
+
+/// See the module's head. Sources push into it through [`crate::relay::hub::Source`].
+#[derive(Debug)]
+pub struct Stream {
+    name: StreamName,
+    pub(super) settings: Arc<Settings>,
+    pub(super) metrics: Arc<Metrics>,
+    tasks: TaskTracker,
+    state: Mutex<State>,
+    /// A place to start appeared, or the stream ended.
+    pub(super) changed: Notify,
+    _counted: Counted,
+}
+
+/// What the stream's lock guards. The lock is never held across an await or a write to a socket.
+#[derive(Debug)]
+pub(super) struct State {
+    pub ring: Ring,
+    pub headers: Headers,
+    timeline: Timeline,
+    /// The number of the source that may push.
+    source: Option<u64>,
+    pub ended: Option<End>,
+    pub pumps: Vec<Pump>,
+}
+
+/// What a stream knows of one of its pumps.
+#[derive(Debug)]
+pub(super) struct Pump {
+    /// All blocks before this one were given to the pump's viewers.
+    pub frontier: u64,
+    /// Viewers that reached the frontier since the last flush.
+    pub inbox: Vec<Arc<Seat>>,
+    /// Viewers that count on this pump, at the head or behind.
+    pub viewers: usize,
+    /// The pump looks by itself at this time.
+    pub armed: Option<Instant>,
+    pub running: bool,
+    pub wake: Arc<Notify>,
+}
+
+impl Stream {
+    pub(super) fn new(
+        name: StreamName,
+        settings: Arc<Settings>,
+        metrics: Arc<Metrics>,
+        tasks: TaskTracker,
+    ) -> Arc<Self> {
+        Arc::new(Stream {
+            state: Mutex::new(State {
+                ring: Ring::new(&settings),
+                headers: Headers::default(),
+                timeline: Timeline::default(),
+                source: None,
+                ended: None,
+                pumps: Vec::new(),
+            }),
+            _counted: Counted::new(&metrics.streams),
+            name,
+            settings,
+            metrics,
+            tasks,
+            changed: Notify::new(),
+        })
+    }
+
+    /// The stream's name.
+    pub fn name(&self) -> &StreamName {
+        &self.name
+    }
+
+    /// Whether a source is attached right now.
+    pub fn is_live(&self) -> bool {
+        self.lock().source.is_some()
+    }
+
+    /// The bytes in its ring.
+    pub fn ring_bytes(&self) -> usize {
+        self.lock().ring.bytes()
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        // A panic while the lock was held left at worst an unsealed block; serving on is right.
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    pub(super) fn attach(&self, source: u64) {
+        let mut state = self.lock();
+        state.source = Some(source);
+        state.timeline.source_changed();
+        state.headers.source_changed();
+    }
+
+    /// Ends a source; `false` if another one had taken its place before.
+    pub(super) fn detach(&self, source: u64) -> bool {
+        let mut state = self.lock();
+        if state.source != Some(source) {
+            return false;
+        }
+        state.source = None;
+        state.ring.seal();
+        drop(state);
+        self.wake_pumps();
+        true
+    }
+
+    /// Takes what a source brings; nothing if another source has taken its place.
+    pub(super) fn push<'a>(&self, source: u64, packets: impl IntoIterator<Item = &'a Packet>, now: Instant) {
+        let mut state = self.lock();
+        if state.source != Some(source) || state.ended.is_some() {
+            return;
+        }
+        let (could_start, end) = (state.can_start(), state.ring.end());
+        for packet in packets {
+            state.push(packet, now);
+        }
+        let sealed = state.ring.end() != end;
+        for pump in state.pumps.iter().filter(|pump| pump.running) {
+            if sealed || state.ring.is_urgent(now, pump.armed) {
+                pump.wake.notify_one();
+            }
+        }
+        let can_start = state.can_start();
+        drop(state);
+        if can_start && !could_start {
+            self.changed.notify_waiters();
+        }
+    }
+
+    pub(super) fn end(&self, end: End) {
+        let mut state = self.lock();
+        state.ring.seal();
+        state.ended.get_or_insert(end);
+        drop(state);
+        self.wake_pumps();
+        self.changed.notify_waiters();
+    }
+
+    /// Whether nothing was ever relayed.
+    pub(super) fn is_untouched(&self) -> bool {
+        let state = self.lock();
+        state.source.is_none() && state.ring.end() == 0
+    }
+
+    fn wake_pumps(&self) {
+        for pump in &self.lock().pumps {
+            pump.wake.notify_one();
+        }
+    }
+
+    /// Finds the pump for one more viewer.
+    pub(super) fn enter(&self) -> usize {
+        let mut state = self.lock();
+        let limit = self.settings.pump_viewers;
+        let free = state.pumps.iter().position(|pump| pump.viewers < limit);
+        let index = free.unwrap_or_else(|| {
+            let frontier = state.ring.end();
+            state.pumps.push(Pump {
+                frontier,
+                inbox: Vec::new(),
+                viewers: 0,
+                armed: None,
+                running: false,
+                wake: Arc::new(Notify::new()),
+            });
+            state.pumps.len() - 1
+        });
+        if let Some(pump) = state.pumps.get_mut(index) {
+            pump.viewers += 1;
+        }
+        index
+    }
+
+    pub(super) fn leave(&self, pump: usize) {
+        if let Some(pump) = self.lock().pumps.get_mut(pump) {
+            pump.viewers -= 1;
+            if pump.viewers == 0 {
+                pump.wake.notify_one();
+            }
+        }
+    }
+
+    /// Puts a viewer that stands at the pump's frontier among those at the head. The caller holds the lock, so that
+    /// the frontier is still where the viewer stands.
+    pub(super) fn seat(self: &Arc<Self>, state: &mut State, index: usize, seat: Arc<Seat>) {
+        let Some(pump) = state.pumps.get_mut(index) else { return };
+        pump.inbox.push(seat);
+        if !pump.running {
+            pump.running = true;
+            self.metrics.pumps.inc();
+            self.tasks.spawn(pump::run(self.clone(), index, pump.wake.clone()));
+        } else if pump.inbox.len().is_multiple_of(pump::SWEEP) {
+            pump.wake.notify_one();
+        }
+    }
+}
+
+impl State {
+    fn push(&mut self, packet: &Packet, now: Instant) {
+        let Some(timestamp) = self.timeline.map(packet) else { return };
+        if self.timeline.take_break() {
+            self.ring.source_changed();
+            self.headers.forget_older();
+        }
+        let video = matches!(packet.kind, PacketKind::Video { .. });
+        if self.headers.see(packet) == Seen::Changed && video {
+            self.ring.forget_start();
+            self.ring.expect_video(timestamp, now);
+        }
+        self.ring.push(packet, timestamp, now);
+    }
+
+    /// How far a viewer on this pump may read by itself; beyond, the pump serves. While no pump runs that is everything.
+    pub fn frontier(&mut self, index: usize) -> u64 {
+        let end = self.ring.end();
+        match self.pumps.get_mut(index) {
+            Some(pump) if pump.running => pump.frontier,
+            Some(pump) => {
+                self.ring.seal();
+                pump.frontier = self.ring.end();
+                pump.frontier
+            }
+            None => end,
+        }
+    }
+
+    /// Where a viewer may start now. A source that is gone, or has not shown yet whether it continues the one before,
+    /// leaves only the past, which is no place to start.
+    pub fn start(&mut self) -> Option<(u64, u32)> {
+        if !self.can_start() {
+            return None;
+        }
+        if self.ring.start().is_none() {
+            self.ring.seal();
+        }
+        self.ring.start()
+    }
+
+    fn can_start(&self) -> bool {
+        self.source.is_some() && !self.timeline.is_fresh() && self.ring.can_start()
+    }
+}

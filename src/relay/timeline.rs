@@ -1,0 +1,217 @@
+//! One rising clock for a stream whose sources come and go.
+//!
+//! Every source (an encoder's publish, a pull) has a clock of its own, which may start anywhere. Viewers see one clock
+//! that never goes back: when the source changes, the new one is shifted to follow the last message that went out.
+//!
+//! A source that only lost its connection begins again with a group of pictures that viewers have partly seen. It is
+//! recognised by its first keyframe: when that is the newest one seen, at the same time to the byte, the shift stays
+//! and what was already relayed is dropped, so that viewers see no frame twice.
+
+use crate::media::{Packet, PacketKind};
+use bytes::Bytes;
+
+/// The step in milliseconds from the last message of one source to the first of the next: a frame at 30 per second.
+const STEP: u32 = 33;
+
+/// How far a source's clock may go back between two messages before it counts as a new clock. Encoders interleave audio
+/// and video a little out of order; nothing real is off by seconds.
+const DISORDER: i32 = 5_000;
+
+/// How far past the point of resumption a source must be before nothing of it can be a repetition any more.
+const RESUMED: i32 = 1_000;
+
+/// Maps the timestamps of the current source to the viewers' clock.
+#[derive(Debug, Default)]
+pub struct Timeline {
+    /// Added (wrapping) to a source's timestamp.
+    shift: u32,
+    /// The highest timestamp sent, on the viewers' clock.
+    last: Option<u32>,
+    /// The highest timestamps of audio, video and data, each.
+    last_of: [Option<u32>; 3],
+    state: State,
+    /// The newest keyframe of the current source, on the source's clock.
+    keyframe: Option<(u32, Bytes)>,
+    /// A source began that is not the one before.
+    broke: bool,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// The next message is the first of a source.
+    #[default]
+    Fresh,
+    /// The source is known; messages are shifted.
+    Running,
+    /// The source repeats what was relayed up to this time.
+    Resuming { until: u32 },
+}
+
+impl Timeline {
+    /// The next message comes from another source, or from the same after a break.
+    pub fn source_changed(&mut self) {
+        self.state = State::Fresh;
+    }
+
+    /// Whether the current source has sent no frame yet.
+    pub fn is_fresh(&self) -> bool {
+        self.state == State::Fresh
+    }
+
+    /// Whether the last message was the first frame of a source that does not continue the one before. Says so once.
+    pub fn take_break(&mut self) -> bool {
+        std::mem::take(&mut self.broke)
+    }
+
+    /// The viewers' time of a message, or nothing if viewers have had it already.
+    pub fn map(&mut self, packet: &Packet) -> Option<u32> {
+        if self.state == State::Fresh {
+            if is_header(packet.kind) {
+                return Some(self.last.unwrap_or(packet.timestamp));
+            }
+            self.begin(packet);
+        }
+        if is_keyframe(packet.kind) {
+            self.keyframe = Some((packet.timestamp, packet.body.clone()));
+        }
+        let mut time = packet.timestamp.wrapping_add(self.shift);
+        if let State::Resuming { until } = self.state {
+            if is_header(packet.kind) {
+                return self.last;
+            }
+            let repeated = |last: &Option<u32>| last.is_some_and(|last| ahead(time, last) <= 0);
+            if self.last_of.get(slot(packet.kind)).is_some_and(repeated) {
+                return None;
+            }
+            if ahead(time, until) > RESUMED {
+                self.state = State::Running;
+            }
+        } else if let Some(last) = self.last
+            && ahead(time, last) < -DISORDER
+        {
+            // The encoder reset its clock without a new publish.
+            time = last.wrapping_add(STEP);
+            self.shift = time.wrapping_sub(packet.timestamp);
+        }
+        raise(&mut self.last, time);
+        if let Some(last) = self.last_of.get_mut(slot(packet.kind)) {
+            raise(last, time);
+        }
+        Some(time)
+    }
+
+    fn begin(&mut self, packet: &Packet) {
+        self.state = State::Running;
+        let Some(last) = self.last else { return };
+        let seen = |(time, body): &(u32, Bytes)| *time == packet.timestamp && *body == packet.body;
+        if is_keyframe(packet.kind) && self.keyframe.as_ref().is_some_and(seen) {
+            self.state = State::Resuming { until: last };
+        } else {
+            self.shift = last.wrapping_add(STEP).wrapping_sub(packet.timestamp);
+            self.broke = true;
+        }
+    }
+}
+
+/// How far `time` is ahead of `other` on a clock that wraps; negative: behind.
+fn ahead(time: u32, other: u32) -> i32 {
+    time.wrapping_sub(other) as i32
+}
+
+fn raise(last: &mut Option<u32>, time: u32) {
+    if last.is_none_or(|last| ahead(time, last) > 0) {
+        *last = Some(time);
+    }
+}
+
+fn slot(kind: PacketKind) -> usize {
+    match kind {
+        PacketKind::Audio { .. } => 0,
+        PacketKind::Video { .. } => 1,
+        PacketKind::Data { .. } => 2,
+    }
+}
+
+fn is_keyframe(kind: PacketKind) -> bool {
+    matches!(kind, PacketKind::Video { keyframe: true, sequence_header: false })
+}
+
+fn is_header(kind: PacketKind) -> bool {
+    matches!(
+        kind,
+        PacketKind::Audio { sequence_header: true }
+            | PacketKind::Video { sequence_header: true, .. }
+            | PacketKind::Data { metadata: true }
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn packet(kind: PacketKind, timestamp: u32, body: &'static str) -> Packet {
+        Packet { kind, timestamp, body: Bytes::from_static(body.as_bytes()) }
+    }
+    fn key(timestamp: u32, body: &'static str) -> Packet {
+        packet(PacketKind::Video { keyframe: true, sequence_header: false }, timestamp, body)
+    }
+    fn frame(timestamp: u32) -> Packet {
+        packet(PacketKind::Video { keyframe: false, sequence_header: false }, timestamp, "p")
+    }
+    fn header(timestamp: u32) -> Packet {
+        packet(PacketKind::Video { keyframe: true, sequence_header: true }, timestamp, "h")
+    }
+
+    #[test]
+    fn the_first_source_keeps_its_times_across_the_wrap() {
+        let mut timeline = Timeline::default();
+        for time in [u32::MAX - 10, u32::MAX, 30, 60] {
+            assert_eq!(timeline.map(&frame(time)), Some(time));
+        }
+    }
+
+    #[test]
+    fn a_new_source_follows_the_last_message_of_the_old_one() {
+        let mut timeline = Timeline::default();
+        timeline.map(&key(1_000, "a"));
+        timeline.map(&frame(1_040));
+        timeline.source_changed();
+        assert_eq!(timeline.map(&header(0)), Some(1_040));
+        assert_eq!(timeline.map(&key(7, "b")), Some(1_073));
+        assert_eq!(timeline.map(&frame(47)), Some(1_113));
+    }
+
+    #[test]
+    fn a_source_that_resumes_repeats_nothing() {
+        let mut timeline = Timeline::default();
+        timeline.map(&key(1_000, "a"));
+        timeline.map(&frame(1_040));
+        timeline.map(&frame(1_080));
+        timeline.source_changed();
+        assert_eq!(timeline.map(&header(0)), Some(1_080));
+        assert_eq!(timeline.map(&key(1_000, "a")), None);
+        assert_eq!(timeline.map(&frame(1_040)), None);
+        assert_eq!(timeline.map(&frame(1_080)), None);
+        let audio = packet(PacketKind::Audio { sequence_header: false }, 1_070, "a");
+        assert_eq!(timeline.map(&audio), Some(1_070), "a late track loses nothing");
+        assert_eq!(timeline.map(&audio), None, "and repeats nothing");
+        assert_eq!(timeline.map(&frame(1_120)), Some(1_120));
+    }
+
+    #[test]
+    fn a_clock_that_is_reset_mid_stream_does_not_go_back_for_viewers() {
+        let mut timeline = Timeline::default();
+        timeline.map(&frame(100_000));
+        assert_eq!(timeline.map(&frame(0)), Some(100_033));
+        assert_eq!(timeline.map(&frame(40)), Some(100_073));
+    }
+
+    #[test]
+    fn small_disorder_of_audio_and_video_is_relayed_as_it_is() {
+        let mut timeline = Timeline::default();
+        timeline.map(&frame(1_000));
+        assert_eq!(timeline.map(&frame(980)), Some(980));
+        timeline.source_changed();
+        assert_eq!(timeline.map(&key(0, "n")), Some(1_033), "the highest time counts, not the latest");
+    }
+}

@@ -1,0 +1,23 @@
+//! The workflow engine and the steps it runs: the only place that names `mmids_core`.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`definition`] | the configuration text, read as the contract writes it |
+//! | [`engine`] | the engine's parts put together, and its step types |
+//! | [`reactors`] | follows the names that steps ask for, and runs the workflows that come back |
+//! | [`executor`] | how an mmids reactor asks its web service: `simple_http` |
+//! | [`bridge`] | packets as the engine's notifications, and back |
+//! | [`rtmp_receive`], [`rtmp_watch`], [`pull`] | the steps |
+
+pub mod bridge;
+pub mod definition;
+pub mod engine;
+pub mod executor;
+mod parameters;
+pub mod pull;
+pub mod reactors;
+pub mod rtmp_receive;
+pub mod rtmp_watch;
+
+pub use definition::{Config, ConfigError};
+pub use engine::{Engine, Parts};

@@ -1,0 +1,145 @@
+//! The steps `rtmp_pull` and `ffmpeg_pull`: bring a stream from another server into a workflow.
+
+use super::bridge;
+use super::parameters::{ParameterError, Parameters};
+use crate::ids::StreamName;
+use crate::relay::pull::{Event, Pull};
+use mmids_core::StreamId;
+use mmids_core::workflows::definitions::WorkflowStepDefinition;
+use mmids_core::workflows::steps::factory::StepGenerator;
+use mmids_core::workflows::steps::{
+    StepCreationResult, StepFutureResult, StepInputs, StepOutputs, StepStatus, WorkflowStep,
+};
+use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
+
+/// Starts a pull from a location; the two steps differ only in this.
+pub type Start = dyn Fn(&WorkflowStepDefinition, &str) -> Result<Pull, ParameterError> + Send + Sync;
+
+/// Makes pull steps.
+pub struct Generator {
+    start: Arc<Start>,
+}
+
+impl Generator {
+    /// A kind of pull.
+    pub fn new(start: Arc<Start>) -> Self {
+        Generator { start }
+    }
+}
+
+/// Reads `location` and `stream_name`.
+pub fn parameters(definition: &WorkflowStepDefinition) -> Result<(String, StreamName), ParameterError> {
+    let parameters = Parameters(definition);
+    let location = parameters.required("location", "URL")?.to_owned();
+    Ok((location, parameters.stream_name("stream_name")?))
+}
+
+impl StepGenerator for Generator {
+    fn generate(&self, definition: WorkflowStepDefinition) -> StepCreationResult {
+        let (location, name) = parameters(&definition)?;
+        let pull = (self.start)(&definition, &location)?;
+        let stop = CancellationToken::new();
+        let futures = vec![wait(pull, stop.clone())];
+        let step = PullStep { definition, status: StepStatus::Active, name, stop, sender: None };
+        Ok((Box::new(step), futures))
+    }
+}
+
+struct PullStep {
+    definition: WorkflowStepDefinition,
+    status: StepStatus,
+    name: StreamName,
+    /// The engine keeps the futures of a step that it removed, so they are told to end.
+    stop: CancellationToken,
+    sender: Option<bridge::Sender>,
+}
+
+struct Arrived {
+    events: Option<Vec<Event>>,
+    pull: Pull,
+}
+
+impl StepFutureResult for Arrived {}
+
+struct Stopped;
+
+impl StepFutureResult for Stopped {}
+
+fn wait(
+    mut pull: Pull,
+    stop: CancellationToken,
+) -> futures::future::BoxFuture<'static, Box<dyn StepFutureResult>> {
+    Box::pin(async move {
+        let events = tokio::select! {
+            () = stop.cancelled() => return Box::new(Stopped) as Box<dyn StepFutureResult>,
+            events = pull.next() => events,
+        };
+        Box::new(Arrived { events, pull })
+    })
+}
+
+impl PullStep {
+    fn take(&mut self, event: Event, outputs: &mut StepOutputs) {
+        match event {
+            Event::Started => {
+                self.end(outputs);
+                let id = format!("{}#{:016x}", self.name, rand::random::<u64>());
+                let sender = bridge::Sender::new(StreamId(Arc::new(id)));
+                outputs.media.push(sender.begin(self.name.as_str()));
+                self.sender = Some(sender);
+            }
+            Event::Packets(packets) => {
+                if let Some(sender) = &mut self.sender {
+                    outputs.media.extend(packets.into_iter().map(|packet| sender.packet(packet)));
+                }
+            }
+            Event::Ended(_) => self.end(outputs),
+        }
+    }
+
+    fn end(&mut self, outputs: &mut StepOutputs) {
+        if let Some(sender) = self.sender.take() {
+            outputs.media.push(sender.end());
+        }
+    }
+}
+
+impl WorkflowStep for PullStep {
+    fn get_status(&self) -> &StepStatus {
+        &self.status
+    }
+
+    fn get_definition(&self) -> &WorkflowStepDefinition {
+        &self.definition
+    }
+
+    fn execute(&mut self, inputs: &mut StepInputs, outputs: &mut StepOutputs) {
+        outputs.media.append(&mut inputs.media);
+        for notification in inputs.notifications.drain(..) {
+            let Ok(arrived) = notification.downcast::<Arrived>() else { continue };
+            let Arrived { events, pull } = *arrived;
+            match events {
+                Some(events) => {
+                    events.into_iter().for_each(|event| self.take(event, outputs));
+                    outputs.futures.push(wait(pull, self.stop.clone()));
+                }
+                None => {
+                    self.end(outputs);
+                    self.status = StepStatus::Error { message: "the pull ended for good".to_owned() };
+                }
+            }
+        }
+    }
+
+    fn shutdown(&mut self) {
+        self.status = StepStatus::Shutdown;
+        self.stop.cancel();
+    }
+}
+
+impl Drop for PullStep {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}

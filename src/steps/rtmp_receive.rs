@@ -1,0 +1,355 @@
+//! The step `rtmp_receive`: takes publishers and brings their streams into its workflow.
+//!
+//! With `reactor=NAME` the reactor decides whether a stream may be published, and keeps deciding: when another session
+//! owns the name, this one's publisher is sent away. A name has one publisher on a node: the newest.
+
+use super::bridge;
+use super::parameters::{ParameterError, Parameters};
+use super::reactors::{Asker, Reactors, Status};
+use crate::client::{Published, Registration};
+use crate::ids::{SessionId, StreamName};
+use crate::net::routes::{
+    Incoming, Place, Publication, PublishRequest, PublishRoute, Refused, RouteGuard, Routes,
+};
+use futures::future::BoxFuture;
+use mmids_core::StreamId;
+use mmids_core::workflows::definitions::WorkflowStepDefinition;
+use mmids_core::workflows::steps::factory::StepGenerator;
+use mmids_core::workflows::steps::{
+    StepCreationResult, StepFutureResult, StepInputs, StepOutputs, StepStatus, WorkflowStep,
+};
+use std::collections::HashMap;
+use std::sync::Arc;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+/// The parameters the step knows.
+pub const PARAMETERS: [&str; 6] = ["rtmp_app", "stream_key", "port", "allow_ips", "deny_ips", "reactor"];
+
+/// Publishers that wait for the step to hear them: a thousand encoders that come back at once fit.
+const REQUESTS: usize = 1024;
+
+/// Reads of publishers' sockets that wait for the step, 64 KiB each at most. Beyond, publishers wait, and TCP with them.
+const QUEUE: usize = 512;
+
+/// The most of those that one turn of the workflow takes, so that a busy step still hears its other events.
+const BATCH: usize = 128;
+
+/// Makes `rtmp_receive` steps.
+pub struct Generator {
+    /// Where routes are added.
+    pub routes: Arc<Routes>,
+    /// Whom to ask.
+    pub reactors: Arc<Reactors>,
+    /// Where this node's publishers are listed.
+    pub published: Arc<Published>,
+    /// The port where none is named.
+    pub default_port: u16,
+}
+
+/// Reads the parameters of a step.
+pub fn parameters(definition: &WorkflowStepDefinition, default_port: u16) -> Result<Place, ParameterError> {
+    Parameters(definition).place(default_port)
+}
+
+impl StepGenerator for Generator {
+    fn generate(&self, definition: WorkflowStepDefinition) -> StepCreationResult {
+        let place = parameters(&definition, self.default_port)?;
+        let reactor = Parameters(&definition).get("reactor").map(str::to_owned);
+        let (requests, waiting) = mpsc::channel(REQUESTS);
+        let (media, incoming) = mpsc::channel(QUEUE);
+        let route = self.routes.add_publish(place, PublishRoute { requests })?;
+        let stop = CancellationToken::new();
+        let futures = vec![wait_request(waiting, stop.clone()), wait_media(incoming, stop.clone())];
+        let step = ReceiveStep {
+            definition,
+            status: StepStatus::Active,
+            reactor,
+            reactors: self.reactors.clone(),
+            published: self.published.clone(),
+            route: Some(route),
+            stop,
+            media,
+            next: 0,
+            publishers: HashMap::new(),
+            by_name: HashMap::new(),
+        };
+        Ok((Box::new(step), futures))
+    }
+}
+
+struct ReceiveStep {
+    definition: WorkflowStepDefinition,
+    status: StepStatus,
+    reactor: Option<String>,
+    reactors: Arc<Reactors>,
+    published: Arc<Published>,
+    route: Option<RouteGuard>,
+    stop: CancellationToken,
+    media: mpsc::Sender<Incoming>,
+    next: u64,
+    publishers: HashMap<u64, Publisher>,
+    by_name: HashMap<StreamName, u64>,
+}
+
+/// One publish, asked for or running.
+struct Publisher {
+    name: StreamName,
+    /// Ends the waiting for the reactor's word, and with it the interest.
+    stop: CancellationToken,
+    /// In the list of the node's publishers, with the session that the reactor knows.
+    registration: Registration,
+    state: State,
+}
+
+enum State {
+    Asking(oneshot::Sender<Result<Publication, Refused>>),
+    Running { sender: bridge::Sender, evict: Option<oneshot::Sender<String>> },
+}
+
+enum Woken {
+    Request(Box<PublishRequest>, mpsc::Receiver<PublishRequest>),
+    Media(Vec<Incoming>, mpsc::Receiver<Incoming>),
+    Answer { id: u64, status: Status, receiver: watch::Receiver<Status>, stop: CancellationToken },
+    Evicted { id: u64, reason: String },
+    Gone { id: u64 },
+    Stopped,
+}
+
+impl StepFutureResult for Woken {}
+
+type StepFuture = BoxFuture<'static, Box<dyn StepFutureResult>>;
+
+fn wait_request(mut requests: mpsc::Receiver<PublishRequest>, stop: CancellationToken) -> StepFuture {
+    Box::pin(async move {
+        let woken = tokio::select! {
+            () = stop.cancelled() => Woken::Stopped,
+            request = requests.recv() => match request {
+                Some(request) => Woken::Request(Box::new(request), requests),
+                None => Woken::Stopped,
+            },
+        };
+        Box::new(woken) as Box<dyn StepFutureResult>
+    })
+}
+
+fn wait_media(mut incoming: mpsc::Receiver<Incoming>, stop: CancellationToken) -> StepFuture {
+    Box::pin(async move {
+        let mut batch = Vec::new();
+        let woken = tokio::select! {
+            () = stop.cancelled() => Woken::Stopped,
+            n = incoming.recv_many(&mut batch, BATCH) => match n {
+                0 => Woken::Stopped,
+                _ => Woken::Media(batch, incoming),
+            },
+        };
+        Box::new(woken) as Box<dyn StepFutureResult>
+    })
+}
+
+fn wait_answer(id: u64, mut receiver: watch::Receiver<Status>, stop: CancellationToken) -> StepFuture {
+    Box::pin(async move {
+        let woken = tokio::select! {
+            () = stop.cancelled() => Woken::Stopped,
+            changed = receiver.changed() => match changed {
+                Ok(()) => {
+                    let status = receiver.borrow_and_update().clone();
+                    Woken::Answer { id, status, receiver, stop }
+                }
+                Err(_) => Woken::Stopped,
+            },
+        };
+        Box::new(woken) as Box<dyn StepFutureResult>
+    })
+}
+
+/// Waits for the publisher to leave before it was accepted, or to be sent away by the node.
+fn wait_end(
+    id: u64,
+    gone: CancellationToken,
+    evicted: oneshot::Receiver<String>,
+    stop: CancellationToken,
+) -> StepFuture {
+    Box::pin(async move {
+        let woken = tokio::select! {
+            () = stop.cancelled() => Woken::Stopped,
+            () = gone.cancelled() => Woken::Gone { id },
+            reason = evicted => match reason {
+                Ok(reason) => Woken::Evicted { id, reason },
+                Err(_) => Woken::Stopped,
+            },
+        };
+        Box::new(woken) as Box<dyn StepFutureResult>
+    })
+}
+
+impl ReceiveStep {
+    fn request(&mut self, request: PublishRequest, outputs: &mut StepOutputs) {
+        let PublishRequest { name, gone, reply, .. } = request;
+        self.next += 1;
+        let id = self.next;
+        let session = SessionId::random();
+        let (evict, evicted) = oneshot::channel();
+        let stop = self.stop.child_token();
+        let registration = self.published.register(&name, session, evict);
+        let publisher =
+            Publisher { name: name.clone(), stop: stop.clone(), registration, state: State::Asking(reply) };
+        self.publishers.insert(id, publisher);
+        outputs.futures.push(wait_end(id, gone, evicted, stop.clone()));
+        match &self.reactor {
+            None => self.accept(id, outputs),
+            Some(reactor) => {
+                let mut receiver = self.reactors.follow(reactor, &name, Asker::Publisher(session));
+                receiver.mark_changed();
+                outputs.futures.push(wait_answer(id, receiver, stop));
+            }
+        }
+    }
+
+    /// Lets a publisher in, and sends an older one of the same name away: an encoder that lost its connection comes back
+    /// long before the old one is found dead.
+    fn accept(&mut self, id: u64, outputs: &mut StepOutputs) {
+        let Some(publisher) = self.publishers.get_mut(&id) else { return };
+        if !matches!(publisher.state, State::Asking(_)) {
+            return;
+        }
+        let stream = StreamId(Arc::new(format!("{}#{}", publisher.name, publisher.registration.session())));
+        let sender = bridge::Sender::new(stream);
+        let begin = sender.begin(publisher.name.as_str());
+        let (evict, evicted) = oneshot::channel();
+        let running = State::Running { sender, evict: Some(evict) };
+        let State::Asking(reply) = std::mem::replace(&mut publisher.state, running) else { return };
+        publisher.registration.accepted();
+        let name = publisher.name.clone();
+        if let Some(old) = self.by_name.insert(name, id) {
+            self.evict(old, "another publisher took over this stream");
+            self.end(old, outputs);
+        }
+        outputs.media.push(begin);
+        let publication = Publication { id, media: self.media.clone(), evicted };
+        if reply.send(Ok(publication)).is_err() {
+            self.remove(id, outputs);
+        }
+    }
+
+    fn refuse(&mut self, id: u64, reason: &str, outputs: &mut StepOutputs) {
+        let Some(publisher) = self.publishers.get(&id) else { return };
+        match publisher.state {
+            State::Asking(_) => {
+                if let Some(Publisher { state: State::Asking(reply), .. }) = self.publishers.remove(&id) {
+                    // A peer that left meanwhile needs no answer.
+                    drop(reply.send(Err(Refused(reason.to_owned()))));
+                }
+            }
+            State::Running { .. } => {
+                self.evict(id, reason);
+                self.remove(id, outputs);
+            }
+        }
+    }
+
+    fn evict(&mut self, id: u64, reason: &str) {
+        if let Some(Publisher { state: State::Running { evict, .. }, .. }) = self.publishers.get_mut(&id)
+            && let Some(evict) = evict.take()
+        {
+            drop(evict.send(reason.to_owned()));
+        }
+    }
+
+    /// Forgets a publisher, wherever it stands.
+    fn remove(&mut self, id: u64, outputs: &mut StepOutputs) {
+        if let Some(publisher) = self.publishers.get(&id)
+            && self.by_name.get(&publisher.name) == Some(&id)
+        {
+            self.by_name.remove(&publisher.name);
+        }
+        self.end(id, outputs);
+    }
+
+    fn end(&mut self, id: u64, outputs: &mut StepOutputs) {
+        if let Some(publisher) = self.publishers.remove(&id) {
+            publisher.stop.cancel();
+            if let State::Running { sender, .. } = &publisher.state {
+                outputs.media.push(sender.end());
+            }
+        }
+    }
+
+    fn wake(&mut self, woken: Woken, outputs: &mut StepOutputs) {
+        match woken {
+            Woken::Request(request, requests) => {
+                self.request(*request, outputs);
+                outputs.futures.push(wait_request(requests, self.stop.clone()));
+            }
+            Woken::Media(batch, incoming) => {
+                for item in batch {
+                    match item {
+                        Incoming::Packets(id, packets) => self.media(id, packets, outputs),
+                        Incoming::Ended(id) => self.remove(id, outputs),
+                    }
+                }
+                outputs.futures.push(wait_media(incoming, self.stop.clone()));
+            }
+            Woken::Answer { id, status, receiver, stop } => {
+                match &status {
+                    Status::Asking => {}
+                    Status::Valid { epoch, .. } => {
+                        if let (Some(epoch), Some(publisher)) = (epoch, self.publishers.get(&id)) {
+                            publisher.registration.set_epoch(*epoch);
+                        }
+                        self.accept(id, outputs);
+                    }
+                    Status::Invalid(reason) => self.refuse(id, reason, outputs),
+                }
+                if self.publishers.contains_key(&id) {
+                    outputs.futures.push(wait_answer(id, receiver, stop));
+                }
+            }
+            Woken::Evicted { id, reason } => self.refuse(id, &reason, outputs),
+            Woken::Gone { id } => {
+                if self.publishers.get(&id).is_some_and(|p| matches!(p.state, State::Asking(_))) {
+                    self.remove(id, outputs);
+                }
+            }
+            Woken::Stopped => {}
+        }
+    }
+
+    fn media(&mut self, id: u64, packets: Vec<crate::media::Packet>, outputs: &mut StepOutputs) {
+        if let Some(Publisher { state: State::Running { sender, .. }, .. }) = self.publishers.get_mut(&id) {
+            outputs.media.extend(packets.into_iter().map(|packet| sender.packet(packet)));
+        }
+    }
+}
+
+impl WorkflowStep for ReceiveStep {
+    fn get_status(&self) -> &StepStatus {
+        &self.status
+    }
+
+    fn get_definition(&self) -> &WorkflowStepDefinition {
+        &self.definition
+    }
+
+    fn execute(&mut self, inputs: &mut StepInputs, outputs: &mut StepOutputs) {
+        outputs.media.append(&mut inputs.media);
+        for notification in inputs.notifications.drain(..) {
+            if let Ok(woken) = notification.downcast::<Woken>() {
+                self.wake(*woken, outputs);
+            }
+        }
+    }
+
+    fn shutdown(&mut self) {
+        self.status = StepStatus::Shutdown;
+        self.route = None;
+        self.stop.cancel();
+        self.publishers.clear();
+    }
+}
+
+impl Drop for ReceiveStep {
+    fn drop(&mut self) {
+        self.shutdown();
+    }
+}

@@ -1,0 +1,258 @@
+//! The step `rtmp_watch`: lets viewers watch the streams that come through its workflow.
+//!
+//! With `reactor=NAME` viewers may ask for any stream: the reactor is asked once a name, however many wait, and for as
+//! long as somebody does.
+
+use super::bridge;
+use super::parameters::{ParameterError, Parameters};
+use super::reactors::{Asker, Reactors, Status};
+use crate::ids::StreamName;
+use crate::net::routes::{KeyPattern, Place, PlayRoute, RouteGuard, Routes};
+use crate::relay::{Admission, Demand, Gather, Hub, Settings, Source};
+use crate::telemetry::Metrics;
+use futures::future::BoxFuture;
+use mmids_core::StreamId;
+use mmids_core::workflows::definitions::WorkflowStepDefinition;
+use mmids_core::workflows::steps::factory::StepGenerator;
+use mmids_core::workflows::steps::{
+    StepCreationResult, StepFutureResult, StepInputs, StepOutputs, StepStatus, WorkflowStep,
+};
+use mmids_core::workflows::{MediaNotification, MediaNotificationContent};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// The app that other nodes pull from; its viewers are counted as pulls.
+pub const PULL_APP: &str = "pull_source";
+
+/// The parameters the step knows.
+pub const PARAMETERS: [&str; 7] =
+    ["rtmp_app", "stream_key", "port", "allow_ips", "deny_ips", "reactor", "gather_ms"];
+
+/// Makes `rtmp_watch` steps.
+pub struct Generator {
+    /// Where routes are added.
+    pub routes: Arc<Routes>,
+    /// Whom to ask.
+    pub reactors: Arc<Reactors>,
+    /// How streams are relayed.
+    pub settings: Settings,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// Who waits for the relay's tasks.
+    pub tasks: TaskTracker,
+    /// The port where none is named.
+    pub default_port: u16,
+}
+
+/// Reads the parameters of a step.
+pub fn parameters(
+    definition: &WorkflowStepDefinition,
+    default_port: u16,
+) -> Result<(Place, Option<Gather>), ParameterError> {
+    let parameters = Parameters(definition);
+    let gather: Option<u64> = parameters.parsed("gather_ms", "a number of milliseconds")?;
+    let gather = gather.map(|millis| Gather::Window(Duration::from_millis(millis)));
+    Ok((parameters.place(default_port)?, gather))
+}
+
+impl StepGenerator for Generator {
+    fn generate(&self, definition: WorkflowStepDefinition) -> StepCreationResult {
+        let (place, gather) = parameters(&definition, self.default_port)?;
+        let reactor = Parameters(&definition).get("reactor").map(str::to_owned);
+        let admission = if reactor.is_some() { Admission::OnDemand } else { Admission::Live };
+        let mut settings = self.settings.clone();
+        settings.gather = gather.unwrap_or(settings.gather);
+        let hub = Hub::new(admission, Arc::new(settings), self.metrics.clone(), self.tasks.clone());
+        let pulls = place.app == PULL_APP;
+        let key = place.key.clone();
+        let route = self.routes.add_play(place, PlayRoute { hub: hub.clone(), pulls })?;
+        let stop = CancellationToken::new();
+        let futures = vec![wait_demand(hub.clone(), stop.clone())];
+        let step = WatchStep {
+            definition,
+            status: StepStatus::Active,
+            key,
+            reactor,
+            reactors: self.reactors.clone(),
+            hub,
+            route: Some(route),
+            stop,
+            sources: HashMap::new(),
+            followed: HashMap::new(),
+        };
+        Ok((Box::new(step), futures))
+    }
+}
+
+struct WatchStep {
+    definition: WorkflowStepDefinition,
+    status: StepStatus,
+    key: KeyPattern,
+    reactor: Option<String>,
+    reactors: Arc<Reactors>,
+    hub: Arc<Hub>,
+    route: Option<RouteGuard>,
+    stop: CancellationToken,
+    sources: HashMap<StreamId, Source>,
+    /// The names that are followed; cancelling one ends the interest.
+    followed: HashMap<StreamName, CancellationToken>,
+}
+
+enum Woken {
+    Demand(Vec<Demand>),
+    Followed { name: StreamName, status: Status, receiver: watch::Receiver<Status>, stop: CancellationToken },
+    Stopped,
+}
+
+impl StepFutureResult for Woken {}
+
+fn wait_demand(hub: Arc<Hub>, stop: CancellationToken) -> BoxFuture<'static, Box<dyn StepFutureResult>> {
+    Box::pin(async move {
+        let woken = tokio::select! {
+            () = stop.cancelled() => Woken::Stopped,
+            demand = hub.demand() => Woken::Demand(demand),
+        };
+        Box::new(woken) as Box<dyn StepFutureResult>
+    })
+}
+
+fn wait_status(
+    name: StreamName,
+    mut receiver: watch::Receiver<Status>,
+    stop: CancellationToken,
+) -> BoxFuture<'static, Box<dyn StepFutureResult>> {
+    Box::pin(async move {
+        let woken = tokio::select! {
+            () = stop.cancelled() => Woken::Stopped,
+            changed = receiver.changed() => match changed {
+                Ok(()) => {
+                    let status = receiver.borrow_and_update().clone();
+                    Woken::Followed { name, status, receiver, stop }
+                }
+                Err(_) => Woken::Stopped,
+            },
+        };
+        Box::new(woken) as Box<dyn StepFutureResult>
+    })
+}
+
+impl WatchStep {
+    fn wanted(&mut self, name: StreamName, outputs: &mut StepOutputs) {
+        let Some(reactor) = &self.reactor else { return };
+        let mut receiver = self.reactors.follow(reactor, &name, Asker::Watcher);
+        let stop = self.stop.child_token();
+        self.followed.insert(name.clone(), stop.clone());
+        // What is already known is news to this step.
+        receiver.mark_changed();
+        outputs.futures.push(wait_status(name, receiver, stop));
+    }
+
+    fn unfollow(&mut self, name: &StreamName) {
+        if let Some(stop) = self.followed.remove(name) {
+            stop.cancel();
+        }
+    }
+
+    fn wake(&mut self, woken: Woken, outputs: &mut StepOutputs) {
+        match woken {
+            Woken::Demand(changes) => {
+                for change in changes {
+                    match change {
+                        Demand::Wanted(name) => self.wanted(name, outputs),
+                        Demand::Unwanted(name) => self.unfollow(&name),
+                    }
+                }
+                outputs.futures.push(wait_demand(self.hub.clone(), self.stop.clone()));
+            }
+            Woken::Followed { stop, .. } if stop.is_cancelled() => {}
+            Woken::Followed { name, status, receiver, stop } => {
+                if let Status::Invalid(reason) = &status
+                    && self.hub.refuse(&name, reason)
+                {
+                    self.unfollow(&name);
+                    return;
+                }
+                outputs.futures.push(wait_status(name, receiver, stop));
+            }
+            Woken::Stopped => {}
+        }
+    }
+
+    fn begin(&mut self, stream: &StreamId, stream_name: &str) {
+        let name = match &self.key {
+            KeyPattern::Exact(name) => Ok(name.clone()),
+            KeyPattern::Any => StreamName::parse(stream_name),
+        };
+        match name {
+            Ok(name) => {
+                self.sources.insert(stream.clone(), self.hub.attach(&name));
+            }
+            Err(error) => tracing::warn!(stream = stream_name, "a stream that nobody can watch: {error}"),
+        }
+    }
+}
+
+impl WorkflowStep for WatchStep {
+    fn get_status(&self) -> &StepStatus {
+        &self.status
+    }
+
+    fn get_definition(&self) -> &WorkflowStepDefinition {
+        &self.definition
+    }
+
+    fn execute(&mut self, inputs: &mut StepInputs, outputs: &mut StepOutputs) {
+        for notification in inputs.notifications.drain(..) {
+            if let Ok(woken) = notification.downcast::<Woken>() {
+                self.wake(*woken, outputs);
+            }
+        }
+        // One lock and one wake-up for all that one stream brings in this turn.
+        for run in inputs.media.chunk_by(|one, two| one.stream_id == two.stream_id) {
+            let mut packets = Vec::with_capacity(run.len());
+            for MediaNotification { stream_id, content } in run {
+                match content {
+                    MediaNotificationContent::NewIncomingStream { stream_name } => {
+                        self.begin(stream_id, stream_name);
+                    }
+                    MediaNotificationContent::StreamDisconnected => {
+                        self.push(stream_id, &mut packets);
+                        self.sources.remove(stream_id);
+                    }
+                    other => packets.extend(bridge::packet(other)),
+                }
+            }
+            if let Some(first) = run.first() {
+                self.push(&first.stream_id, &mut packets);
+            }
+        }
+        outputs.media.append(&mut inputs.media);
+    }
+
+    fn shutdown(&mut self) {
+        self.status = StepStatus::Shutdown;
+        self.stop.cancel();
+        self.route = None;
+        self.hub.close();
+        self.sources.clear();
+    }
+}
+
+impl WatchStep {
+    fn push(&self, stream: &StreamId, packets: &mut Vec<crate::media::Packet>) {
+        if let (false, Some(source)) = (packets.is_empty(), self.sources.get(stream)) {
+            source.push(packets.iter());
+        }
+        packets.clear();
+    }
+}
+
+impl Drop for WatchStep {
+    fn drop(&mut self) {
+        self.shutdown();
+    }
+}

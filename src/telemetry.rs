@@ -1,0 +1,239 @@
+//! Every metric of a node, in one place, and the way logs are written.
+//!
+//! Names follow the Prometheus conventions: a base unit, and `_total` on what only rises.
+
+use prometheus::{
+    IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder, core::Collector,
+};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+/// The metrics of the RTMP side. What the reactor and its clients count stands beside them in the same registry.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    /// RTMP connections that are open, those in their handshake included.
+    pub connections: IntGauge,
+    /// RTMP connections that were ever accepted.
+    pub connections_total: IntCounter,
+    /// Streams being published to this node.
+    pub publishers: IntGauge,
+    /// Viewers being served or waiting for their stream, without the pulls of other nodes.
+    pub viewers: IntGauge,
+    /// Streams this node pulls from other nodes, by the way it pulls (`native`, `ffmpeg`).
+    pub pulls_in: IntGaugeVec,
+    /// Pulls that were started, restarts included.
+    pub pulls_started_total: IntCounterVec,
+    /// Other nodes that pull a stream from this one.
+    pub pulls_out: IntGauge,
+    /// Bytes read from RTMP sockets.
+    pub received_bytes_total: IntCounter,
+    /// Bytes written to RTMP sockets.
+    pub sent_bytes_total: IntCounter,
+    /// Media messages received from publishers and pulls.
+    pub received_messages_total: IntCounter,
+    /// Times a viewer that fell behind jumped to a newer keyframe.
+    pub viewer_skips_total: IntCounter,
+    /// Messages that viewers lost in those jumps.
+    pub viewer_skipped_messages_total: IntCounter,
+    /// Viewers closed because they took nothing for too long.
+    pub viewer_stalls_total: IntCounter,
+    /// Connections, publishes and plays refused, by reason.
+    pub refusals_total: IntCounterVec,
+    /// Connections closed because their peer broke the protocol or a limit.
+    pub misbehaved_total: IntCounter,
+    /// Media messages that could not be passed on, by reason.
+    pub lost_messages_total: IntCounterVec,
+    /// Streams a relay holds, live or in their grace time.
+    pub streams: IntGauge,
+    /// Bytes in the rings of all streams are not counted one by one; this is the number of pumps that serve viewers.
+    pub pumps: IntGauge,
+}
+
+impl Metrics {
+    /// Makes and registers all of them.
+    pub fn new() -> Result<Self, prometheus::Error> {
+        let registry = Registry::new();
+        let made = Metrics {
+            connections: gauge("lb_connections", "RTMP connections that are open")?,
+            connections_total: counter("lb_connections_total", "RTMP connections accepted")?,
+            publishers: gauge("lb_publishers", "Streams being published to this node")?,
+            viewers: gauge("lb_viewers", "Viewers on this node, without the pulls of other nodes")?,
+            pulls_in: gauges("lb_pulls_in", "Streams this node pulls from other nodes", "kind")?,
+            pulls_started_total: counters(
+                "lb_pulls_started_total",
+                "Pulls started, restarts included",
+                "kind",
+            )?,
+            pulls_out: gauge("lb_pulls_out", "Pulls of other nodes from this node")?,
+            received_bytes_total: counter("lb_received_bytes_total", "Bytes read from RTMP sockets")?,
+            sent_bytes_total: counter("lb_sent_bytes_total", "Bytes written to RTMP sockets")?,
+            received_messages_total: counter(
+                "lb_received_messages_total",
+                "Media messages received from publishers and pulls",
+            )?,
+            viewer_skips_total: counter(
+                "lb_viewer_skips_total",
+                "Times a viewer fell behind and jumped to a newer keyframe",
+            )?,
+            viewer_skipped_messages_total: counter(
+                "lb_viewer_skipped_messages_total",
+                "Messages that viewers lost by jumping",
+            )?,
+            viewer_stalls_total: counter(
+                "lb_viewer_stalls_total",
+                "Viewers closed because they took nothing for too long",
+            )?,
+            refusals_total: counters(
+                "lb_refusals_total",
+                "Connections, publishes and plays refused, by reason",
+                "reason",
+            )?,
+            misbehaved_total: counter(
+                "lb_misbehaved_total",
+                "Connections closed because the peer broke the protocol or a limit",
+            )?,
+            lost_messages_total: counters(
+                "lb_lost_messages_total",
+                "Media messages that could not be passed on, by reason",
+                "reason",
+            )?,
+            streams: gauge("lb_streams", "Streams held, live or in their grace time")?,
+            pumps: gauge("lb_pumps", "Pumps that serve viewers")?,
+            registry,
+        };
+        let all: [Box<dyn Collector>; 18] = [
+            Box::new(made.connections.clone()),
+            Box::new(made.connections_total.clone()),
+            Box::new(made.publishers.clone()),
+            Box::new(made.viewers.clone()),
+            Box::new(made.pulls_in.clone()),
+            Box::new(made.pulls_started_total.clone()),
+            Box::new(made.pulls_out.clone()),
+            Box::new(made.received_bytes_total.clone()),
+            Box::new(made.sent_bytes_total.clone()),
+            Box::new(made.received_messages_total.clone()),
+            Box::new(made.viewer_skips_total.clone()),
+            Box::new(made.viewer_skipped_messages_total.clone()),
+            Box::new(made.viewer_stalls_total.clone()),
+            Box::new(made.refusals_total.clone()),
+            Box::new(made.misbehaved_total.clone()),
+            Box::new(made.lost_messages_total.clone()),
+            Box::new(made.streams.clone()),
+            Box::new(made.pumps.clone()),
+        ];
+        for collector in all {
+            made.registry.register(collector)?;
+        }
+        for kind in ["native", "ffmpeg"] {
+            made.pulls_in.with_label_values(&[kind]).set(0);
+        }
+        Ok(made)
+    }
+
+    /// Where other parts register theirs.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// All metrics in Prometheus' text format.
+    pub fn text(&self) -> String {
+        TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()
+    }
+
+    /// Counts a refusal.
+    pub fn refused(&self, reason: &str) {
+        self.refusals_total.with_label_values(&[reason]).inc();
+    }
+}
+
+fn gauge(name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
+    IntGauge::new(name, help)
+}
+
+fn counter(name: &str, help: &str) -> Result<IntCounter, prometheus::Error> {
+    IntCounter::new(name, help)
+}
+
+fn gauges(name: &str, help: &str, label: &str) -> Result<IntGaugeVec, prometheus::Error> {
+    IntGaugeVec::new(Opts::new(name, help), &[label])
+}
+
+fn counters(name: &str, help: &str, label: &str) -> Result<IntCounterVec, prometheus::Error> {
+    IntCounterVec::new(Opts::new(name, help), &[label])
+}
+
+/// A gauge that is up by one for as long as this is held.
+#[derive(Debug)]
+pub struct Counted(IntGauge);
+
+impl Counted {
+    /// Raises the gauge.
+    pub fn new(gauge: &IntGauge) -> Self {
+        gauge.inc();
+        Counted(gauge.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+/// Lets a log line through at most once in a while, and says how many it held back.
+#[derive(Debug)]
+pub struct Seldom {
+    every: Duration,
+    state: Mutex<(Option<Instant>, u64)>,
+}
+
+impl Seldom {
+    /// At most one line in `every`.
+    pub const fn new(every: Duration) -> Self {
+        Seldom { every, state: Mutex::new((None, 0)) }
+    }
+
+    /// Whether to log now; if so, how many lines were held back since the last one.
+    pub fn now(&self) -> Option<u64> {
+        let mut state = self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let now = Instant::now();
+        match state.0 {
+            Some(last) if now.saturating_duration_since(last) < self.every => {
+                state.1 += 1;
+                None
+            }
+            _ => {
+                state.0 = Some(now);
+                Some(std::mem::take(&mut state.1))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_is_registered_and_shown() {
+        let metrics = Metrics::new().unwrap();
+        metrics.refused("limit");
+        metrics.lost_messages_total.with_label_values(&["x"]).inc();
+        metrics.pulls_started_total.with_label_values(&["native"]).inc();
+        let text = metrics.text();
+        for line in
+            ["lb_connections 0", "lb_pulls_in{kind=\"native\"} 0", "lb_refusals_total{reason=\"limit\"} 1"]
+        {
+            assert!(text.lines().any(|l| l == line), "{line} in\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_seldom_line_counts_what_it_holds_back() {
+        let seldom = Seldom::new(Duration::from_secs(3600));
+        assert_eq!(seldom.now(), Some(0));
+        assert_eq!(seldom.now(), None);
+        assert_eq!(seldom.now(), None);
+    }
+}
