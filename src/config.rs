@@ -22,6 +22,9 @@ pub const WATCHER_REPLY: &str = include_str!("../mmids-configs/watcher_reply.mmi
 /// Where nodes look for a reactor when nobody said.
 const DEFAULT_REACTOR_URL: &str = "http://127.0.0.1:8080";
 
+/// The port of a reactor when nobody said.
+pub const DEFAULT_REACTOR_PORT: u16 = 8080;
+
 /// Where a reactor listens when nobody said.
 const DEFAULT_REACTOR_LISTEN: &str = "[::]:8080";
 

@@ -20,10 +20,15 @@ fn main() -> ExitCode {
 }
 
 fn carry_out(plan: Plan) -> Result<(), node::Error> {
-    let urls = plan.reactor_urls(plan.reactor_listen)?;
     if plan.args.check || plan.args.print_config {
         // Nothing is bound here, so a port that would be picked is shown as the usual one.
-        let port = if plan.args.rtmp_port == 0 { lb::ids::DEFAULT_RTMP_PORT } else { plan.args.rtmp_port };
+        let usual = |port: u16, usual: u16| if port == 0 { usual } else { port };
+        let port = usual(plan.args.rtmp_port, lb::ids::DEFAULT_RTMP_PORT);
+        let reactor = plan.reactor_listen.map(|mut listen| {
+            listen.set_port(usual(listen.port(), lb::config::DEFAULT_REACTOR_PORT));
+            listen
+        });
+        let urls = plan.reactor_urls(reactor)?;
         plan.configs(port, &urls)?;
         match plan.args.print_config {
             true => print!("{}", plan.print(port, &urls)?),

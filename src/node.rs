@@ -350,6 +350,7 @@ impl Node {
             http: http.clone(),
             metrics: metrics.clone(),
             client_metrics: client_metrics.clone(),
+            reactor_back: Arc::new(agent.poker()),
             tasks: TaskTracker::new(),
         };
         let configs = plan.configs(rtmp_port, urls)?;
@@ -357,7 +358,7 @@ impl Node {
         let watchers = plan.roles.has(Role::Playback).then(|| {
             let settings = EventsSettings { http, reactors: urls.clone(), keep_alive: KEEP_ALIVE };
             let (events, changes) = Events::start(settings, client_metrics);
-            let task = tokio::spawn(follow_changes(changes, engine.reactors().clone()));
+            let task = tokio::spawn(follow_changes(changes, engine.reactors().clone(), agent.poker()));
             (events, tokio_util::task::AbortOnDropHandle::new(task))
         });
         let limits = net::Limits {
@@ -426,10 +427,14 @@ impl Beat {
     }
 }
 
-async fn follow_changes(mut changes: mpsc::Receiver<Event>, reactors: Arc<Reactors>) {
+async fn follow_changes(mut changes: mpsc::Receiver<Event>, reactors: Arc<Reactors>, poke: impl Fn()) {
     while let Some(event) = changes.recv().await {
         match event {
-            Event::Hello => reactors.changes_missed(),
+            Event::Hello => {
+                // Most likely a reactor that was away, and perhaps forgot everything.
+                poke();
+                reactors.changes_missed();
+            }
             Event::Change(change) => reactors.changed(&change.stream_name),
         }
     }

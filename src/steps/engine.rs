@@ -73,6 +73,8 @@ pub struct Parts {
     pub metrics: Arc<Metrics>,
     /// What is counted of lookups.
     pub client_metrics: ClientMetrics,
+    /// Called when a reactor answers again after an outage.
+    pub reactor_back: Arc<dyn Fn() + Send + Sync>,
     /// Who waits for the engine's tasks.
     pub tasks: TaskTracker,
 }
@@ -177,6 +179,8 @@ impl Engine {
         {
             let settings = Settings::read(file, reactor)?;
             let lookup = settings.lookup(parts.http.clone(), parts.client_metrics.clone(), steps.clone());
+            let back = parts.reactor_back.clone();
+            let lookup = lookup.on_recovery(move || back());
             lookups.insert(reactor.name.clone(), (settings, lookup));
         }
         let (publisher, subscriber) = start_event_hub();
@@ -371,11 +375,13 @@ fn describe(definition: &WorkflowStepDefinition, status: &StepStatus) -> Value {
     json!({"type": definition.step_type.0, "parameters": parameters, "status": status})
 }
 
-/// Says whether a text is a workflow definition that mmids-core's own parser takes, as plain mmids nodes would.
+/// Says whether a text is a workflow definition that mmids-core's own parser takes, as plain mmids nodes would. The
+/// brackets of an IPv6 address are let through: that parser knows none, so plain nodes can have no such origin anyway.
 pub fn check_answer(text: &str) -> Result<(), String> {
-    let parsed = mmids_core::config::parse(text).map_err(|error| error.to_string())?;
-    if parsed.workflows.is_empty() {
-        return Err("it defines no workflow".to_owned());
+    executor::read(text, None)?;
+    match mmids_core::config::parse(&text.replace(['[', ']'], "_")) {
+        Ok(parsed) if parsed.workflows.is_empty() => Err("it defines no workflow".to_owned()),
+        Ok(_) => Ok(()),
+        Err(error) => Err(format!("mmids cannot read it: {error}")),
     }
-    executor::read(text, None).map(drop)
 }
