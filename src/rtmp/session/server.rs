@@ -341,11 +341,6 @@ impl Server {
             self.link.status("status", "NetStream.Play.Reset", "Playing and resetting.");
         }
         self.link.status("status", "NetStream.Play.Start", "Started playing.");
-        let mut access = BytesMut::new();
-        amf0::write(&mut access, &Value::string("|RtmpSampleAccess"));
-        amf0::write(&mut access, &Value::Boolean(true));
-        amf0::write(&mut access, &Value::Boolean(true));
-        self.link.media(PLAY_STREAM_ID, 0, message::DATA_AMF0, &access);
         self.resume();
     }
 
