@@ -32,7 +32,7 @@ pub const VALUES: usize = 8192;
 /// How much of a body is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Levels of objects and arrays; see [`DEPTH`]. Reading recurses, so this also bounds the stack: keep it below 1000.
+    /// Levels of objects and arrays; see [`DEPTH`]. Reading recurses, so this also bounds the stack: keep it below 256.
     pub depth: usize,
     /// Values in one message; see [`VALUES`].
     pub values: usize,

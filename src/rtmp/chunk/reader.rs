@@ -36,6 +36,7 @@ pub struct Reader {
     partials: SmallVec<[Partial; 1]>,
     /// The stream whose chunk is being read and the payload that the chunk still lacks.
     chunk: Option<(usize, usize)>,
+    /// What has arrived of the next header, and in one case of what follows it; see `kept_payload`.
     header: [u8; HEADER_MAX],
     header_len: usize,
 }
@@ -102,10 +103,14 @@ impl Reader {
                     None => return Ok(None),
                 },
             };
-            if let Some(message) = self.payload(index, missing, input)? {
-                return Ok(Some(message));
+            let message = match self.header_len {
+                0 => self.payload(index, missing, input)?,
+                _ => self.kept_payload(index, missing)?,
+            };
+            if message.is_some() {
+                return Ok(message);
             }
-            if self.chunk.is_some() {
+            if self.chunk.is_some() && input.is_empty() {
                 return Ok(None);
             }
         }
@@ -145,9 +150,6 @@ impl Reader {
             *input = input.get(header.len..).unwrap_or_default();
             return Ok(Some(header));
         }
-        if input.is_empty() {
-            return Ok(None);
-        }
         let kept = self.header_len;
         let more = (HEADER_MAX - kept).min(input.len());
         if let (Some(to), Some(from)) = (self.header.get_mut(kept..kept + more), input.get(..more)) {
@@ -156,9 +158,8 @@ impl Reader {
         let buffer = self.header;
         match self.parse_header(buffer.get(..kept + more).unwrap_or_default()) {
             Some(header) => {
-                // The kept bytes alone were no header, so at least one byte comes from the input.
                 *input = input.get(header.len.saturating_sub(kept)..).unwrap_or_default();
-                self.header_len = 0;
+                self.drop_kept(header.len);
                 Ok(Some(header))
             }
             None => {
@@ -167,6 +168,23 @@ impl Reader {
                 Ok(None)
             }
         }
+    }
+
+    /// Drops the first of the kept bytes.
+    fn drop_kept(&mut self, count: usize) {
+        let count = count.min(self.header_len);
+        self.header.copy_within(count..self.header_len, 0);
+        self.header_len -= count;
+    }
+
+    /// Takes payload from the kept bytes. They hold some when the first bytes after a header were the same as those of
+    /// an extended timestamp, and only the next ones showed that it is not repeated.
+    fn kept_payload(&mut self, index: usize, missing: usize) -> Result<Option<Message>, Error> {
+        let kept = self.header;
+        let mut rest = kept.get(..self.header_len).unwrap_or_default();
+        let message = self.payload(index, missing, &mut rest)?;
+        self.drop_kept(self.header_len - rest.len());
+        Ok(message)
     }
 
     /// The header at the start of `bytes`, if all of it is there. 18 bytes are always enough.

@@ -135,6 +135,33 @@ fn a_short_last_chunk_without_the_repetition_is_not_waited_for() {
 }
 
 #[test]
+fn payload_that_starts_like_the_extended_timestamp_is_not_lost() {
+    let head = [&full(6, 0xFF_FFFF, 131)[..], &[1, 2, 3, 4]].concat();
+    let body = [&[7; 128][..], &[1, 2, 9]].concat();
+    let wire = [&head[..], &body[..128], &[0xC6], &body[128..]].concat();
+    assert_eq!(read(&wire), Ok(vec![message(6, 0x0102_0304, &body)]));
+    assert_eq!(read_bytewise(&wire), Ok(vec![message(6, 0x0102_0304, &body)]));
+
+    // The last chunk's one byte and the next header look like the timestamp's first two bytes.
+    let head = [&full(6, 0xFF_FFFF, 129)[..], &[1, 0xC6, 3, 4]].concat();
+    let body = [&[7; 128][..], &[1]].concat();
+    let wire = [
+        &head[..],
+        &body[..128],
+        b"\xC6\x01\xC6",
+        &body[..128],
+        b"\xC6\x01",
+    ]
+    .concat();
+    let want = vec![message(6, 0x01C6_0304, &body); 2];
+    let messages = |read: Result<Vec<Message>, Error>| read.unwrap();
+    // Nothing tells the last byte from the timestamp's first until something else follows.
+    let wire = [&wire[..], &full(5, 0, 0)].concat();
+    assert_eq!(messages(read(&wire))[..2], want);
+    assert_eq!(messages(read_bytewise(&wire))[..2], want);
+}
+
+#[test]
 fn a_delta_may_be_extended_too() {
     let wire = [&full(6, 5, 1)[..], b"a", b"\x86\xFF\xFF\xFF\x01\0\0\0b", b"\xC6\x01\0\0\0c"].concat();
     let want = vec![message(6, 5, b"a"), message(6, 0x0100_0005, b"b"), message(6, 0x0200_0005, b"c")];
