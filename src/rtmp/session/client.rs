@@ -1,7 +1,7 @@
 //! The asking side of a connection: it plays or publishes one stream.
 
+use super::event::Redacted;
 use super::link::{Arrival, Link};
-use super::server::Redacted;
 use super::{CAN_FORWARD, CAPS_EX, PLAY_STREAM_ID, WINDOW_ACK_SIZE, names};
 use crate::rtmp::amf0::{self, Value};
 use crate::rtmp::handshake::{self, Nonce, Progress};

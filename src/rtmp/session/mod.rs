@@ -8,12 +8,14 @@
 //! message stream [`PLAY_STREAM_ID`] in chunks of [`OUT_CHUNK_SIZE`]; a session's output may stand between any two of them.
 
 mod client;
+mod event;
 mod link;
 mod names;
 mod server;
 
 pub use client::{Client, ClientEvent, Target};
-pub use server::{Connect, Event, Play, Publish, PublishKind, PublishRefusal, Server};
+pub use event::{Connect, Event, Play, Publish, PublishKind, PublishRefusal};
+pub use server::Server;
 
 /// The chunk size that both kinds of session announce before they send anything longer than the default's 128 bytes. Most
 /// video frames fit in one chunk of it; some players refuse sizes of 65,536 and more.
