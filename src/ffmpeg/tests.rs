@@ -17,19 +17,10 @@ const PATIENCE: Duration = Duration::from_secs(30);
 fn fake_ffmpeg(script: &str) -> (TempDir, Settings) {
     let dir = tempfile::tempdir().unwrap();
     let (text, ffmpeg) = (dir.path().join("text"), dir.path().join("ffmpeg"));
-    std::fs::write(
-        &text,
-        format!("#!/bin/sh\ncd '{}'\n{script}\n", dir.path().display()),
-    )
-    .unwrap();
+    std::fs::write(&text, format!("#!/bin/sh\ncd '{}'\n{script}\n", dir.path().display())).unwrap();
     // Written by another process: a file that this one holds open for writing cannot be executed, and a child that is
     // started by another test at this moment would hold it open as well.
-    let installed = Command::new("install")
-        .args(["-m", "755"])
-        .arg(text)
-        .arg(&ffmpeg)
-        .status()
-        .unwrap();
+    let installed = Command::new("install").args(["-m", "755"]).arg(text).arg(&ffmpeg).status().unwrap();
     assert!(installed.success());
     let settings = Settings {
         ffmpeg,
@@ -44,15 +35,7 @@ fn fake_ffmpeg(script: &str) -> (TempDir, Settings) {
 fn film(dir: &Path) -> PathBuf {
     let path = dir.join("film.flv");
     let made = Command::new("ffmpeg")
-        .args([
-            "-nostdin",
-            "-loglevel",
-            "error",
-            "-f",
-            "lavfi",
-            "-i",
-            "testsrc2=size=160x120:rate=25",
-        ])
+        .args(["-nostdin", "-loglevel", "error", "-f", "lavfi", "-i", "testsrc2=size=160x120:rate=25"])
         .args([
             "-f",
             "lavfi",
@@ -65,9 +48,7 @@ fn film(dir: &Path) -> PathBuf {
             "-preset",
             "veryfast",
         ])
-        .args([
-            "-pix_fmt", "yuv420p", "-g", "25", "-bf", "2", "-c:a", "aac", "-f", "flv",
-        ])
+        .args(["-pix_fmt", "yuv420p", "-g", "25", "-bf", "2", "-c:a", "aac", "-f", "flv"])
         .arg(&path)
         .status()
         .expect("these tests need ffmpeg: apt-get install ffmpeg");
@@ -80,10 +61,7 @@ fn location(path: &Path) -> Location {
 }
 
 async fn next(events: &mut mpsc::Receiver<PullEvent>) -> PullEvent {
-    tokio::time::timeout(PATIENCE, events.recv())
-        .await
-        .expect("no event")
-        .expect("the pull goes on")
+    tokio::time::timeout(PATIENCE, events.recv()).await.expect("no event").expect("the pull goes on")
 }
 
 async fn next_end(events: &mut mpsc::Receiver<PullEvent>) -> (EndReason, Duration) {
@@ -109,10 +87,7 @@ async fn until(what: &str, mut condition: impl FnMut() -> bool) {
 /// The process ids that scripts wrote, one a line, into a file of their directory.
 fn pids(dir: &Path) -> Vec<String> {
     let text = std::fs::read_to_string(dir.join("pids")).unwrap_or_default();
-    text.split_inclusive('\n')
-        .filter_map(|line| line.strip_suffix('\n'))
-        .map(str::to_owned)
-        .collect()
+    text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n')).map(str::to_owned).collect()
 }
 
 /// A zombie counts as gone if its parent is: not everybody's init reaps.
@@ -120,9 +95,7 @@ fn is_gone(pid: &str, zombie_is_gone: bool) -> bool {
     let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else {
         return true;
     };
-    let state = stat
-        .rsplit_once(") ")
-        .map(|(_, rest)| rest.starts_with(['Z', 'X']));
+    let state = stat.rsplit_once(") ").map(|(_, rest)| rest.starts_with(['Z', 'X']));
     zombie_is_gone && state.unwrap_or(true)
 }
 
@@ -136,9 +109,8 @@ fn children_with(text: &str) -> Vec<String> {
             let read = |file| std::fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
             let (stat, cmdline) = (read("stat"), read("cmdline"));
             let stat = String::from_utf8_lossy(&stat).into_owned();
-            let ours = stat
-                .rsplit_once(") ")
-                .is_some_and(|(_, rest)| rest.split(' ').nth(1) == Some(&*parent));
+            let ours =
+                stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.split(' ').nth(1) == Some(&*parent));
             ours && String::from_utf8_lossy(&cmdline).contains(text)
         })
         .collect()
@@ -149,11 +121,7 @@ fn kill_9(pid: &str) {
 }
 
 fn media(packets: &[Packet]) -> Vec<Packet> {
-    packets
-        .iter()
-        .filter(|packet| !matches!(packet.kind, PacketKind::Data { .. }))
-        .cloned()
-        .collect()
+    packets.iter().filter(|packet| !matches!(packet.kind, PacketKind::Data { .. })).cloned().collect()
 }
 
 #[tokio::test]
@@ -172,27 +140,18 @@ async fn every_frame_of_a_real_file_comes_through_unchanged() {
     loop {
         match next(&mut events).await {
             PullEvent::Media(packets) => pulled.extend(packets),
-            PullEvent::Ended {
-                reason: EndReason::Exited { status, .. },
-                ..
-            } => break assert!(status.success()),
+            PullEvent::Ended { reason: EndReason::Exited { status, .. }, .. } => {
+                break assert!(status.success());
+            }
             other => panic!("{other:?}"),
         }
     }
     puller.stop().await;
     assert_eq!(pulled[0].kind, PacketKind::Data { metadata: true });
     let kinds: HashSet<_> = pulled.iter().map(|packet| packet.kind).collect();
-    assert!(kinds.contains(&PacketKind::Video {
-        keyframe: true,
-        sequence_header: false
-    }));
-    assert!(kinds.contains(&PacketKind::Video {
-        keyframe: false,
-        sequence_header: true
-    }));
-    assert!(kinds.contains(&PacketKind::Audio {
-        sequence_header: true
-    }));
+    assert!(kinds.contains(&PacketKind::Video { keyframe: true, sequence_header: false }));
+    assert!(kinds.contains(&PacketKind::Video { keyframe: false, sequence_header: true }));
+    assert!(kinds.contains(&PacketKind::Audio { sequence_header: true }));
     assert_eq!(media(&pulled), media(&expected));
 }
 
@@ -206,10 +165,7 @@ async fn a_killed_ffmpeg_is_started_again() {
     assert_eq!(first.len(), 1);
     kill_9(&first[0]);
     let (reason, retry_in) = next_end(&mut events).await;
-    assert!(
-        matches!(reason, EndReason::Exited { status, .. } if !status.success()),
-        "{reason}"
-    );
+    assert!(matches!(reason, EndReason::Exited { status, .. } if !status.success()), "{reason}");
     assert!((250..=500).contains(&retry_in.as_millis()), "{retry_in:?}");
     next_start(&mut events).await;
     let second = children_with(&film.display().to_string());
@@ -224,10 +180,7 @@ async fn an_ffmpeg_that_hangs_is_killed_and_started_again() {
     let stall = Duration::from_millis(300);
     let (puller, mut events) = Puller::start(Settings { stall, ..settings }, Location::parse("x").unwrap());
     let (reason, _) = next_end(&mut events).await;
-    assert!(
-        matches!(reason, EndReason::Stalled(after) if after == stall),
-        "{reason}"
-    );
+    assert!(matches!(reason, EndReason::Stalled(after) if after == stall), "{reason}");
     let first = pids(dir.path());
     assert!(is_gone(&first[0], false), "reaped");
     until("it runs again", || pids(dir.path()).len() == 2).await;
@@ -248,10 +201,7 @@ async fn a_missing_ffmpeg_is_named_and_asked_for_no_faster_than_the_backoff() {
         let expected = "ffmpeg not found at '/nowhere/ffmpeg': install it or set --ffmpeg-path";
         assert_eq!(reason.to_string(), expected);
         let nominal = 50 << attempt;
-        assert!(
-            (nominal..=2 * nominal).contains(&retry_in.as_millis()),
-            "{attempt}: {retry_in:?}"
-        );
+        assert!((nominal..=2 * nominal).contains(&retry_in.as_millis()), "{attempt}: {retry_in:?}");
         if attempt > 0 {
             assert!(since.elapsed() >= Duration::from_millis(50 << (attempt - 1)));
         }
@@ -268,15 +218,8 @@ async fn a_dropped_pull_leaves_no_process_of_its_group() {
     drop(puller);
     // The script is our child and must be reaped; its own child belongs to init by now.
     let first = pids(dir.path());
-    until("both are gone", || {
-        is_gone(&first[0], false) && is_gone(&first[1], true)
-    })
-    .await;
-    assert!(
-        dropped.elapsed() < Duration::from_millis(500),
-        "{:?}",
-        dropped.elapsed()
-    );
+    until("both are gone", || is_gone(&first[0], false) && is_gone(&first[1], true)).await;
+    assert!(dropped.elapsed() < Duration::from_millis(500), "{:?}", dropped.elapsed());
     drop(events);
 
     let (puller, events) = Puller::start(settings, Location::parse("x").unwrap());
@@ -284,15 +227,8 @@ async fn a_dropped_pull_leaves_no_process_of_its_group() {
     let dropped = Instant::now();
     drop(events);
     let second = pids(dir.path());
-    until("both are gone", || {
-        is_gone(&second[2], false) && is_gone(&second[3], true)
-    })
-    .await;
-    assert!(
-        dropped.elapsed() < Duration::from_millis(500),
-        "{:?}",
-        dropped.elapsed()
-    );
+    until("both are gone", || is_gone(&second[2], false) && is_gone(&second[3], true)).await;
+    assert!(dropped.elapsed() < Duration::from_millis(500), "{:?}", dropped.elapsed());
     puller.stop().await;
 }
 
@@ -302,10 +238,7 @@ async fn what_ffmpeg_starts_does_not_outlive_it() {
     let (puller, mut events) = Puller::start(settings, Location::parse("x").unwrap());
     let (reason, _) = next_end(&mut events).await;
     let pid = &pids(dir.path())[0];
-    assert!(
-        matches!(reason, EndReason::Exited { status, .. } if status.code() == Some(3)),
-        "{reason}"
-    );
+    assert!(matches!(reason, EndReason::Exited { status, .. } if status.code() == Some(3)), "{reason}");
     until("its child is gone", || is_gone(pid, true)).await;
     puller.stop().await;
 }
@@ -321,19 +254,13 @@ async fn a_receiver_that_does_not_receive_holds_ffmpeg_back_and_does_not_hinder_
         fake_ffmpeg("echo $$ >>pids; cat header; n=0; while cat tag; do n=$((n+1)); echo $n >count; done");
     std::fs::write(dir.path().join("header"), stream).unwrap();
     std::fs::write(dir.path().join("tag"), tag).unwrap();
-    let settings = Settings {
-        stall: Duration::from_millis(200),
-        ..settings
-    };
+    let settings = Settings { stall: Duration::from_millis(200), ..settings };
     let (puller, mut events) = Puller::start(settings, Location::parse("x").unwrap());
     until("the channel is full", || events.len() == events.max_capacity()).await;
     // Longer than the stall limit: waiting for the receiver is not a stall.
     tokio::time::sleep(Duration::from_millis(400)).await;
     let count = std::fs::read_to_string(dir.path().join("count")).unwrap();
-    assert!(
-        count.trim().parse::<u64>().unwrap() < 200,
-        "{count} tags of 8 KiB were taken"
-    );
+    assert!(count.trim().parse::<u64>().unwrap() < 200, "{count} tags of 8 KiB were taken");
     let mut taken = 0;
     while taken < 300 {
         match next(&mut events).await {
@@ -345,10 +272,7 @@ async fn a_receiver_that_does_not_receive_holds_ffmpeg_back_and_does_not_hinder_
             ended @ PullEvent::Ended { .. } => panic!("{ended:?}"),
         }
     }
-    until("the channel is full again", || {
-        events.len() == events.max_capacity()
-    })
-    .await;
+    until("the channel is full again", || events.len() == events.max_capacity()).await;
     let stopped = Instant::now();
     puller.stop().await;
     assert!(stopped.elapsed() < Duration::from_millis(500));
@@ -363,23 +287,13 @@ async fn the_backoff_grows_until_a_run_was_healthy() {
     flv::write_header(&mut stream, false, true);
     assert!(flv::write_tag(&mut stream, &Packet::video(0, vec![0x27].into())));
     std::fs::write(dir.path().join("stream"), stream).unwrap();
-    for (healthy, nominal) in [
-        (Duration::ZERO, [10, 10, 10, 10, 10]),
-        (Duration::MAX, [10, 20, 40, 40, 40]),
-    ] {
-        let settings = Settings {
-            backoff_min,
-            backoff_max,
-            healthy,
-            ..settings.clone()
-        };
+    for (healthy, nominal) in [(Duration::ZERO, [10, 10, 10, 10, 10]), (Duration::MAX, [10, 20, 40, 40, 40])]
+    {
+        let settings = Settings { backoff_min, backoff_max, healthy, ..settings.clone() };
         let (puller, mut events) = Puller::start(settings, Location::parse("x").unwrap());
         for nominal in nominal {
             let (_, retry_in) = next_end(&mut events).await;
-            assert!(
-                (nominal..=2 * nominal).contains(&retry_in.as_millis()),
-                "{nominal}: {retry_in:?}"
-            );
+            assert!((nominal..=2 * nominal).contains(&retry_in.as_millis()), "{nominal}: {retry_in:?}");
         }
         puller.stop().await;
     }
@@ -398,25 +312,17 @@ async fn what_is_not_flv_ends_the_run() {
 async fn what_ffmpeg_says_is_logged_without_secrets() {
     let log = Log::default();
     let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_ansi(false)
-        .with_writer(move || writer.clone())
-        .finish();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
     let _logging = tracing::subscriber::set_default(subscriber);
 
     let (_dir, settings) =
         fake_ffmpeg("echo 'rtmp://me:secret@h/a/x?token=secret: no such stream' >&2; exit 1");
-    let (puller, mut events) = Puller::start(
-        settings,
-        Location::parse("rtmp://me:secret@h/a/x?token=secret").unwrap(),
-    );
+    let (puller, mut events) =
+        Puller::start(settings, Location::parse("rtmp://me:secret@h/a/x?token=secret").unwrap());
     let (reason, _) = next_end(&mut events).await;
     puller.stop().await;
     let shown = "rtmp://h/a/x?… no such stream";
-    assert_eq!(
-        reason.to_string(),
-        format!("ffmpeg ended (exit status: 1): {shown}")
-    );
+    assert_eq!(reason.to_string(), format!("ffmpeg ended (exit status: 1): {shown}"));
     let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
     assert!(text.contains(&format!("ffmpeg says line=\"{shown}\"")), "{text}");
     assert!(text.contains("location=rtmp://h/a/x?…"), "{text}");
@@ -449,10 +355,7 @@ fn no_ffmpeg_outlives_a_kill_9_of_its_parent() {
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_time()
-        .build()
-        .unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     runtime.block_on(async {
         until("ffmpeg runs", || pids(dir.path()).len() == 1).await;
         let pid = &pids(dir.path())[0];
@@ -469,15 +372,8 @@ fn doomed_process() {
     let Some(ffmpeg) = std::env::var_os(DOOMED) else {
         return;
     };
-    let settings = Settings {
-        ffmpeg: ffmpeg.into(),
-        ..Settings::default()
-    };
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .unwrap();
+    let settings = Settings { ffmpeg: ffmpeg.into(), ..Settings::default() };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     runtime.block_on(async {
         let (_puller, mut events) = Puller::start(settings, Location::parse("x").unwrap());
         while events.recv().await.is_some() {}

@@ -145,14 +145,7 @@ fn payload_that_starts_like_the_extended_timestamp_is_not_lost() {
     // The last chunk's one byte and the next header look like the timestamp's first two bytes.
     let head = [&full(6, 0xFF_FFFF, 129)[..], &[1, 0xC6, 3, 4]].concat();
     let body = [&[7; 128][..], &[1]].concat();
-    let wire = [
-        &head[..],
-        &body[..128],
-        b"\xC6\x01\xC6",
-        &body[..128],
-        b"\xC6\x01",
-    ]
-    .concat();
+    let wire = [&head[..], &body[..128], b"\xC6\x01\xC6", &body[..128], b"\xC6\x01"].concat();
     let want = vec![message(6, 0x01C6_0304, &body); 2];
     let messages = |read: Result<Vec<Message>, Error>| read.unwrap();
     // Nothing tells the last byte from the timestamp's first until something else follows.

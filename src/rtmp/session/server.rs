@@ -7,7 +7,7 @@ use crate::rtmp::amf0::{self, Value};
 use crate::rtmp::handshake::{self, Nonce};
 use crate::rtmp::message::{self, Command, Control, Message, UserControl};
 use crate::rtmp::{Error, Limits};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use std::collections::VecDeque;
 
 /// One connection's answering side, handshake included.
