@@ -10,8 +10,8 @@ use std::sync::mpsc;
 use std::time::Duration;
 use tempfile::NamedTempFile;
 
-/// A node without work that is told to stop has stopped after this.
-pub const STOP_DEADLINE: Duration = Duration::from_secs(10);
+/// A node that is told to stop has stopped after this: the default of `--drain-timeout` and a margin.
+pub const STOP_DEADLINE: Duration = Duration::from_secs(20);
 
 /// What `lb` started must be gone this soon after `lb`.
 const CHILDREN_DEADLINE: Duration = Duration::from_secs(3);
