@@ -80,7 +80,8 @@ fn wrong_usage_is_named_and_exits_with_2() {
         (&["--role", "reactor", "--reactor-listen", "1.2.3.4"], "1.2.3.4"),
         (&["--role", "reactor", "--store", "file:///tmp/x"], "store"),
         (&["--role", "ingest", "--advertise", "two words"], "two words"),
-        (&["--role", "ingest", "--reactor-url", "ftp://x"], "ftp://x"),
+        // The URL itself is not shown: it may hold a password.
+        (&["--role", "ingest", "--reactor-url", "ftp://x"], "--reactor-url"),
         (&["--role", "ingest", "--config", "/does/not/exist.mmids"], "/does/not/exist.mmids"),
         (&["--role", "reactor", "--watcher-template", "/does/not/exist"], "/does/not/exist"),
         (&["--role", "reactor", "--reactor-token-file", "/does/not/exist"], "/does/not/exist"),
