@@ -582,10 +582,7 @@ async fn a_half_open_connection_for_events_is_found_and_one_with_keep_alives_is_
 async fn an_event_that_does_not_end_or_cannot_be_read_costs_a_hello_and_no_memory() {
     let (server, streams) = Server::streaming().await;
     let (registry, metrics) = metrics();
-    let settings = EventsSettings {
-        keep_alive: HOUR,
-        ..events_settings(&server.url)
-    };
+    let settings = EventsSettings { keep_alive: HOUR, ..events_settings(&server.url) };
     let (_events, mut receiver) = Events::start(settings, metrics);
     let endless = streams.accept().await;
     endless.send(HELLO).await;
