@@ -54,7 +54,8 @@ pub(super) struct Connection<'a> {
 /// What a peer wants after its negotiation.
 pub(super) enum Intent {
     Publish(StreamName),
-    Play(StreamName),
+    /// With whether this is a pull that came through this node before.
+    Play(StreamName, bool),
 }
 
 /// Waits for bytes, hands them to `take` once, and says how many they were; zero: the peer closed. Safe to drop.
@@ -88,7 +89,9 @@ pub(super) async fn serve(server: &Arc<Server>, socket: TcpStream, peer: SocketA
         id,
         app: String::new(),
     };
-    match connection.run().await {
+    let outcome = connection.run().await;
+    server.metrics.lost_messages_total.with_label_values(&["unusable"]).inc_by(connection.session.ignored());
+    match outcome {
         Ok(()) => tracing::debug!(id, %peer, "connection closed"),
         Err(Error::Protocol(error)) => {
             server.metrics.misbehaved_total.inc();
@@ -117,7 +120,7 @@ impl Connection<'_> {
             };
             let stays = match intent {
                 Intent::Publish(name) => Box::pin(publish::run(self, name)).await?,
-                Intent::Play(name) => play::run(self, name).await?,
+                Intent::Play(name, looped) => play::run(self, name, looped).await?,
             };
             if !stays {
                 return Ok(());
@@ -161,11 +164,9 @@ impl Connection<'_> {
                 };
             }
             Event::Play(play) => {
-                if play.query.as_deref().is_some_and(|query| self.is_loop(query)) {
-                    return self.refuse_play("loop", "this node would pull from itself").await.map(|()| None);
-                }
+                let looped = play.query.as_deref().is_some_and(|query| self.is_loop(query));
                 return match StreamName::parse(&play.stream_key) {
-                    Ok(name) => Ok(Some(Intent::Play(name))),
+                    Ok(name) => Ok(Some(Intent::Play(name, looped))),
                     Err(error) => self.refuse_play("stream_name", &error.to_string()).await.map(|()| None),
                 };
             }

@@ -5,7 +5,7 @@ use super::routes::PlayRoute;
 use super::socket::ViewerSocket;
 use crate::ids::StreamName;
 use crate::relay::stream::End;
-use crate::relay::{Interest, JoinError, Turn, Viewer};
+use crate::relay::{Admission, Interest, JoinError, Turn, Viewer};
 use crate::rtmp::session::Event;
 use crate::telemetry::Counted;
 use std::time::Duration;
@@ -14,12 +14,20 @@ use std::time::Duration;
 const LAST_MESSAGE: Duration = Duration::from_secs(1);
 
 /// Plays until the peer stops (`true`: the connection may be used again), leaves, or the stream ends.
-pub(super) async fn run(connection: &mut Connection<'_>, name: StreamName) -> Result<bool, Error> {
+pub(super) async fn run(
+    connection: &mut Connection<'_>,
+    name: StreamName,
+    looped: bool,
+) -> Result<bool, Error> {
     let route = connection.server.routes.play(connection.port, &connection.app, &name, connection.peer);
     let route = match route {
         Ok(route) => route,
         Err(no) => return connection.refuse_play(no.reason(), &no.to_string()).await.map(|()| false),
     };
+    if looped && route.hub.admission() == Admission::OnDemand {
+        // A stream that is published here may be pulled from here; one that is not would go round in a circle.
+        return connection.refuse_play("loop", "this node would pull from itself").await.map(|()| false);
+    }
     let gauge = match route.pulls {
         true => &connection.server.metrics.pulls_out,
         false => &connection.server.metrics.viewers,

@@ -89,6 +89,11 @@ impl Hub {
         Arc::new(Hub { admission, settings, metrics, tasks, state: Mutex::default(), changed: Notify::new() })
     }
 
+    /// Whom it lets in.
+    pub fn admission(&self) -> Admission {
+        self.admission
+    }
+
     /// A viewer comes. Its interest lasts as long as what is returned.
     pub fn join(self: &Arc<Self>, name: &StreamName) -> Result<Interest, JoinError> {
         let mut state = self.lock();

@@ -227,14 +227,14 @@ impl Engine {
             let location = read_location(location)?;
             Ok(net::pull::start(location, settings.clone(), limits, metrics.clone()))
         };
-        register("rtmp_pull", Box::new(pull::Generator::new(Arc::new(native))))?;
+        register("rtmp_pull", Box::new(pull::Generator::new(Arc::new(native), reactors.clone())))?;
         let (settings, metrics) = (parts.ffmpeg, parts.metrics);
         let by_ffmpeg = move |_: &WorkflowStepDefinition, location: &str| {
             let location = ffmpeg::Location::parse(location);
             let location = location.map_err(|error| ParameterError(format!("location: {error}")))?;
             Ok(pull_by_ffmpeg(location, settings.clone(), &metrics))
         };
-        register("ffmpeg_pull", Box::new(pull::Generator::new(Arc::new(by_ffmpeg))))?;
+        register("ffmpeg_pull", Box::new(pull::Generator::new(Arc::new(by_ffmpeg), reactors.clone())))?;
 
         let core = start_workflow_manager(Arc::new(factory), publisher);
         let stop = stopped.clone();

@@ -2,6 +2,7 @@
 
 use super::bridge;
 use super::parameters::{ParameterError, Parameters};
+use super::reactors::Reactors;
 use crate::ids::StreamName;
 use crate::relay::pull::{Event, Pull};
 use mmids_core::StreamId;
@@ -19,12 +20,13 @@ pub type Start = dyn Fn(&WorkflowStepDefinition, &str) -> Result<Pull, Parameter
 /// Makes pull steps.
 pub struct Generator {
     start: Arc<Start>,
+    reactors: Arc<Reactors>,
 }
 
 impl Generator {
     /// A kind of pull.
-    pub fn new(start: Arc<Start>) -> Self {
-        Generator { start }
+    pub fn new(start: Arc<Start>, reactors: Arc<Reactors>) -> Self {
+        Generator { start, reactors }
     }
 }
 
@@ -41,7 +43,8 @@ impl StepGenerator for Generator {
         let pull = (self.start)(&definition, &location)?;
         let stop = CancellationToken::new();
         let futures = vec![wait(pull, stop.clone())];
-        let step = PullStep { definition, status: StepStatus::Active, name, stop, sender: None };
+        let reactors = self.reactors.clone();
+        let step = PullStep { definition, status: StepStatus::Active, name, reactors, stop, sender: None };
         Ok((Box::new(step), futures))
     }
 }
@@ -50,6 +53,7 @@ struct PullStep {
     definition: WorkflowStepDefinition,
     status: StepStatus,
     name: StreamName,
+    reactors: Arc<Reactors>,
     /// The engine keeps the futures of a step that it removed, so they are told to end.
     stop: CancellationToken,
     sender: Option<bridge::Sender>,
@@ -94,7 +98,11 @@ impl PullStep {
                     outputs.media.extend(packets.into_iter().map(|packet| sender.packet(packet)));
                 }
             }
-            Event::Ended(_) => self.end(outputs),
+            Event::Ended(_) => {
+                self.end(outputs);
+                // It tries again at the same place by itself; but by now the stream may be at another.
+                self.reactors.changed(&self.name);
+            }
         }
     }
 

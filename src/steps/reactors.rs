@@ -35,6 +35,9 @@ const RETRY: Duration = Duration::from_millis(500);
 /// The pause between two tries while no reactor answers and the stream runs anyway.
 const RETRY_RUNNING: Duration = Duration::from_secs(2);
 
+/// The pause between two lookups of a stream that is gone while its viewers are kept for it.
+const RETRY_GONE: Duration = Duration::from_secs(1);
+
 /// When every follower should ask again at once, they do so within this time of one another.
 const SPREAD: Duration = Duration::from_millis(300);
 
@@ -312,9 +315,11 @@ impl Task {
                 if fresh { regular } else { Some(RETRY_RUNNING) }
             }
             Answer::NotFound { reason } | Answer::Refused { reason } => {
+                // Whoever still follows a stream that is gone waits for its publisher to come back.
+                let pause = if *asker == Asker::Watcher { Some(RETRY_GONE) } else { regular };
                 self.stop_workflows();
                 self.tell(Status::Invalid(reason));
-                regular
+                pause
             }
             Answer::Unavailable { reason } => match asker {
                 // A publisher is never turned away because a reactor is: it is registered as soon as one answers.
