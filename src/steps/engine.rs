@@ -2,6 +2,7 @@
 
 use super::definition::{Config, ConfigError, ReactorDefinition, Workflow};
 use super::executor::{self, Settings};
+use super::forwarder::{self, Directory};
 use super::parameters::{ParameterError, Parameters};
 use super::pull;
 use super::reactors::{Identity, Reactors};
@@ -34,20 +35,17 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-const FORWARDER: [&str; 2] = ["workflow_forwarder", "forward_to_workflow"];
-
 /// Every step type, with its parameters.
 fn step_types() -> [(&'static str, &'static [&'static str]); 6] {
     const PULL: &[&str] = &["location", "stream_name"];
-    const FORWARD: &[&str] = &["target_workflow", "reactor"];
-    let [documented, registered] = FORWARDER;
+    let [documented, registered] = forwarder::NAMES;
     [
         ("rtmp_receive", &rtmp_receive::PARAMETERS),
         ("rtmp_watch", &rtmp_watch::PARAMETERS),
         ("rtmp_pull", PULL),
         ("ffmpeg_pull", PULL),
-        (documented, FORWARD),
-        (registered, FORWARD),
+        (documented, &forwarder::PARAMETERS),
+        (registered, &forwarder::PARAMETERS),
     ]
 }
 
@@ -143,17 +141,9 @@ fn check_step(
             let read = ffmpeg::Location::parse(&location).map(drop);
             read.map_err(|error| ParameterError(format!("location: {error}")))
         }),
-        _ => check_forwarder(step),
+        _ => forwarder::parameters(step),
     };
     checked.map_err(|error| format!("{name}: {error}"))
-}
-
-fn check_forwarder(step: &WorkflowStepDefinition) -> Result<(), ParameterError> {
-    let parameters = Parameters(step);
-    match (parameters.get("target_workflow"), parameters.get("reactor")) {
-        (Some(_), None) | (None, Some(_)) => Ok(()),
-        _ => Err(ParameterError("either target_workflow=NAME or reactor=NAME is needed".to_owned())),
-    }
 }
 
 fn read_location(location: &str) -> Result<Location, ParameterError> {
@@ -184,6 +174,7 @@ impl Engine {
             lookups.insert(reactor.name.clone(), (settings, lookup));
         }
         let (publisher, subscriber) = start_event_hub();
+        let (directory, following) = Directory::subscribe(&subscriber);
         let (asked, requests) = unbounded_channel();
         let default_port = parts.identity.rtmp_port;
         // The manager takes the factory when it starts, and steps need the manager through the reactors: this channel is
@@ -198,9 +189,10 @@ impl Engine {
                 what: error.to_string(),
             })
         };
-        for name in FORWARDER {
-            let generator = WorkflowForwarderStepGenerator::new(subscriber.clone(), asked.clone());
-            register(name, Box::new(generator))?;
+        for name in forwarder::NAMES {
+            let directory = directory.clone();
+            let by_reactor = WorkflowForwarderStepGenerator::new(subscriber.clone(), asked.clone());
+            register(name, Box::new(forwarder::Generator { directory, by_reactor }))?;
         }
         register(
             "rtmp_receive",
@@ -251,7 +243,14 @@ impl Engine {
                 () = relay => {}
             }
         });
-        tokio::spawn(reactors.clone().serve(requests));
+        let serving = reactors.clone().serve(requests);
+        let stop = stopped.clone();
+        tasks.spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                ((), ()) = async { tokio::join!(serving, following) } => {}
+            }
+        });
         let engine = Engine { manager, reactors, tasks, stopped };
         for (file, config) in &configs {
             for workflow in &config.workflows {

@@ -5,6 +5,7 @@
 //! `forward_to`, says where the media of a returned workflow goes that has no step to consume it.
 
 use super::definition::{ConfigError, ReactorDefinition};
+use super::forwarder;
 use crate::client::{ClientMetrics, Http, Lookup, Urls};
 use mmids_core::workflows::definitions::{WorkflowDefinition, WorkflowStepDefinition, WorkflowStepType};
 use std::collections::HashMap;
@@ -13,8 +14,11 @@ use std::time::Duration;
 /// The executor's name.
 pub const NAME: &str = "simple_http";
 
-/// Steps that take a workflow's media somewhere.
-const CONSUMERS: [&str; 3] = ["workflow_forwarder", "forward_to_workflow", "rtmp_watch"];
+/// Whether a step takes a workflow's media somewhere.
+fn consumes(step: &WorkflowStepDefinition) -> bool {
+    let name = step.step_type.0.as_str();
+    forwarder::NAMES.contains(&name) || name == "rtmp_watch"
+}
 
 /// An mmids reactor's definition, read.
 #[derive(Clone, Debug)]
@@ -73,10 +77,10 @@ pub fn read(text: &str, forward_to: Option<&str>) -> Result<Vec<WorkflowDefiniti
         super::definition::parse("answer", text, &HashMap::new()).map_err(|error| error.to_string())?;
     let mut workflows: Vec<_> = config.workflows.into_iter().map(|workflow| workflow.definition).collect();
     for workflow in &mut workflows {
-        let consumed = workflow.steps.iter().any(|step| CONSUMERS.contains(&step.step_type.0.as_str()));
+        let consumed = workflow.steps.iter().any(consumes);
         if let (Some(target), false) = (forward_to, consumed) {
             workflow.steps.push(WorkflowStepDefinition {
-                step_type: WorkflowStepType("workflow_forwarder".to_owned()),
+                step_type: WorkflowStepType(forwarder::NAMES[0].to_owned()),
                 parameters: HashMap::from([("target_workflow".to_owned(), Some(target.to_owned()))]),
             });
         }

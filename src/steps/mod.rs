@@ -7,12 +7,13 @@
 //! | [`reactors`] | follows the names that steps ask for, and runs the workflows that come back |
 //! | [`executor`] | how an mmids reactor asks its web service: `simple_http` |
 //! | [`bridge`] | packets as the engine's notifications, and back |
-//! | [`rtmp_receive`], [`rtmp_watch`], [`pull`] | the steps |
+//! | [`rtmp_receive`], [`rtmp_watch`], [`pull`], [`forwarder`] | the steps |
 
 pub mod bridge;
 pub mod definition;
 pub mod engine;
 pub mod executor;
+pub mod forwarder;
 mod parameters;
 pub mod pull;
 pub mod reactors;

@@ -14,14 +14,14 @@ pub struct ParameterError(pub String);
 /// A definition's parameters, taken by name.
 pub struct Parameters<'a>(pub &'a WorkflowStepDefinition);
 
-impl Parameters<'_> {
+impl<'a> Parameters<'a> {
     /// A parameter that may be missing.
-    pub fn get(&self, name: &str) -> Option<&str> {
+    pub fn get(&self, name: &str) -> Option<&'a str> {
         self.0.parameters.get(name)?.as_deref()
     }
 
     /// A parameter that must be there.
-    pub fn required(&self, name: &str, allowed: &str) -> Result<&str, ParameterError> {
+    pub fn required(&self, name: &str, allowed: &str) -> Result<&'a str, ParameterError> {
         let step = &self.0.step_type;
         self.get(name)
             .filter(|value| !value.is_empty())

@@ -154,8 +154,9 @@ impl Reactors {
 
     /// Ownership of a name changed: whoever follows it to watch it asks again at once.
     pub fn changed(&self, name: &StreamName) {
-        for (key, follower) in self.lock().iter() {
-            if key.1 == *name && key.2 == Asker::Watcher {
+        let followed = self.lock();
+        for reactor in self.reactors.keys() {
+            if let Some(follower) = followed.get(&(reactor.clone(), name.clone(), Asker::Watcher)) {
                 follower.poke.notify_one();
             }
         }
