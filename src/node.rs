@@ -5,7 +5,7 @@
 //! stop goes the other way round.
 
 use crate::api::Heartbeat;
-use crate::cli::{PullBy, Role};
+use crate::cli::PullBy;
 use crate::client::{
     Agent, AgentSettings, ClientMetrics, Contact, Event, Events, EventsSettings, Http, KEEP_ALIVE, Published,
     Urls,
@@ -271,7 +271,7 @@ struct Node {
     published: Arc<Published>,
     agent: Arc<Agent>,
     draining: CancellationToken,
-    watchers: Option<(Events, tokio_util::task::AbortOnDropHandle<()>)>,
+    _events: (Events, tokio_util::task::AbortOnDropHandle<()>),
     _contact: tokio_util::task::AbortOnDropHandle<()>,
 }
 
@@ -355,12 +355,10 @@ impl Node {
         };
         let configs = plan.configs(rtmp_port, urls)?;
         let engine = Arc::new(Engine::start(parts, configs).await?);
-        let watchers = plan.roles.has(Role::Playback).then(|| {
-            let settings = EventsSettings { http, reactors: urls.clone(), keep_alive: KEEP_ALIVE };
-            let (events, changes) = Events::start(settings, client_metrics);
-            let task = tokio::spawn(follow_changes(changes, engine.reactors().clone(), agent.poker()));
-            (events, tokio_util::task::AbortOnDropHandle::new(task))
-        });
+        let settings = EventsSettings { http, reactors: urls.clone(), keep_alive: KEEP_ALIVE };
+        let (events, changes) = Events::start(settings, client_metrics);
+        let following = follow_changes(changes, engine.reactors().clone(), published.clone(), agent.poker());
+        let events = (events, tokio_util::task::AbortOnDropHandle::new(tokio::spawn(following)));
         let limits = net::Limits {
             connections: args.max_connections,
             connections_per_address: args.max_connections_per_address,
@@ -375,7 +373,7 @@ impl Node {
         }
         let contact = tokio::spawn(watch_contact(agent.contact(), health.register("reactor")));
         let contact = tokio_util::task::AbortOnDropHandle::new(contact);
-        Ok(Node { drain, engine, published, agent, draining, watchers, _contact: contact })
+        Ok(Node { drain, engine, published, agent, draining, _events: events, _contact: contact })
     }
 
     /// Tells everybody, waits, and ends what is left.
@@ -385,7 +383,6 @@ impl Node {
         if !self.drain.stop(timeout, LAST_STEPS).await {
             tracing::warn!("some connections did not end in time");
         }
-        drop(self.watchers);
         // The admin port may be answering about the engine at this moment, so it is not ours alone.
         if !self.engine.stop(LAST_STEPS).await {
             tracing::warn!("some workflows did not end in time");
@@ -427,7 +424,14 @@ impl Beat {
     }
 }
 
-async fn follow_changes(mut changes: mpsc::Receiver<Event>, reactors: Arc<Reactors>, poke: impl Fn()) {
+/// Acts on changes of ownership at once: who watches a stream follows it, and a publisher that lost its name hears of it
+/// from the reply to the heartbeat that is sent now.
+async fn follow_changes(
+    mut changes: mpsc::Receiver<Event>,
+    reactors: Arc<Reactors>,
+    published: Arc<Published>,
+    poke: impl Fn(),
+) {
     while let Some(event) = changes.recv().await {
         match event {
             Event::Hello => {
@@ -435,7 +439,12 @@ async fn follow_changes(mut changes: mpsc::Receiver<Event>, reactors: Arc<Reacto
                 poke();
                 reactors.changes_missed();
             }
-            Event::Change(change) => reactors.changed(&change.stream_name),
+            Event::Change(change) => {
+                if published.is_outdated(&change.stream_name, change.epoch) {
+                    poke();
+                }
+                reactors.changed(&change.stream_name);
+            }
         }
     }
 }

@@ -72,6 +72,12 @@ impl Published {
         }
     }
 
+    /// Whether a name is published here by a session that is older than the one with this epoch, as far as is known.
+    pub fn is_outdated(&self, name: &StreamName, epoch: u64) -> bool {
+        let older = |entry: &Session| entry.name == *name && entry.epoch.is_none_or(|own| own < epoch);
+        self.lock().sessions.values().any(older)
+    }
+
     /// The accepted publishes, for a heartbeat.
     pub fn streams(&self) -> Vec<PublishedStream> {
         let state = self.lock();
@@ -135,6 +141,9 @@ mod tests {
         registration.accepted();
         registration.set_epoch(7);
         assert_eq!(published.streams()[0].epoch, Some(7));
+        assert!(published.is_outdated(&"x".parse().unwrap(), 8));
+        assert!(!published.is_outdated(&"x".parse().unwrap(), 7));
+        assert!(!published.is_outdated(&"y".parse().unwrap(), 8));
         published.supersede(session);
         assert!(evicted.try_recv().unwrap().contains("took over"));
         drop(registration);
