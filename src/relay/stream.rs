@@ -249,6 +249,11 @@ impl State {
         }
     }
 
+    /// Has a pump look for what it has not written yet.
+    pub fn wake(&self, index: usize) {
+        self.pumps.get(index).into_iter().for_each(|pump| pump.wake.notify_one());
+    }
+
     /// Where a viewer may start now. A source that is gone, or has not shown yet whether it continues the one before,
     /// leaves only the past, which is no place to start.
     pub fn start(&mut self) -> Option<(u64, u32)> {

@@ -205,6 +205,11 @@ impl Viewer {
     async fn behind(&mut self) -> Option<Turn> {
         match self.catch_up() {
             Ok(Caught::Up | Caught::More) => None,
+            Ok(Caught::Ahead) => {
+                // The pump was woken, and flushes as soon as it gets its turn.
+                tokio::task::yield_now().await;
+                None
+            }
             Ok(Caught::Ended) => Some(Turn::Ended(self.end())),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.writable().await,
             Err(error) => Some(Turn::Gone(error)),
@@ -261,6 +266,10 @@ impl Viewer {
             if self.rest.is_empty() {
                 if state.ended.is_some() && next >= state.ring.end() {
                     return Ok(Caught::Ended);
+                }
+                if next > frontier {
+                    state.wake(self.pump);
+                    return Ok(Caught::Ahead);
                 }
                 if next == frontier {
                     stream.seat(&mut state, self.pump, self.seat.clone());
@@ -333,6 +342,8 @@ impl Viewer {
 enum Caught {
     Up,
     More,
+    /// The place to start is a block that the pump has still to give to those at the head.
+    Ahead,
     Ended,
 }
 
