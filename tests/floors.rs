@@ -1,5 +1,7 @@
 //! Imports point down only: reads the source and fails on an upward arrow, and on a name that has one place.
 
+#![allow(clippy::expect_used)] // helpers of tests may panic
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
