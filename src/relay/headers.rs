@@ -2,6 +2,7 @@
 
 use super::ring;
 use crate::media::{Packet, PacketKind};
+use crate::rtmp::message::{AUDIO, VIDEO};
 use bytes::{Bytes, BytesMut};
 
 /// The most sequence headers that are kept: Enhanced RTMP has up to 256 tracks a kind; nobody publishes 64.
@@ -91,6 +92,11 @@ impl Headers {
         self.version += 1;
     }
 
+    /// Whether the source has said how its video is to be decoded.
+    pub fn has_video(&self) -> bool {
+        self.sequence.iter().any(|header| header.key.0 == VIDEO)
+    }
+
     /// See the field.
     pub fn version(&self) -> u64 {
         self.version
@@ -100,7 +106,7 @@ impl Headers {
     pub fn wire(&self, timestamp: u32) -> Bytes {
         let of_kind = |kind| self.sequence.iter().filter(move |header| header.key.0 == kind);
         let mut out = BytesMut::new();
-        for header in self.metadata.iter().chain(of_kind(9)).chain(of_kind(8)) {
+        for header in self.metadata.iter().chain(of_kind(VIDEO)).chain(of_kind(AUDIO)) {
             ring::write_wire(&mut out, &header.packet, timestamp);
         }
         out.freeze()

@@ -218,7 +218,7 @@ impl Hub {
 
     fn look(&self) -> (Vec<Demand>, Option<Instant>) {
         let mut state = self.lock();
-        let now = Instant::now();
+        let now = super::now();
         let over: Vec<StreamName> = state
             .entries
             .iter()
@@ -270,7 +270,7 @@ impl Hub {
         if let Some(entry) = state.entries.get_mut(stream.name())
             && Arc::ptr_eq(&entry.stream, stream)
         {
-            entry.ends = Some(Instant::now() + self.settings.grace);
+            entry.ends = Some(super::now() + self.settings.grace);
             self.touch(&mut state, stream.name());
             // The grace timer may have to be set anew.
             self.changed.notify_one();
@@ -306,11 +306,11 @@ impl Interest {
                 tokio::pin!(changed);
                 changed.as_mut().enable();
                 {
-                    let mut state = self.stream.lock();
+                    let state = self.stream.lock();
                     if let Some(end) = &state.ended {
                         return Err(end.clone());
                     }
-                    if state.start().is_some() {
+                    if state.can_start() {
                         return Ok(());
                     }
                 }
@@ -345,7 +345,7 @@ pub struct Source {
 impl Source {
     /// Hands packets on to all viewers.
     pub fn push<'a>(&self, packets: impl IntoIterator<Item = &'a Packet>) {
-        self.stream.push(self.number, packets, Instant::now());
+        self.stream.push(self.number, packets, super::now());
     }
 }
 

@@ -22,3 +22,13 @@ pub use hub::{Admission, Demand, Hub, Interest, JoinError, Source};
 pub use settings::{Gather, Settings};
 pub use stream::Stream;
 pub use viewer::{Sink, Turn, Viewer};
+
+use std::time::Instant;
+
+/// The runtime's clock, so that a test can stop it.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+#[cfg(test)]
+mod tests;

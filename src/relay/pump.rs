@@ -3,6 +3,7 @@
 //! A viewer whose socket would block is handed back to its own task with its place in the ring, and comes back when it
 //! has caught up. The pump never waits for a viewer and keeps nothing for one.
 
+use super::ring::Mark;
 use super::stream::{State, Stream};
 use super::viewer::Sink;
 use bytes::{Bytes, BytesMut};
@@ -32,8 +33,8 @@ pub(super) struct Seat {
 /// What a pump says when it hands a viewer back.
 #[derive(Debug)]
 pub(super) enum Handover {
-    /// The socket took all before `next` but `rest`.
-    Behind { rest: Bytes, next: u64 },
+    /// The socket took all before `at` but `rest`.
+    Behind { rest: Bytes, at: Mark },
     /// The socket is gone.
     Gone(io::Error),
     /// The stream ended, and everything of it was written.
@@ -50,7 +51,7 @@ impl Seat {
         })
     }
 
-    /// Asks the pump to hand the viewer back with its next write.
+    /// Asks the pump to hand the viewer back instead of writing to it.
     pub fn recall(&self, recalled: bool) {
         self.recalled.store(recalled, Ordering::Relaxed);
     }
@@ -67,12 +68,14 @@ impl Seat {
 
 /// What a pump does next.
 enum Step {
-    /// Write these blocks, of which the first has the number `from`; all before `next` is written then.
+    /// Write these blocks, of which the first stands behind `from`; all before `next` is written then.
     Flush {
         blocks: Vec<Bytes>,
-        from: u64,
-        next: u64,
+        from: Mark,
+        next: Mark,
     },
+    /// Hand back those that are called back, and forget those that are gone.
+    Sweep(Mark),
     Wait(Option<Instant>),
     Ended,
     Stop,
@@ -82,11 +85,11 @@ enum Step {
 pub(super) async fn run(stream: Arc<Stream>, index: usize, wake: Arc<Notify>) {
     let mut members: Vec<Arc<Seat>> = Vec::new();
     let ping_every = stream.settings.ping;
-    let mut ping_at = Instant::now() + ping_every;
+    let mut ping_at = super::now() + ping_every;
     let timer = tokio::time::sleep_until(ping_at.into());
     tokio::pin!(timer);
     loop {
-        let now = Instant::now();
+        let now = super::now();
         let step = next_step(&mut stream.lock(), index, &mut members, now);
         match step {
             Step::Flush { blocks, from, next } => {
@@ -95,8 +98,8 @@ pub(super) async fn run(stream: Arc<Stream>, index: usize, wake: Arc<Notify>) {
             }
             Step::Wait(_) if now >= ping_at => {
                 ping_at = now + ping_every;
-                let next = stream.lock().pumps.get(index).map_or(0, |pump| pump.frontier);
-                write_all(&stream, &mut members, &ping(), next, next).await;
+                let Some(at) = stream.lock().pumps.get(index).map(|pump| pump.frontier) else { break };
+                write_all(&stream, &mut members, &ping(), at, at).await;
             }
             Step::Wait(armed) => {
                 let until = armed.map_or(ping_at, |armed| armed.min(ping_at));
@@ -106,6 +109,7 @@ pub(super) async fn run(stream: Arc<Stream>, index: usize, wake: Arc<Notify>) {
                     () = &mut timer => {}
                 }
             }
+            Step::Sweep(at) => sweep(&mut members, at),
             Step::Ended => {
                 members.drain(..).for_each(|seat| seat.hand(Handover::Ended));
             }
@@ -121,24 +125,41 @@ fn next_step(state: &mut State, index: usize, members: &mut Vec<Arc<Seat>>, now:
         state.ring.seal();
     }
     let pending = state.ring.due();
-    let end = state.ring.end();
+    let head = state.ring.head();
     let period = state.ring.period();
     let ended = state.ended.is_some();
     let ring = &state.ring;
     let Some(pump) = state.pumps.get_mut(index) else { return Step::Stop };
-    members.append(&mut pump.inbox);
+    let from = pump.frontier;
+    for (seat, at) in pump.inbox.drain(..) {
+        if at == from {
+            members.push(seat);
+        } else {
+            // The frontier moves to the head now, and the viewer gets there by itself.
+            seat.hand(Handover::Behind { rest: Bytes::new(), at });
+        }
+    }
     if pump.viewers == 0 {
         pump.running = false;
-        pump.frontier = end;
+        pump.frontier = head;
         return Step::Stop;
     }
-    if pump.frontier < end {
-        let blocks = ring.since(pump.frontier).map(|block| block.wire.clone()).collect();
-        let from = std::mem::replace(&mut pump.frontier, end);
+    if from.number < ring.first() {
+        // The ring turned over while the pump had no turn: its viewers have fallen off.
+        pump.frontier = head;
+        members.drain(..).for_each(|seat| seat.hand(Handover::Behind { rest: Bytes::new(), at: from }));
+    }
+    if pump.frontier != head {
+        let blocks = ring.since(from.number).map(|block| block.wire.clone()).collect();
+        pump.frontier = head;
+        pump.sweep = false;
         // The next flush will most likely come within a period, brought by a push that wakes this pump. Looking by itself
         // at that time catches what waits without anything to ride on, and saves a wake-up for each that does not.
         pump.armed = Some(now + period);
-        return Step::Flush { blocks, from, next: end };
+        return Step::Flush { blocks, from, next: head };
+    }
+    if std::mem::take(&mut pump.sweep) {
+        return Step::Sweep(head);
     }
     if ended {
         return if members.is_empty() {
@@ -166,7 +187,7 @@ fn gather(mut blocks: Vec<Bytes>) -> Bytes {
 }
 
 /// Writes to all members, and hands back those that cannot take everything now.
-async fn write_all(stream: &Stream, members: &mut Vec<Arc<Seat>>, wire: &Bytes, from: u64, next: u64) {
+async fn write_all(stream: &Stream, members: &mut Vec<Arc<Seat>>, wire: &Bytes, from: Mark, next: Mark) {
     let mut sent = 0;
     let mut index = 0;
     let mut writes = 0;
@@ -183,10 +204,10 @@ async fn write_all(stream: &Stream, members: &mut Vec<Arc<Seat>>, wire: &Bytes, 
             }
             Some(Ok(n)) => {
                 sent += n;
-                Some(Handover::Behind { rest: wire.slice(n..), next })
+                Some(Handover::Behind { rest: wire.slice(n..), at: next })
             }
             Some(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {
-                Some(Handover::Behind { rest: Bytes::new(), next: from })
+                Some(Handover::Behind { rest: Bytes::new(), at: from })
             }
             Some(Err(error)) => Some(Handover::Gone(error)),
             None => {
@@ -203,6 +224,16 @@ async fn write_all(stream: &Stream, members: &mut Vec<Arc<Seat>>, wire: &Bytes, 
         }
     }
     stream.metrics.sent_bytes_total.inc_by(sent as u64);
+}
+
+fn sweep(members: &mut Vec<Arc<Seat>>, at: Mark) {
+    members.retain(|seat| {
+        let recalled = seat.recalled.load(Ordering::Relaxed);
+        if recalled {
+            seat.hand(Handover::Behind { rest: Bytes::new(), at });
+        }
+        !recalled && seat.sink.strong_count() > 0
+    });
 }
 
 /// A ping request (RTMP 1.0, 7.1.7), the same bytes for every viewer. Its time is of no use to anybody: zero.

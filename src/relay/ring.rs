@@ -40,6 +40,22 @@ pub struct Block {
     index: u64,
 }
 
+/// A place between two blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mark {
+    /// The number of the block behind it.
+    pub number: u64,
+    /// How many messages of the stream came before it.
+    pub index: u64,
+}
+
+impl Block {
+    /// The place before this block, which has this number.
+    pub fn mark(&self, number: u64) -> Mark {
+        Mark { number, index: self.index }
+    }
+}
+
 /// See the module's head.
 #[derive(Debug)]
 pub struct Ring {
@@ -52,6 +68,8 @@ pub struct Ring {
     bytes: usize,
     /// The number of the newest block that starts with a keyframe, while it is there.
     keyframe: Option<u64>,
+    /// The time of the keyframe that came last, while viewers may start there.
+    keyframe_time: Option<u32>,
     pending: BytesMut,
     gathering: Option<Gathering>,
     /// When the last video came, and its time on the viewers' clock.
@@ -69,6 +87,7 @@ struct Gathering {
     due: Instant,
     timestamp: u32,
     starts: bool,
+    keyframe: bool,
     messages: u64,
 }
 
@@ -101,6 +120,7 @@ impl Ring {
             first: 0,
             bytes: 0,
             keyframe: None,
+            keyframe_time: None,
             pending: BytesMut::new(),
             gathering: None,
             video: None,
@@ -111,13 +131,23 @@ impl Ring {
 
     /// Appends a message that goes out at `timestamp` (the viewers' clock).
     pub fn push(&mut self, packet: &Packet, timestamp: u32, now: Instant) {
-        let keyframe = matches!(packet.kind, PacketKind::Video { keyframe: true, sequence_header: false });
-        let video = matches!(packet.kind, PacketKind::Video { .. });
+        // Where a stream has several video tracks, their keyframes of one moment belong together.
+        let keyframe = matches!(packet.kind, PacketKind::Video { keyframe: true, sequence_header: false })
+            && self.keyframe_time != Some(timestamp);
+        let alone = self.video.is_none()
+            && matches!(
+                packet.kind,
+                PacketKind::Audio { sequence_header: false } | PacketKind::Data { metadata: false }
+            );
         let frame = matches!(packet.kind, PacketKind::Video { sequence_header: false, .. });
         // A viewer starts at a block's first byte, and a block should not grow far past its arena.
         let overdue = self.due().is_some_and(|due| now > due + UNWATCHED);
-        if keyframe || overdue || self.pending.len() + packet.body.len() > ARENA {
+        let begins = keyframe || alone && self.gathering.as_ref().is_some_and(|gathering| !gathering.starts);
+        if begins || overdue || self.pending.len() + packet.body.len() > ARENA {
             self.seal();
+        }
+        if keyframe {
+            self.keyframe_time = Some(timestamp);
         }
         if frame {
             self.measure_frame(timestamp, now);
@@ -135,7 +165,8 @@ impl Ring {
             since: now,
             due,
             timestamp,
-            starts: keyframe || (self.video.is_none() && !video),
+            starts: keyframe || alone,
+            keyframe,
             messages: 0,
         });
         gathering.messages += 1;
@@ -145,6 +176,9 @@ impl Ring {
     /// Makes a block of what was gathered.
     pub fn seal(&mut self) {
         let Some(gathering) = self.gathering.take() else { return };
+        if gathering.keyframe {
+            self.keyframe = Some(self.end());
+        }
         let block = Block {
             wire: self.pending.split().freeze(),
             starts: gathering.starts,
@@ -153,9 +187,6 @@ impl Ring {
             index: self.messages,
         };
         self.messages += gathering.messages;
-        if block.starts && self.video.is_some() {
-            self.keyframe = Some(self.end());
-        }
         self.bytes += block.wire.len();
         self.blocks.push_back(block);
         self.evict(gathering.since);
@@ -191,6 +222,11 @@ impl Ring {
         self.first + self.blocks.len() as u64
     }
 
+    /// The place behind the newest block.
+    pub fn head(&self) -> Mark {
+        Mark { number: self.end(), index: self.messages }
+    }
+
     /// The number of the oldest block.
     pub fn first(&self) -> u64 {
         self.first
@@ -219,7 +255,15 @@ impl Ring {
 
     /// Where a new viewer starts, and the time its headers carry: at the newest keyframe, or shortly before the newest
     /// message where there is no video. Nothing while there is no such place.
-    pub fn start(&self) -> Option<(u64, u32)> {
+    pub fn start(&mut self) -> Option<(Mark, u32)> {
+        let keyframe = self.gathering.as_ref().is_some_and(|gathering| gathering.keyframe);
+        if keyframe || self.sealed_start().is_none() {
+            self.seal();
+        }
+        self.sealed_start()
+    }
+
+    fn sealed_start(&self) -> Option<(Mark, u32)> {
         let number = match self.keyframe {
             Some(number) => number,
             None if self.video.is_some() => return None,
@@ -232,18 +276,21 @@ impl Ring {
                 self.end() - count as u64
             }
         };
-        Some((number, self.block(number)?.timestamp))
+        let block = self.block(number)?;
+        Some((block.mark(number), block.timestamp))
     }
 
-    /// Whether [`Ring::start`] has an answer, at the latest after [`Ring::seal`].
+    /// Whether [`Ring::start`] has an answer.
     pub fn can_start(&self) -> bool {
-        self.gathering.as_ref().is_some_and(|gathering| gathering.starts) || self.start().is_some()
+        let starts = |gathering: &Gathering| gathering.keyframe || gathering.starts && self.video.is_none();
+        self.gathering.as_ref().is_some_and(starts) || self.sealed_start().is_some()
     }
 
     /// Frames from before this moment can be no viewer's first: the decoder's configuration changed, or the source.
     pub fn forget_start(&mut self) {
         self.seal();
         self.keyframe = None;
+        self.keyframe_time = None;
         for block in &mut self.blocks {
             block.starts = false;
         }

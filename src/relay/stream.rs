@@ -2,7 +2,7 @@
 
 use super::headers::{Headers, Seen};
 use super::pump::{self, Seat};
-use super::ring::Ring;
+use super::ring::{Mark, Ring};
 use super::settings::Settings;
 use super::timeline::Timeline;
 use crate::ids::StreamName;
@@ -53,9 +53,12 @@ pub(super) struct State {
 #[derive(Debug)]
 pub(super) struct Pump {
     /// All blocks before this one were given to the pump's viewers.
-    pub frontier: u64,
-    /// Viewers that reached the frontier since the last flush.
-    pub inbox: Vec<Arc<Seat>>,
+    pub frontier: Mark,
+    /// Viewers that came to the head since the pump last looked, and where they stand: at the frontier, or beyond it
+    /// when they started at a block that the pump has not given out yet.
+    pub inbox: Vec<(Arc<Seat>, Mark)>,
+    /// Some of its viewers are gone or called back.
+    pub sweep: bool,
     /// Viewers that count on this pump, at the head or behind.
     pub viewers: usize,
     /// The pump looks by itself at this time.
@@ -179,10 +182,11 @@ impl Stream {
         let limit = self.settings.pump_viewers;
         let free = state.pumps.iter().position(|pump| pump.viewers < limit);
         let index = free.unwrap_or_else(|| {
-            let frontier = state.ring.end();
+            let frontier = state.ring.head();
             state.pumps.push(Pump {
                 frontier,
                 inbox: Vec::new(),
+                sweep: false,
                 viewers: 0,
                 armed: None,
                 running: false,
@@ -205,16 +209,25 @@ impl Stream {
         }
     }
 
-    /// Puts a viewer that stands at the pump's frontier among those at the head. The caller holds the lock, so that
-    /// the frontier is still where the viewer stands.
-    pub(super) fn seat(self: &Arc<Self>, state: &mut State, index: usize, seat: Arc<Seat>) {
+    /// A viewer of this pump wants to be handed back, even if there is nothing to write.
+    pub(super) fn recall(&self, pump: usize) {
+        if let Some(pump) = self.lock().pumps.get_mut(pump) {
+            pump.sweep = true;
+            pump.wake.notify_one();
+        }
+    }
+
+    /// Puts a viewer that stands at the pump's frontier or at the end of the ring among those at the head. The caller
+    /// holds the lock, so that this is still where the viewer stands.
+    pub(super) fn seat(self: &Arc<Self>, state: &mut State, index: usize, seat: Arc<Seat>, at: Mark) {
         let Some(pump) = state.pumps.get_mut(index) else { return };
-        pump.inbox.push(seat);
+        pump.inbox.push((seat, at));
         if !pump.running {
             pump.running = true;
             self.metrics.pumps.inc();
             self.tasks.spawn(pump::run(self.clone(), index, pump.wake.clone()));
         } else if pump.inbox.len().is_multiple_of(pump::SWEEP) {
+            pump.sweep = true;
             pump.wake.notify_one();
         }
     }
@@ -226,6 +239,9 @@ impl State {
         if self.timeline.take_break() {
             self.ring.source_changed();
             self.headers.forget_older();
+            if self.headers.has_video() {
+                self.ring.expect_video(timestamp, now);
+            }
         }
         let video = matches!(packet.kind, PacketKind::Video { .. });
         if self.headers.see(packet) == Seen::Changed && video {
@@ -239,34 +255,24 @@ impl State {
     pub fn frontier(&mut self, index: usize) -> u64 {
         let end = self.ring.end();
         match self.pumps.get_mut(index) {
-            Some(pump) if pump.running => pump.frontier,
+            Some(pump) if pump.running => pump.frontier.number,
             Some(pump) => {
                 self.ring.seal();
-                pump.frontier = self.ring.end();
-                pump.frontier
+                pump.frontier = self.ring.head();
+                pump.frontier.number
             }
             None => end,
         }
     }
 
-    /// Has a pump look for what it has not written yet.
-    pub fn wake(&self, index: usize) {
-        self.pumps.get(index).into_iter().for_each(|pump| pump.wake.notify_one());
-    }
-
     /// Where a viewer may start now. A source that is gone, or has not shown yet whether it continues the one before,
     /// leaves only the past, which is no place to start.
-    pub fn start(&mut self) -> Option<(u64, u32)> {
-        if !self.can_start() {
-            return None;
-        }
-        if self.ring.start().is_none() {
-            self.ring.seal();
-        }
-        self.ring.start()
+    pub fn start(&mut self) -> Option<(Mark, u32)> {
+        if self.can_start() { self.ring.start() } else { None }
     }
 
-    fn can_start(&self) -> bool {
+    /// Whether [`State::start`] has an answer.
+    pub fn can_start(&self) -> bool {
         self.source.is_some() && !self.timeline.is_fresh() && self.ring.can_start()
     }
 }

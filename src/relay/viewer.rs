@@ -9,6 +9,7 @@
 
 use super::hub::Interest;
 use super::pump::{Handover, Seat};
+use super::ring::{Block, Mark};
 use super::stream::{End, Stream};
 use bytes::Bytes;
 use smallvec::SmallVec;
@@ -20,6 +21,10 @@ use std::time::Instant;
 
 /// The most pieces that one write hands to the kernel, and so the most blocks a slow viewer holds at a time.
 const PIECES: usize = 64;
+
+/// The most control messages, in bytes, that wait for a viewer which takes nothing. A peer that asks and asks, and does
+/// not read its answers, is closed.
+const REPLIES: usize = 64 << 10;
 
 /// Something that takes bytes now or would block: a socket.
 pub trait Sink: Send + Sync + Debug {
@@ -36,7 +41,7 @@ pub trait Sink: Send + Sync + Debug {
 pub enum Turn {
     /// The stream is over; everything of it was written.
     Ended(End),
-    /// The viewer took nothing for too long.
+    /// The viewer took nothing for too long, or asked for too much that it did not take.
     Stalled,
     /// The socket is gone.
     Gone(io::Error),
@@ -54,8 +59,8 @@ pub struct Viewer {
     place: Place,
     /// Written before anything else: replies and headers, or what the socket did not take of a block.
     rest: SmallVec<[Bytes; 2]>,
-    /// How many messages of the stream were written, or begun, or lost; nothing before the first start.
-    index: Option<u64>,
+    /// The viewer fell off the ring, and had so many messages of the stream.
+    fell: Option<u64>,
     /// The version of the headers that were written last.
     headers: Option<u64>,
     /// The socket takes nothing, and since when.
@@ -64,14 +69,16 @@ pub struct Viewer {
     stopping: bool,
     /// Control messages that wait for the pump to hand the viewer back: only one may write at a time.
     replies: Option<Bytes>,
+    /// The bytes of control messages since everything was last written.
+    owed: usize,
 }
 
 #[derive(Debug)]
 enum Place {
     /// There is no place to start.
     Waiting,
-    /// The next block to write.
-    Behind(u64),
+    /// What is before this is written.
+    Behind(Mark),
     AtHead,
 }
 
@@ -86,12 +93,13 @@ impl Viewer {
             pump,
             place: Place::Waiting,
             rest: SmallVec::new(),
-            index: None,
+            fell: None,
             headers: None,
             blocked: None,
             paused: false,
             stopping: false,
             replies: None,
+            owed: 0,
         };
         viewer.push_rest(prelude);
         viewer
@@ -104,12 +112,16 @@ impl Viewer {
     /// Serves the viewer until something ends it. Safe to drop and call again: the place is kept in the viewer.
     pub async fn turn(&mut self) -> Turn {
         loop {
+            if self.owed > REPLIES {
+                self.stream().metrics.viewer_stalls_total.inc();
+                return Turn::Stalled;
+            }
             if self.rest.is_empty() && !matches!(self.place, Place::AtHead) {
                 if self.stopping {
                     return Turn::Stopped;
                 }
                 if self.paused {
-                    std::future::pending::<()>().await;
+                    return self.pausing().await;
                 }
             }
             let turn = match self.place {
@@ -123,11 +135,14 @@ impl Viewer {
         }
     }
 
-    /// Holds the media back (`true`), or goes on at the newest keyframe (`false`).
+    /// Holds the media back (`true`), or goes on (`false`): at the newest keyframe, or where it was if that is behind.
     pub fn pause(&mut self, paused: bool) {
-        if !paused && self.paused && !matches!(self.place, Place::AtHead) {
-            self.place = Place::Waiting;
-            self.index = None;
+        if let (true, false, Place::Behind(at)) = (self.paused, paused, &self.place) {
+            let start = self.stream().lock().start();
+            if start.is_none_or(|(newest, _)| newest.number > at.number) {
+                self.place = Place::Waiting;
+                self.fell = None;
+            }
         }
         self.paused = paused;
         self.recall();
@@ -135,6 +150,7 @@ impl Viewer {
 
     /// Sends control messages between two media messages.
     pub fn reply(&mut self, bytes: Bytes) {
+        self.owed += bytes.len();
         if matches!(self.place, Place::AtHead) {
             let mut all = bytes::BytesMut::from(self.replies.take().unwrap_or_default());
             all.extend_from_slice(&bytes);
@@ -152,21 +168,40 @@ impl Viewer {
     }
 
     fn recall(&self) {
-        self.seat.recall(self.paused || self.stopping || self.replies.is_some());
+        let recalled = self.is_held() || self.replies.is_some();
+        self.seat.recall(recalled);
+        if recalled && matches!(self.place, Place::AtHead) {
+            self.stream().recall(self.pump);
+        }
+    }
+
+    /// No more media for now.
+    fn is_held(&self) -> bool {
+        self.paused || self.stopping
+    }
+
+    async fn pausing(&self) -> Turn {
+        loop {
+            let changed = self.stream().changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if let Some(end) = self.ended() {
+                return Turn::Ended(end);
+            }
+            changed.await;
+        }
     }
 
     async fn at_head(&mut self) -> Option<Turn> {
         self.seat.wake.notified().await;
         let handover = self.seat.take()?;
-        let replies = self.replies.take();
-        self.recall();
         match handover {
-            Handover::Behind { rest, next } => {
+            Handover::Behind { rest, at } => {
+                self.place = Place::Behind(at);
                 self.push_rest(rest);
+                let replies = self.replies.take();
                 self.push_rest(replies.unwrap_or_default());
-                let index = self.stream().lock().ring.index(next);
-                self.index = Some(index);
-                self.place = Place::Behind(next);
+                self.recall();
                 None
             }
             Handover::Gone(error) => Some(Turn::Gone(error)),
@@ -179,14 +214,15 @@ impl Viewer {
         let changed = stream.changed.notified();
         tokio::pin!(changed);
         changed.as_mut().enable();
-        if self.try_start() {
+        if !self.is_held() && self.try_start() {
             return None;
         }
-        let ended = stream.lock().ended.clone();
-        if let Some(end) = ended {
-            return Some(Turn::Ended(end));
-        }
         if self.rest.is_empty() {
+            if let Some(end) = self.ended() {
+                let had = self.fell.take();
+                self.count_lost(had, stream.lock().ring.head());
+                return Some(Turn::Ended(end));
+            }
             changed.await;
             return None;
         }
@@ -205,11 +241,6 @@ impl Viewer {
     async fn behind(&mut self) -> Option<Turn> {
         match self.catch_up() {
             Ok(Caught::Up | Caught::More) => None,
-            Ok(Caught::Ahead) => {
-                // The pump was woken, and flushes as soon as it gets its turn.
-                tokio::task::yield_now().await;
-                None
-            }
             Ok(Caught::Ended) => Some(Turn::Ended(self.end())),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.writable().await,
             Err(error) => Some(Turn::Gone(error)),
@@ -217,7 +248,7 @@ impl Viewer {
     }
 
     async fn writable(&mut self) -> Option<Turn> {
-        let since = *self.blocked.get_or_insert_with(Instant::now);
+        let since = *self.blocked.get_or_insert_with(super::now);
         let until = since + self.stream().settings.stall;
         let sink = self.sink.clone();
         let writable = std::future::poll_fn(|context| sink.poll_writable(context));
@@ -235,65 +266,69 @@ impl Viewer {
     fn try_start(&mut self) -> bool {
         let stream = self.stream().clone();
         let mut state = stream.lock();
-        let Some((number, timestamp)) = state.start() else { return false };
+        let Some((at, timestamp)) = state.start() else { return false };
         if self.headers != Some(state.headers.version()) {
             self.headers = Some(state.headers.version());
             let headers = state.headers.wire(timestamp);
             self.push_rest(headers);
         }
-        let index = state.ring.index(number);
-        let lost = self.index.map_or(0, |had| index.saturating_sub(had));
-        stream.metrics.viewer_skipped_messages_total.inc_by(lost);
-        self.index = Some(index);
-        self.place = Place::Behind(number);
+        let had = self.fell.take();
+        self.count_lost(had, at);
+        self.place = Place::Behind(at);
         true
+    }
+
+    fn count_lost(&self, had: Option<u64>, at: Mark) {
+        let lost = had.map_or(0, |had| at.index.saturating_sub(had));
+        self.stream().metrics.viewer_skipped_messages_total.inc_by(lost);
     }
 
     /// Writes from the ring until the socket is full or the head is reached.
     fn catch_up(&mut self) -> io::Result<Caught> {
-        let Place::Behind(next) = self.place else { return Ok(Caught::Up) };
+        let Place::Behind(at) = self.place else { return Ok(Caught::Up) };
         let stream = self.stream().clone();
-        let mut blocks: SmallVec<[Bytes; PIECES]> = SmallVec::new();
-        {
+        let mut blocks: SmallVec<[Block; PIECES]> = SmallVec::new();
+        let next = {
             let mut state = stream.lock();
             let frontier = state.frontier(self.pump);
-            if next < state.ring.first() {
+            let head = state.ring.head();
+            if at.number < state.ring.first() {
                 drop(state);
                 stream.metrics.viewer_skips_total.inc();
+                self.fell = Some(at.index);
                 self.place = Place::Waiting;
                 return Ok(Caught::More);
             }
             if self.rest.is_empty() {
-                if state.ended.is_some() && next >= state.ring.end() {
+                if state.ended.is_some() && at.number >= head.number {
                     return Ok(Caught::Ended);
                 }
-                if next > frontier {
-                    state.wake(self.pump);
-                    return Ok(Caught::Ahead);
-                }
-                if next == frontier {
-                    stream.seat(&mut state, self.pump, self.seat.clone());
+                if at.number == frontier || at.number >= head.number {
+                    stream.seat(&mut state, self.pump, self.seat.clone(), at);
                     self.place = Place::AtHead;
                     return Ok(Caught::Up);
                 }
             }
-            let held = self.paused || self.stopping;
-            let room = if held { 0 } else { PIECES.saturating_sub(self.rest.len()) };
-            let count = usize::try_from(frontier.saturating_sub(next)).unwrap_or(usize::MAX).min(room);
-            blocks.extend(state.ring.since(next).take(count).map(|block| block.wire.clone()));
-        }
-        let begun = self.write(&blocks)? as u64;
-        self.place = Place::Behind(next + begun);
-        self.index = Some(stream.lock().ring.index(next + begun));
+            // Who started at a block that the pump has not given out yet goes on to the end of the ring.
+            let limit = if at.number > frontier { head.number } else { frontier };
+            let room = if self.is_held() { 0 } else { PIECES.saturating_sub(self.rest.len()) };
+            let count = usize::try_from(limit.saturating_sub(at.number)).unwrap_or(usize::MAX).min(room);
+            blocks.extend(state.ring.since(at.number).take(count).cloned());
+            Mark { number: at.number + count as u64, index: state.ring.index(at.number + count as u64) }
+        };
+        let begun = self.write(&blocks)?;
+        let left = blocks.get(begun).map(|block| block.mark(at.number + begun as u64));
+        self.place = Place::Behind(left.unwrap_or(next));
         Ok(Caught::More)
     }
 
     /// Writes what is left over and then blocks, as far as the socket takes them at once, and says how many of the blocks
     /// were begun. What it does not take of one that was begun is left over; the others are given up again, so that a
     /// slow viewer holds no memory.
-    fn write(&mut self, blocks: &[Bytes]) -> io::Result<usize> {
+    fn write(&mut self, blocks: &[Block]) -> io::Result<usize> {
+        let wires = blocks.iter().map(|block| &block.wire);
         let pieces: SmallVec<[IoSlice<'_>; PIECES]> =
-            self.rest.iter().chain(blocks).take(PIECES).map(|piece| IoSlice::new(piece)).collect();
+            self.rest.iter().chain(wires).take(PIECES).map(|piece| IoSlice::new(piece)).collect();
         if pieces.is_empty() {
             return Ok(0);
         }
@@ -313,7 +348,7 @@ impl Viewer {
             }
         }
         let mut begun = 0;
-        for block in blocks {
+        for block in blocks.iter().map(|block| &block.wire) {
             if written == 0 {
                 break;
             }
@@ -325,6 +360,9 @@ impl Viewer {
             }
         }
         self.rest = left;
+        if self.rest.is_empty() {
+            self.owed = 0;
+        }
         Ok(begun)
     }
 
@@ -334,16 +372,18 @@ impl Viewer {
         }
     }
 
+    fn ended(&self) -> Option<End> {
+        self.stream().lock().ended.clone()
+    }
+
     fn end(&self) -> End {
-        self.stream().lock().ended.clone().unwrap_or(End::Closed)
+        self.ended().unwrap_or(End::Closed)
     }
 }
 
 enum Caught {
     Up,
     More,
-    /// The place to start is a block that the pump has still to give to those at the head.
-    Ahead,
     Ended,
 }
 

@@ -1,0 +1,107 @@
+//! What is wanted, refused, kept and forgotten.
+
+use super::*;
+use crate::relay::stream::End;
+use crate::relay::{Demand, JoinError};
+use futures::FutureExt;
+
+fn on_demand(change: impl FnOnce(&mut Settings)) -> World {
+    World::new(Admission::OnDemand, change)
+}
+
+fn demand(world: &World) -> Vec<Demand> {
+    world.hub.demand().now_or_never().unwrap_or_default()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_is_wanted_once_however_many_wait() {
+    let world = on_demand(|_| {});
+    let viewers: Vec<_> = (0..2000).map(|_| world.hub.join(&name()).unwrap()).collect();
+    assert_eq!(demand(&world), [Demand::Wanted(name())]);
+    assert_eq!(demand(&world), []);
+    drop(viewers);
+    assert_eq!(demand(&world), [Demand::Unwanted(name())]);
+    world.is_empty().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wish_that_does_not_last_is_not_told() {
+    let world = on_demand(|_| {});
+    drop(world.hub.join(&name()).unwrap());
+    assert_eq!(demand(&world), []);
+    world.is_empty().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn demand_wakes_when_somebody_comes() {
+    let world = on_demand(|_| {});
+    let hub = world.hub.clone();
+    let waiting = tokio::spawn(async move { hub.demand().await });
+    world.settle().await;
+    let viewer = world.hub.join(&name()).unwrap();
+    assert_eq!(waiting.await.unwrap(), [Demand::Wanted(name())]);
+    drop(viewer);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_refused_is_told_why_and_the_name_is_wanted_anew() {
+    let world = on_demand(|_| {});
+    let interest = world.hub.join(&name()).unwrap();
+    assert_eq!(demand(&world), [Demand::Wanted(name())]);
+    assert!(world.hub.refuse(&name(), "no such stream"));
+    let next = world.hub.join(&name()).unwrap();
+    assert_eq!(interest.ready().await, Err(End::Refused("no such stream".to_owned())));
+    drop(interest);
+    assert_eq!(demand(&world), [Demand::Wanted(name())]);
+    assert_eq!(world.hub.streams()[0].1, 1);
+    drop(next);
+    assert_eq!(demand(&world), [Demand::Unwanted(name())]);
+    world.is_empty().await;
+    assert!(world.hub.refuse(&name(), "nobody waits"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_was_seen_is_not_refused_but_left_to_its_grace_time() {
+    let world = on_demand(|settings| settings.grace = Duration::from_secs(5));
+    let source = world.attach();
+    source.push(&[key(0, "1")]);
+    let viewer = world.viewer();
+    world.settle().await;
+    assert_eq!(demand(&world), [Demand::Wanted(name())]);
+    drop(source);
+    assert!(!world.hub.refuse(&name(), "gone"));
+    let hub = world.hub.clone();
+    let told = tokio::spawn(async move { hub.demand().await });
+    assert!(matches!(viewer.turn().await, Turn::Ended(End::Unpublished)));
+    assert_eq!(told.await.unwrap(), [Demand::Unwanted(name())]);
+    world.is_empty().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_sends_nothing_is_not_waited_for_without_end() {
+    let world = on_demand(|settings| settings.start = Duration::from_secs(15));
+    let interest = world.hub.join(&name()).unwrap();
+    let source = world.attach();
+    source.push(&opening());
+    let begun = tokio::time::Instant::now();
+    assert!(matches!(interest.ready().await, Err(End::Refused(_))));
+    assert_eq!(begun.elapsed().as_secs(), 15);
+    source.push(&[key(0, "1")]);
+    assert_eq!(interest.ready().await, Ok(()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn names_are_bounded_and_a_closed_hub_lets_nobody_in() {
+    let world = on_demand(|settings| settings.names = 2);
+    let names: Vec<StreamName> = ["a", "b", "c"].iter().map(|text| text.parse().unwrap()).collect();
+    let held: Vec<_> = names[..2].iter().map(|name| world.hub.join(name).unwrap()).collect();
+    assert_eq!(world.hub.join(&names[2]).err(), Some(JoinError::Full));
+    assert!(world.hub.join(&names[0]).is_ok());
+    drop(held);
+    demand(&world);
+    assert!(world.hub.join(&names[2]).is_ok());
+    world.hub.close();
+    assert_eq!(world.hub.join(&names[0]).err(), Some(JoinError::Closed));
+    let live = World::new(Admission::Live, |_| {});
+    assert_eq!(live.hub.join(&names[0]).err(), Some(JoinError::Unknown));
+}
