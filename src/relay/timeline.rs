@@ -20,6 +20,9 @@ const DISORDER: i32 = 5_000;
 /// How far past the point of resumption a source must be before nothing of it can be a repetition any more.
 const RESUMED: i32 = 1_000;
 
+/// One thing for audio, video and data each.
+type PerKind<T> = [T; 3];
+
 /// Maps the timestamps of the current source to the viewers' clock.
 #[derive(Debug, Default)]
 pub struct Timeline {
@@ -28,9 +31,12 @@ pub struct Timeline {
     /// The highest timestamp sent, on the viewers' clock.
     last: Option<u32>,
     /// The highest timestamps of audio, video and data, each.
-    last_of: [Option<u32>; 3],
+    last_of: PerKind<Option<u32>>,
+    /// The same as the source before left them. The next source repeats nothing of it and stays above it.
+    floor: PerKind<Option<u32>>,
     state: State,
-    /// The newest keyframe of the current source, on the source's clock.
+    /// The newest keyframe of the current source, on the source's clock; the first one where several tracks have theirs
+    /// at one time.
     keyframe: Option<(u32, Bytes)>,
     /// A source began that is not the one before.
     broke: bool,
@@ -71,16 +77,26 @@ impl Timeline {
             }
             self.begin(packet);
         }
-        if is_keyframe(packet.kind) {
+        if is_keyframe(packet.kind)
+            && self.keyframe.as_ref().is_none_or(|(newest, _)| *newest != packet.timestamp)
+        {
             self.keyframe = Some((packet.timestamp, packet.body.clone()));
         }
         let mut time = packet.timestamp.wrapping_add(self.shift);
+        if is_header(packet.kind) && self.state != State::Running {
+            return self.last;
+        }
+        if let Some(last) = self.last
+            && (ahead(time, last) < -DISORDER || ahead(time, last) > DISORDER)
+            && !is_frame(packet.kind)
+        {
+            // Encoders send headers and data messages with a time of zero, or with any. They do not move the clock.
+            return Some(last);
+        }
+        let floor = self.floor.get_mut(slot(packet.kind));
+        let above = floor.as_ref().and_then(|floor| **floor).map(|floor| ahead(time, floor));
         if let State::Resuming { until } = self.state {
-            if is_header(packet.kind) {
-                return self.last;
-            }
-            let repeated = |last: &Option<u32>| last.is_some_and(|last| ahead(time, last) <= 0);
-            if self.last_of.get(slot(packet.kind)).is_some_and(repeated) {
+            if above.is_some_and(|above| above <= 0) {
                 return None;
             }
             if ahead(time, until) > RESUMED {
@@ -92,6 +108,14 @@ impl Timeline {
             // The encoder reset its clock without a new publish.
             time = last.wrapping_add(STEP);
             self.shift = time.wrapping_sub(packet.timestamp);
+        } else if let Some(floor) = floor {
+            // Sources differ in how they interleave. No track goes back for that, so the first moments are compressed.
+            if above.is_some_and(|above| (-DISORDER..=0).contains(&above)) {
+                *floor = floor.map(|floor| floor.wrapping_add(1));
+                time = floor.unwrap_or(time);
+            } else {
+                *floor = None;
+            }
         }
         raise(&mut self.last, time);
         if let Some(last) = self.last_of.get_mut(slot(packet.kind)) {
@@ -102,12 +126,14 @@ impl Timeline {
 
     fn begin(&mut self, packet: &Packet) {
         self.state = State::Running;
+        self.floor = self.last_of;
         let Some(last) = self.last else { return };
         let seen = |(time, body): &(u32, Bytes)| *time == packet.timestamp && *body == packet.body;
         if is_keyframe(packet.kind) && self.keyframe.as_ref().is_some_and(seen) {
             self.state = State::Resuming { until: last };
         } else {
             self.shift = last.wrapping_add(STEP).wrapping_sub(packet.timestamp);
+            self.keyframe = None;
             self.broke = true;
         }
     }
@@ -134,6 +160,10 @@ fn slot(kind: PacketKind) -> usize {
 
 fn is_keyframe(kind: PacketKind) -> bool {
     matches!(kind, PacketKind::Video { keyframe: true, sequence_header: false })
+}
+
+fn is_frame(kind: PacketKind) -> bool {
+    matches!(kind, PacketKind::Audio { .. } | PacketKind::Video { .. }) && !is_header(kind)
 }
 
 fn is_header(kind: PacketKind) -> bool {
@@ -194,7 +224,7 @@ mod tests {
         assert_eq!(timeline.map(&frame(1_080)), None);
         let audio = packet(PacketKind::Audio { sequence_header: false }, 1_070, "a");
         assert_eq!(timeline.map(&audio), Some(1_070), "a late track loses nothing");
-        assert_eq!(timeline.map(&audio), None, "and repeats nothing");
+        assert_eq!(timeline.map(&audio), Some(1_070), "nor does one of two tracks");
         assert_eq!(timeline.map(&frame(1_120)), Some(1_120));
     }
 

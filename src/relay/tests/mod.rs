@@ -2,8 +2,10 @@
 //! bytes read back into messages.
 
 mod hub;
+mod property;
 mod pump;
 mod ring;
+mod splice;
 mod viewers;
 
 use super::{Admission, Gather, Hub, Settings, Sink, Source, Turn};
