@@ -145,10 +145,7 @@ async fn watch(
         while let Some(event) = connection.session.event() {
             match event {
                 Event::StopPlay => {
-                    // What the pump has begun is finished before anything else is said.
-                    viewer.stop();
-                    drop(tokio::time::timeout(LAST_MESSAGE, viewer.turn()).await);
-                    return Ok(Outcome::Stopped);
+                    return finish(viewer, Outcome::Stopped).await;
                 }
                 Event::Pause { paused, .. } => viewer.pause(paused),
                 _ => {}
@@ -193,7 +190,16 @@ async fn send_away(
             }
         }
     }
+    finish(viewer, Outcome::Ended).await
+}
+
+/// What was begun is finished before anything else is said. A peer that does not take it in time cannot be told anything
+/// any more: it would stand in the middle of a message.
+async fn finish(viewer: &mut Viewer, outcome: Outcome) -> Result<Outcome, Error> {
     viewer.stop();
-    drop(tokio::time::timeout(LAST_MESSAGE, viewer.turn()).await);
-    Ok(Outcome::Ended)
+    match tokio::time::timeout(LAST_MESSAGE, viewer.turn()).await {
+        Ok(Turn::Stopped | Turn::Ended(_)) => Ok(outcome),
+        Ok(Turn::Gone(error)) => Err(error.into()),
+        Ok(Turn::Stalled) | Err(_) => Ok(Outcome::Left),
+    }
 }
