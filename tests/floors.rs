@@ -1,6 +1,7 @@
 //! Imports point down only: reads the source and fails on an upward arrow, and on a name that has one place.
 
-#![allow(clippy::expect_used)] // helpers of tests may panic
+// A test fails by panicking; Clippy's switch for tests does not reach helpers outside of `#[test]` functions.
+#![allow(clippy::expect_used)]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -67,6 +68,27 @@ fn code(text: &str) -> impl Iterator<Item = (usize, &str)> {
     lines.map(|(index, line)| (index + 1, line.split("//").next().unwrap_or(line)))
 }
 
+/// The same with each import on the line where it begins, however many it takes, and with `crate::` for as many `super::`
+/// as lead from a file to the top.
+fn statements(text: &str, depth: usize) -> Vec<(usize, String)> {
+    let climb = "super::".repeat(depth);
+    let mut statements: Vec<(usize, String)> = Vec::new();
+    for (number, line) in code(text) {
+        match statements.last_mut() {
+            Some((_, open)) if is_open(open) => open.push_str(line.trim()),
+            _ => statements.push((number, line.to_owned())),
+        }
+    }
+    statements.iter_mut().for_each(|(_, line)| *line = line.replace(&climb, "crate::"));
+    statements
+}
+
+/// An import that goes on in the next line.
+fn is_open(line: &str) -> bool {
+    let import = line.trim_start().trim_start_matches("pub ").trim_start_matches("pub(crate) ");
+    import.starts_with("use ") && !line.contains(';')
+}
+
 /// The modules of the crate that a line names: `crate::a::b` names `a`, `crate::{a, b::c}` names both.
 fn named(line: &str) -> Vec<String> {
     let mut names = Vec::new();
@@ -127,8 +149,11 @@ fn imports_point_down_only() {
             ));
             continue;
         };
-        for (number, line) in code(&text) {
-            for name in named(line) {
+        // The module `a` is `a.rs` or `a/mod.rs`, `a::b` is one deeper.
+        let inside = path.strip_prefix(Path::new(env!("CARGO_MANIFEST_DIR")).join("src")).unwrap_or(&path);
+        let depth = inside.iter().count() - usize::from(inside.ends_with("mod.rs"));
+        for (number, line) in statements(&text, depth) {
+            for name in named(&line) {
                 let pillar = PILLARS.contains(&name.as_str());
                 let allowed = match floor(&name) {
                     _ if name == module => true,
@@ -165,6 +190,11 @@ fn some_names_have_one_place() {
 
 #[test]
 fn an_arrow_is_seen_in_every_spelling() {
+    let text =
+        "use crate::{\n    net, // no: crate::x\n    web::a,\n};\nsuper::super::ids::f();\nsuper::here();\n";
+    let found: Vec<_> = statements(text, 2).iter().map(|(number, line)| (*number, named(line))).collect();
+    assert_eq!(found[0], (1, vec!["net".to_owned(), "web".to_owned()]));
+    assert_eq!(found[1..], [(5, vec!["ids".to_owned()]), (6, vec![])]);
     assert_eq!(named("use crate::relay::Hub;"), ["relay"]);
     assert_eq!(named("pub(crate) use crate::{net, relay::{Hub, Stream}, api};"), ["net", "relay", "api"]);
     assert_eq!(named("fn f(a: crate::ids::NodeId, b: crate::web::Secret)"), ["ids", "web"]);
