@@ -167,10 +167,13 @@ async fn viewers_are_kept_for_the_grace_time() {
     world.settle().await;
     drop(source);
     world.pass(29_900).await;
-    drop(world.attach());
+    let source = world.attach();
+    world.pass(60_000).await;
+    drop(source);
     world.pass(29_900).await;
     assert!(!viewer.task.is_finished(), "a source that came back sets the time anew");
     world.pass(200).await;
+    assert!(viewer.task.is_finished());
     assert!(matches!(viewer.turn().await, Turn::Ended(End::Unpublished)));
     assert!(!demand.is_finished());
     demand.abort();

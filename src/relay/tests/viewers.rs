@@ -174,6 +174,7 @@ async fn a_viewer_that_takes_nothing_is_closed_in_time() {
     world.pass(900).await;
     assert!(!stalled.task.is_finished());
     world.pass(200).await;
+    assert!(stalled.task.is_finished());
     assert!(matches!(stalled.turn().await, Turn::Stalled));
     assert!(!alive.task.is_finished(), "a byte a second is slow, not gone");
     assert_eq!(world.metrics.viewer_stalls_total.get(), 1);
