@@ -25,7 +25,8 @@ const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 pub struct Limits {
     /// Connections in all: each costs a descriptor, and a viewer about 5 KiB.
     pub connections: usize,
-    /// Connections of one address. Viewers behind one carrier's translation share theirs, so this is generous.
+    /// Connections of one IPv4 address, or of one IPv6 network of 64 bits, which is what a single customer has. Viewers
+    /// behind one carrier's translation share theirs, so this is generous.
     pub connections_per_address: usize,
     /// From the first byte to the publish or play: a slow phone on a bad network needs a few seconds.
     pub negotiation: Duration,
@@ -177,6 +178,14 @@ fn is_passing(error: &io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
 }
 
+/// What stands for all addresses that one customer of a provider can use at will.
+fn customer(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => address,
+        IpAddr::V6(v6) => IpAddr::V6((v6.to_bits() >> 64 << 64).into()),
+    }
+}
+
 /// One of the connections that an address may have.
 struct AddressSlot {
     server: Arc<Server>,
@@ -185,6 +194,7 @@ struct AddressSlot {
 
 impl AddressSlot {
     fn take(server: &Arc<Server>, address: IpAddr) -> Option<Self> {
+        let address = customer(address);
         let mut addresses = server.addresses.lock().unwrap_or_else(PoisonError::into_inner);
         let count = addresses.entry(address).or_insert(0);
         if *count >= server.limits.connections_per_address {
@@ -204,5 +214,18 @@ impl Drop for AddressSlot {
                 addresses.remove(&self.address);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_customer_with_a_network_of_its_own_counts_once() {
+        let customer = |text: &str| customer(text.parse().unwrap()).to_string();
+        assert_eq!(customer("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::");
+        assert_ne!(customer("2001:db8:1:3::1"), customer("2001:db8:1:2::1"));
+        assert_eq!(customer("192.0.2.7"), "192.0.2.7");
     }
 }
