@@ -129,28 +129,35 @@ impl Connection<'_> {
         Err(Error::Refused("too many streams on one connection".to_owned()))
     }
 
-    /// Reads until the peer wants to publish or play. Nothing: it left.
+    /// Reads until the peer wants to publish or play. Nothing: it left, or the node stops.
     async fn negotiate(&mut self) -> Result<Option<Intent>, Error> {
-        loop {
+        let draining = self.server.drain.draining().clone();
+        // Who has asked for nothing yet is not told: an encoder takes an error on its first connect for final, and comes
+        // back after a mere disconnect.
+        while !draining.is_cancelled() {
             while let Some(event) = self.session.event() {
                 if let Some(intent) = self.consider(event).await? {
                     return Ok(Some(intent));
                 }
             }
             self.flush().await?;
-            if !self.read().await? {
-                return Ok(None);
+            // What was held back behind an answer may be an error, and no more bytes may come to show it.
+            self.session.input(&[])?;
+            tokio::select! {
+                read = self.read() => {
+                    if !read? {
+                        return Ok(None);
+                    }
+                }
+                () = draining.cancelled() => {}
             }
         }
+        Ok(None)
     }
 
     async fn consider(&mut self, event: Event) -> Result<Option<Intent>, Error> {
-        let draining = self.server.drain.draining().is_cancelled();
         match event {
             Event::Connect(connect) => {
-                if draining {
-                    return self.refuse_connect("draining", "the node is stopping").await;
-                }
                 if !self.server.routes.has_app(self.port, &connect.app) {
                     return self.refuse_connect("app", "no such app").await;
                 }

@@ -8,6 +8,7 @@ use crate::relay::stream::End;
 use crate::relay::{Admission, Interest, JoinError, Turn, Viewer};
 use crate::rtmp::session::Event;
 use crate::telemetry::Counted;
+use futures::FutureExt;
 use std::time::Duration;
 
 /// How long a viewer that is sent away may take for its last message.
@@ -90,6 +91,11 @@ async fn wait(connection: &mut Connection<'_>, interest: &Interest) -> Result<Wa
     let draining = connection.server.drain.draining().clone();
     let ready = interest.ready();
     tokio::pin!(ready);
+    // Where there is something to show, all answers go out with it in one write; who has to wait gets them now.
+    if let Some(ready) = ready.as_mut().now_or_never() {
+        return Ok(ready.map_or_else(Waited::Ended, |()| Waited::Ready));
+    }
+    connection.flush().await?;
     loop {
         tokio::select! {
             ready = &mut ready => {
@@ -124,6 +130,15 @@ async fn watch(
 ) -> Result<Outcome, Error> {
     let draining = connection.server.drain.draining().clone();
     loop {
+        // First of all, as what the peer said before its play was accepted waits here.
+        while let Some(event) = connection.session.event() {
+            match event {
+                Event::StopPlay => return finish(viewer, Outcome::Stopped).await,
+                Event::Pause { paused, .. } => viewer.pause(paused),
+                _ => {}
+            }
+        }
+        answer(connection, viewer);
         tokio::select! {
             turn = viewer.turn() => {
                 return match turn {
@@ -142,19 +157,14 @@ async fn watch(
             }
             () = draining.cancelled() => return Box::pin(send_away(connection, route, viewer)).await,
         }
-        while let Some(event) = connection.session.event() {
-            match event {
-                Event::StopPlay => {
-                    return finish(viewer, Outcome::Stopped).await;
-                }
-                Event::Pause { paused, .. } => viewer.pause(paused),
-                _ => {}
-            }
-        }
-        let replies = connection.session.output();
-        if !replies.is_empty() {
-            viewer.reply(replies);
-        }
+    }
+}
+
+/// Hands the session's answers to the viewer.
+fn answer(connection: &mut Connection<'_>, viewer: &mut Viewer) {
+    let replies = connection.session.output();
+    if !replies.is_empty() {
+        viewer.reply(replies);
     }
 }
 
@@ -182,10 +192,7 @@ async fn send_away(
                         return Ok(Outcome::Left);
                     }
                     while connection.session.event().is_some() {}
-                    let replies = connection.session.output();
-                    if !replies.is_empty() {
-                        viewer.reply(replies);
-                    }
+                    answer(connection, viewer);
                 }
             }
         }

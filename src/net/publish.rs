@@ -57,6 +57,7 @@ async fn ask(
             connection.refuse_publish("closed", "the app is closed").await?;
         }
     }
+    connection.flush().await?;
     let answer = loop {
         tokio::select! {
             answer = &mut answer => break answer,
