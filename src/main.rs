@@ -51,7 +51,12 @@ fn start_logging(args: &Args) -> Result<(), node::Error> {
     let filter = EnvFilter::try_new(format!("{}{engine}", args.log)).map_err(|error| {
         lb::config::Error::Flag { flag: "--log", why: format!("'{}' is not a filter: {error}", args.log) }
     })?;
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // What cannot be logged, because the disk is full or the pipe is gone, is lost: the default is to say so on standard
+    // error, which panics for the same reason.
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .log_internal_errors(false);
     match args.log_format {
         LogFormat::Text => lines.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
         LogFormat::Json => lines.json().init(),
