@@ -7,7 +7,7 @@
 //! recognised by its first keyframe: when that is the newest one seen, at the same time to the byte, the shift stays
 //! and what was already relayed is dropped, so that viewers see no frame twice.
 
-use crate::media::{Packet, PacketKind};
+use crate::media::{Packet, PacketKind, tag};
 use bytes::Bytes;
 
 /// The step in milliseconds from the last message of one source to the first of the next: a frame at 30 per second.
@@ -30,6 +30,9 @@ pub struct Timeline {
     shift: u32,
     /// The highest timestamp sent, on the viewers' clock.
     last: Option<u32>,
+    /// The highest time at which a picture is shown, on the viewers' clock: frames that others are predicted from are
+    /// sent well before their turn.
+    shown: Option<u32>,
     /// The highest timestamps of audio, video and data, each.
     last_of: PerKind<Option<u32>>,
     /// The same as the source before left them. The next source repeats nothing of it and stays above it.
@@ -106,7 +109,7 @@ impl Timeline {
             && ahead(time, last) < -DISORDER
         {
             // The encoder reset its clock without a new publish.
-            time = last.wrapping_add(STEP);
+            time = self.follow(last, packet);
             self.shift = time.wrapping_sub(packet.timestamp);
         } else if let Some(floor) = floor {
             // Sources differ in how they interleave. No track goes back for that, so the first moments are compressed.
@@ -118,6 +121,9 @@ impl Timeline {
             }
         }
         raise(&mut self.last, time);
+        if matches!(packet.kind, PacketKind::Video { .. }) {
+            raise(&mut self.shown, time.wrapping_add(composition_time(packet)));
+        }
         if let Some(last) = self.last_of.get_mut(slot(packet.kind)) {
             raise(last, time);
         }
@@ -132,10 +138,28 @@ impl Timeline {
         if is_keyframe(packet.kind) && self.keyframe.as_ref().is_some_and(seen) {
             self.state = State::Resuming { until: last };
         } else {
-            self.shift = last.wrapping_add(STEP).wrapping_sub(packet.timestamp);
+            self.shift = self.follow(last, packet).wrapping_sub(packet.timestamp);
             self.keyframe = None;
             self.broke = true;
         }
+    }
+
+    /// When the first message of a new clock is sent, so that it is sent and shown after everything before it: a source
+    /// that breaks off leaves pictures that are shown later than its last message was sent.
+    fn follow(&self, last: u32, first: &Packet) -> u32 {
+        let shown = self.shown.unwrap_or(last).wrapping_sub(composition_time(first));
+        (if ahead(shown, last) > 0 { shown } else { last }).wrapping_add(STEP)
+    }
+}
+
+/// How much later than it is sent a picture is shown.
+fn composition_time(packet: &Packet) -> u32 {
+    match packet.kind {
+        PacketKind::Video { sequence_header: false, .. } => {
+            let times = tag::video(&packet.body).tracks.map(|track| track.composition_time);
+            times.max().unwrap_or(0).clamp(0, DISORDER) as u32
+        }
+        _ => 0,
     }
 }
 
@@ -209,6 +233,22 @@ mod tests {
         assert_eq!(timeline.map(&header(0)), Some(1_040));
         assert_eq!(timeline.map(&key(7, "b")), Some(1_073));
         assert_eq!(timeline.map(&frame(47)), Some(1_113));
+    }
+
+    #[test]
+    fn no_picture_of_a_new_source_is_shown_before_those_of_the_old_one() {
+        // A keyframe (0x17) or another frame (0x27) of AVC, sent at one time and shown later.
+        let avc = |head: u8, timestamp, composition_time: u8| {
+            Packet::video(timestamp, Bytes::from(vec![head, 1, 0, 0, composition_time, 9]))
+        };
+        let mut timeline = Timeline::default();
+        timeline.map(&avc(0x17, 1_000, 80));
+        timeline.map(&avc(0x27, 1_040, 160));
+        timeline.source_changed();
+        // The last picture is shown at 1,200; the new one 33 ms after that.
+        assert_eq!(timeline.map(&avc(0x17, 0, 80)), Some(1_153));
+        timeline.source_changed();
+        assert_eq!(timeline.map(&avc(0x17, 0, 200)), Some(1_186), "sent after the last message in any case");
     }
 
     #[test]
