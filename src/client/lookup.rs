@@ -162,6 +162,11 @@ impl Lookup {
         self.ask(Kind::Watcher, &lookup.stream_name, None, lookup, refresh).await
     }
 
+    /// Something changed about a name: that it was not found a moment ago means nothing any more.
+    pub fn changed(&self, name: &StreamName) {
+        self.shared.memory.forget_unknown(name);
+    }
+
     async fn ask(
         &self,
         kind: Kind,

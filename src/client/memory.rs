@@ -86,6 +86,11 @@ impl Memory {
         self.unknown.insert(name.clone(), (Instant::now(), reason));
     }
 
+    /// Forgets that a name was not found a moment ago.
+    pub(super) fn forget_unknown(&self, name: &StreamName) {
+        self.unknown.invalidate(name);
+    }
+
     /// Why a name was not found a moment ago.
     pub(super) fn was_unknown(&self, name: &StreamName) -> Option<Arc<str>> {
         let (since, reason) = self.unknown.get(name)?;
@@ -154,7 +159,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_unknown_name_is_remembered_for_a_second_or_until_it_is_found() {
+    async fn an_unknown_name_is_remembered_for_a_second_or_until_there_is_news() {
         let (memory, asked) = (Memory::new(), question(Kind::Watcher, "x", None));
         memory.unknown(&asked.name, "no".into());
         advance(UNKNOWN_FOR - Duration::from_millis(1)).await;
@@ -163,6 +168,9 @@ mod tests {
         assert_eq!(memory.was_unknown(&asked.name), None);
         memory.unknown(&asked.name, "no".into());
         memory.found(&asked, "".into(), None, None);
+        assert_eq!(memory.was_unknown(&asked.name), None);
+        memory.unknown(&asked.name, "no".into());
+        memory.forget_unknown(&asked.name);
         assert_eq!(memory.was_unknown(&asked.name), None);
     }
 

@@ -152,10 +152,11 @@ impl Reactors {
         receiver
     }
 
-    /// Ownership of a name changed: whoever follows it to watch it asks again at once.
+    /// Ownership of a name changed: whoever follows it to watch it asks again at once, and so does the next who comes.
     pub fn changed(&self, name: &StreamName) {
         let followed = self.lock();
-        for reactor in self.reactors.keys() {
+        for (reactor, (_, lookup)) in &self.reactors {
+            lookup.changed(name);
             if let Some(follower) = followed.get(&(reactor.clone(), name.clone(), Asker::Watcher)) {
                 follower.poke.notify_one();
             }
