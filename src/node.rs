@@ -38,6 +38,12 @@ use tokio_util::task::TaskTracker;
 /// How long the end of what remains may take after the drain: the workflows, the ffmpeg processes, the HTTP servers.
 const LAST_STEPS: Duration = Duration::from_secs(3);
 
+/// A heartbeat is up to a tenth later than its interval.
+const BEAT_JITTER: f64 = 1.1;
+
+/// What a heartbeat may take from a busy node to a busy reactor. It does not shrink with the interval.
+const BEAT_WAY: Duration = Duration::from_millis(500);
+
 /// The part of the drain timeout over which viewers are sent away; the rest is for their last messages.
 const SPREAD_PART: f64 = 0.8;
 
@@ -215,7 +221,7 @@ fn reactor_routes(
 ) -> Result<web::Routes, Error> {
     let settings = registry::Settings {
         policy: plan.args.duplicate_publish,
-        warm_up: plan.args.heartbeat.mul_f64(1.2),
+        warm_up: plan.args.heartbeat.mul_f64(BEAT_JITTER) + BEAT_WAY,
         ..Default::default()
     };
     let registry: Arc<dyn Registry> = match plan.args.store.as_str() {
