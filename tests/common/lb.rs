@@ -1,5 +1,6 @@
 //! The product under test: the real binary, as a process.
 
+use super::host::Host;
 use super::http;
 use super::process::{self, Finished};
 use super::{SOON, poll};
@@ -18,7 +19,13 @@ const CHILDREN_DEADLINE: Duration = Duration::from_secs(3);
 
 /// The binary, without any `LB_` variable of the caller's environment.
 pub fn command(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_lb"));
+    command_by(&[], args)
+}
+
+fn command_by(prefix: &[&str], args: &[&str]) -> Command {
+    let binary = [env!("CARGO_BIN_EXE_lb")];
+    let words = [prefix, &binary, args].concat();
+    let mut command = Command::new(words[0]);
     for (name, _) in std::env::vars_os() {
         let name = name.to_string_lossy();
         // COLUMNS decides how help is wrapped; NOTIFY_SOCKET and WATCHDOG_USEC would reach whoever runs the tests.
@@ -28,7 +35,7 @@ pub fn command(args: &[&str]) -> Command {
             command.env_remove(&*name);
         }
     }
-    command.args(args);
+    command.args(&words[1..]);
     command
 }
 
@@ -43,6 +50,7 @@ pub struct Lb {
     child: Child,
     ready: String,
     log: NamedTempFile,
+    host: IpAddr,
     ended: bool,
 }
 
@@ -56,7 +64,25 @@ impl Lb {
     /// As [`Lb::start`], with variables in its environment.
     #[track_caller]
     pub fn start_with(args: &[&str], variables: &[(&str, &str)]) -> Lb {
-        let mut command = command(args);
+        Lb::launch(&[], Ipv4Addr::LOCALHOST.into(), args, variables)
+    }
+
+    /// As [`Lb::start`], run by another command (`prlimit …`) that becomes it.
+    #[track_caller]
+    pub fn start_by(prefix: &[&str], args: &[&str]) -> Lb {
+        Lb::launch(prefix, Ipv4Addr::LOCALHOST.into(), args, &[])
+    }
+
+    /// As [`Lb::start`], on a host of its own.
+    #[track_caller]
+    pub fn start_on(host: &Host, args: &[&str]) -> Lb {
+        let admin = SocketAddr::new(host.address(), 0).to_string();
+        Lb::launch(&host.prefix(), host.address(), &[args, &["--admin-listen", &admin]].concat(), &[])
+    }
+
+    #[track_caller]
+    fn launch(prefix: &[&str], host: IpAddr, args: &[&str], variables: &[(&str, &str)]) -> Lb {
+        let mut command = command_by(prefix, args);
         let named = |flag: &str, variable: &str| {
             args.iter().any(|arg| *arg == flag || arg.starts_with(&format!("{flag}=")))
                 || variables.iter().any(|(name, _)| *name == variable)
@@ -88,7 +114,7 @@ impl Lb {
         });
         let ready = receiver.recv_timeout(SOON).unwrap_or_default();
         // From here on the guard ends the process, whatever happens.
-        let mut lb = Lb { child, ready, log, ended: false };
+        let mut lb = Lb { child, ready, log, host, ended: false };
         if !lb.ready.starts_with("lb ready: ") {
             let status = lb.child.try_wait().unwrap();
             lb.end_now();
@@ -102,15 +128,15 @@ impl Lb {
         self.ready.trim_end()
     }
 
-    /// An address of the ready line, with the loopback address in place of the unspecified one.
+    /// An address of the ready line, with the host's address in place of the unspecified one.
     #[track_caller]
     fn address(&self, part: &str) -> SocketAddr {
         let text = self.ready_line().split(' ').find_map(|word| word.strip_prefix(part)?.strip_prefix('='));
         let text = text.unwrap_or_else(|| panic!("no {part} address in: {}", self.ready_line()));
         let mut addr: SocketAddr = text.parse().unwrap_or_else(|error| panic!("{part}={text}: {error}"));
         if addr.ip().is_unspecified() {
-            // [::] is dual-stack, so IPv4's loopback reaches it as well.
-            addr.set_ip(IpAddr::V4(Ipv4Addr::LOCALHOST));
+            // [::] is dual-stack, so an IPv4 address reaches it as well.
+            addr.set_ip(self.host);
         }
         addr
     }
@@ -121,10 +147,16 @@ impl Lb {
         self.address("rtmp").port()
     }
 
+    /// Where its RTMP listener is reached.
+    #[track_caller]
+    pub fn rtmp(&self) -> SocketAddr {
+        self.address("rtmp")
+    }
+
     /// A URL for encoders and players: `rtmp_url("live", "alpha")`.
     #[track_caller]
     pub fn rtmp_url(&self, app: &str, key: &str) -> String {
-        format!("rtmp://127.0.0.1:{}/{app}/{key}", self.rtmp_port())
+        format!("rtmp://{}/{app}/{key}", self.rtmp())
     }
 
     /// Where its admin endpoint listens.
@@ -179,6 +211,25 @@ impl Lb {
     /// The process.
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Sends a signal, and waits for nothing.
+    pub fn signal(&self, signal: i32) {
+        process::signal(&self.child, signal);
+    }
+
+    /// Its open file descriptors.
+    #[track_caller]
+    pub fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.pid())).expect("it runs").count()
+    }
+
+    /// Its resident memory, in bytes.
+    #[track_caller]
+    pub fn resident(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("it has memory");
+        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
     }
 
     /// The living processes that it started.

@@ -8,10 +8,14 @@
 // A test fails by panicking; Clippy's switch for tests does not reach helpers outside of `#[test]` functions.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
+pub mod endpoint;
 pub mod ffmpeg;
+pub mod host;
 pub mod http;
 pub mod lb;
 pub mod process;
+pub mod publisher;
+pub mod viewer;
 
 use std::time::{Duration, Instant};
 
