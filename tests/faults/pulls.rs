@@ -1,13 +1,14 @@
 //! Pulls that cannot work: an ffmpeg that is missing, crashes or hangs; a node that is told to pull from itself.
 
+use crate::common::ffmpeg::{self, Clip};
 use crate::common::http;
 use crate::common::lb::Lb;
-use crate::common::viewer::Viewer;
+use crate::common::viewer::{Kind, Viewer};
 use crate::common::{SOON, wait_for};
 use crate::nodes::*;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tempfile::TempPath;
 
 /// A program in ffmpeg's place.
@@ -69,8 +70,7 @@ fn no_ffmpeg_outlives_a_killed_node() {
     let reactor = reactor(&[]);
     let url = reactor.reactor_url();
     let (a, playback) = (ingest(&url, &[]), playback(&url, &["--pull", "ffmpeg"]));
-    let clip = crate::common::ffmpeg::Clip::Alpha;
-    let _publisher = crate::common::ffmpeg::publish(clip, &a.rtmp_url("ingest", "x"));
+    let _publisher = ffmpeg::publish(Clip::Alpha, &a.rtmp_url("ingest", "x"));
     wait_for_owner(reactor.reactor(), "x", &a);
     let _viewer = Viewer::start(playback.rtmp(), "live", "x");
     wait_for("ffmpeg to run", SOON, || playback.children().iter().any(|(_, name)| name.contains("ffmpeg")));
@@ -102,4 +102,36 @@ fn a_node_that_is_told_to_pull_from_itself_refuses() {
     drop(viewer);
     playback.wait_for_metric("lb_pulls_in", 0.0, SOON);
     playback.wait_for_metric("lb_connections", 0.0, SOON);
+}
+
+#[test]
+fn pulls_by_ffmpeg_follow_a_publisher_that_moves() {
+    let _machine = shared_machine();
+    let reactor = reactor(&[]);
+    let url = reactor.reactor_url();
+    let (a, b, playback) = (ingest(&url, &[]), ingest(&url, &[]), playback(&url, &["--pull", "ffmpeg"]));
+    wait_until_whole(reactor.reactor());
+    let first = ffmpeg::publish(Clip::Alpha, &a.rtmp_url("ingest", "x"));
+    wait_for_owner(reactor.reactor(), "x", &a);
+    let viewers: Vec<Viewer> = (0..5).map(|_| Viewer::start(playback.rtmp(), "live", "x")).collect();
+    let frames = |viewer: &Viewer| viewer.seen().arrivals.len();
+    wait_for("the picture", SOON, || viewers.iter().all(|viewer| frames(viewer) > 50));
+    drop(first);
+    let _second = ffmpeg::publish(Clip::Beta, &b.rtmp_url("ingest", "x"));
+    wait_for_owner(reactor.reactor(), "x", &b);
+    let (moved, before) = (Instant::now(), viewers.iter().map(frames).max().unwrap());
+    wait_for("the picture from the other node", SOON, || {
+        viewers.iter().all(|viewer| frames(viewer) > before + 50)
+    });
+    measured("move with ffmpeg pulls: registered to 50 messages at the last viewer", moved.elapsed());
+    assert!(viewers.iter().all(Viewer::is_connected));
+    assert_eq!(playback.children().len(), 1, "one ffmpeg, for the new place");
+    for viewer in &viewers {
+        let seen = viewer.seen();
+        for kinds in [&[Kind::Keyframe, Kind::Inter][..], &[Kind::Audio]] {
+            let track = seen.arrivals.iter().filter(|arrival| kinds.contains(&arrival.kind));
+            let times: Vec<u32> = track.map(|arrival| arrival.timestamp).collect();
+            assert!(times.is_sorted_by(|one, two| one < two), "time does not rise");
+        }
+    }
 }

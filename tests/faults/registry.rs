@@ -1,6 +1,8 @@
 //! The reactor is away, forgets, hangs or talks nonsense; and publishers that want the same name.
 
+use crate::common::host::Host;
 use crate::common::http::{self, Response, WebServer};
+use crate::common::lb::Lb;
 use crate::common::publisher::{Media, Publisher};
 use crate::common::viewer::Viewer;
 use crate::common::{SOON, wait_for};
@@ -150,6 +152,35 @@ fn a_reactor_that_lost_its_memory_never_denies_a_live_stream() {
     assert!(answers[&200] > 0 && answers.get(&503).is_some_and(|count| *count > 0), "{answers:?}");
     assert_eq!(refused, 0);
     assert!(publishers.iter().all(|publisher| publisher.sent().ended.is_none()));
+}
+
+#[test]
+fn an_ingest_node_that_the_reactor_does_not_hear_gets_its_viewers_back() {
+    let _machine = shared_machine();
+    let host = Host::start();
+    let reactor = reactor(&[]);
+    let port = reactor.reactor().port().to_string();
+    let playback = playback(&reactor.reactor_url(), &[]);
+    let a = Lb::start_on(&host, &ingest_flags(&format!("http://{}:{port}", host.gateway()), &[]));
+    wait_until_whole(reactor.reactor());
+    let publisher = publish(&a, "x", session(1));
+    let viewers = watch(&playback, "x", 10, 1);
+    // Only what goes to the reactor is lost. Its word is that the stream is gone, so the pull ends.
+    let rule = ["OUTPUT", "-p", "tcp", "--dport", &port, "-j", "DROP"];
+    host.run(&[&["iptables", "-w", "-I"], &rule[..]].concat());
+    wait_for("the lease to lapse", SOON, || stream(reactor.reactor(), "x").is_none());
+    playback.wait_for_metric("lb_pulls_in", 0.0, SOON);
+    let frames = viewers[0].seen().frames(1);
+    host.mend();
+    let mended = Instant::now();
+    wait_for("the picture to come back", SOON, || {
+        viewers.iter().all(|viewer| viewer.seen().frames(1) > frames + 10)
+    });
+    measured("ingest node heard again by the reactor, picture back after", mended.elapsed());
+    assert!(viewers.iter().all(Viewer::is_connected));
+    assert!(publisher.sent().ended.is_none(), "the publisher never noticed");
+    let times = |viewer: &Viewer| viewer.seen().arrivals.iter().map(|a| a.timestamp).collect::<Vec<_>>();
+    assert!(viewers.iter().all(|viewer| times(viewer).is_sorted()));
 }
 
 #[test]
