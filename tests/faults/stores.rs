@@ -1,5 +1,6 @@
 //! Several reactors that share one Redis, and a Redis that goes away.
 
+use crate::common::lb::Lb;
 use crate::common::process::{self, Peer};
 use crate::common::{SOON, http, wait_for};
 use crate::nodes::*;
@@ -100,4 +101,40 @@ fn two_reactors_share_one_redis_that_restarts() {
     assert_none_lost(&viewers);
     wait_for_owner(two.reactor(), "x", &b);
     drop(second);
+}
+
+#[test]
+fn a_reactor_that_hangs_is_passed_over() {
+    let _machine = shared_machine();
+    let redis = Redis::start();
+    let store = redis.url();
+    // A lease, three heartbeats, must outlast the 2 s that a heartbeat loses to the hung reactor.
+    let start = |role, flags: &[&str]| Lb::start(&[&["--role", role, "--heartbeat", "2s"], flags].concat());
+    let (one, two) = (start("reactor", &["--store", &store]), start("reactor", &["--store", &store]));
+    let urls = format!("{},{}", one.reactor_url(), two.reactor_url());
+    let (a, playback) =
+        (start("ingest", &["--reactor-url", &urls]), start("playback", &["--reactor-url", &urls]));
+    let _x = publish(&a, "x", session(1));
+    let _y = publish(&a, "y", session(2));
+    wait_until_whole(one.reactor());
+    wait_until_whole(two.reactor());
+    let viewers = watch(&playback, "x", 5, 1);
+    one.signal(libc::SIGSTOP);
+    // Of a stream that this node never asked for.
+    let late = watch(&playback, "y", 1, 2);
+    let join = late[0].join_time().unwrap();
+    measured("join of a cold stream, first of two reactors hung (deadline 2 s)", join);
+    assert!(join < Duration::from_secs(4));
+    // The leases go on by the other one, and so do new publishers.
+    let begun = Instant::now();
+    let _z = publish(&a, "z", session(3));
+    measured("publish, first of two reactors hung", begun.elapsed());
+    wait_for_owner(two.reactor(), "z", &a);
+    let_pass(Duration::from_secs(7));
+    for name in ["x", "y", "z"] {
+        wait_for_owner(two.reactor(), name, &a);
+    }
+    assert_none_lost(&viewers);
+    assert_none_lost(&late);
+    one.signal(libc::SIGCONT);
 }
