@@ -1,0 +1,177 @@
+//! All runs in one go, and what they say about each promise.
+
+use super::floor::Share;
+use super::report::{self, Row};
+use super::servers::{Kind, Programs, Server};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+/// Where things are, and how long to take.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Args {
+    /// The binary under test
+    #[arg(long)]
+    lb: PathBuf,
+    #[arg(long, default_value = "/usr/sbin/nginx")]
+    nginx: PathBuf,
+    /// Holds the clips; takes results and logs
+    #[arg(long)]
+    directory: PathBuf,
+    /// One round of short runs
+    #[arg(long)]
+    quick: bool,
+    /// Only the runs whose name has this in it
+    #[arg(long)]
+    only: Option<String>,
+}
+
+/// The results of all runs, by name; several of one name when it was repeated.
+#[derive(Default)]
+pub struct Results(BTreeMap<String, Vec<Value>>);
+
+impl Results {
+    /// The median of a value, named by a JSON pointer.
+    pub fn get(&self, name: &str, pointer: &str) -> Option<f64> {
+        let runs = self.0.get(name)?;
+        let mut values: Vec<f64> = runs.iter().filter_map(|run| run.pointer(pointer)?.as_f64()).collect();
+        values.sort_unstable_by(f64::total_cmp);
+        values.get(values.len() / 2).copied()
+    }
+
+    /// The sum over all runs whose name begins so.
+    pub fn sum(&self, begin: &str, pointer: &str) -> f64 {
+        let runs = self.0.iter().filter(|(name, _)| name.starts_with(begin)).flat_map(|(_, runs)| runs);
+        runs.filter_map(|run| run.pointer(pointer)?.as_f64()).sum()
+    }
+
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
+    }
+}
+
+struct Suite {
+    args: Args,
+    programs: Programs,
+    results: Results,
+    lines: File,
+    begun: Instant,
+}
+
+/// Runs everything, prints the tables, and says whether all promises were kept.
+pub fn run(args: Args) -> bool {
+    let lines = File::create(args.directory.join("results.jsonl")).expect("the results' file");
+    let programs =
+        Programs { lb: args.lb.clone(), nginx: args.nginx.clone(), scratch: args.directory.clone() };
+    let mut suite = Suite { args, programs, results: Results::default(), lines, begun: Instant::now() };
+    suite.all();
+    let rows: Vec<Row> = report::verdicts(&suite.results);
+    report::print(&suite.results, &rows);
+    println!(
+        "\n{:.0} s; every run is a line of {}/results.jsonl",
+        suite.begun.elapsed().as_secs_f64(),
+        suite.args.directory.display()
+    );
+    rows.iter().all(|row| row.kept != Some(false))
+}
+
+/// lb with a gather window.
+fn gathering(millis: &str) -> Kind {
+    Kind::Lb(vec!["--gather-ms".to_owned(), millis.to_owned()])
+}
+
+impl Suite {
+    fn all(&mut self) {
+        let quick = self.args.quick;
+        let plain = || Kind::Lb(Vec::new());
+        let crowd = |seconds| ["--viewers", "1000", "--ramp", "4", "--seconds", seconds].map(str::to_owned);
+        let window = if quick { "5" } else { "12" };
+        // The sides of each comparison take turns, so that what disturbs the machine disturbs all of them.
+        for _ in 0..if quick { 1 } else { 3 } {
+            for (name, kind) in [
+                ("1000 lb", plain()),
+                ("1000 floor frame", Kind::Floor(Share::Frame)),
+                ("1000 nginx", Kind::Nginx),
+                ("1000 lb 100ms", gathering("100")),
+                ("1000 floor 100ms", Kind::Floor(Share::Window)),
+            ] {
+                self.one(name, &kind, "2500", &crowd(window));
+            }
+        }
+        if !quick {
+            for millis in ["0", "20", "33", "50"] {
+                self.one(&format!("1000 lb {millis}ms"), &gathering(millis), "2500", &crowd(window));
+            }
+            self.one("1000 floor message", &Kind::Floor(Share::Message), "2500", &crowd(window));
+            for (name, kind) in [
+                ("100 lb", plain()),
+                ("100 floor frame", Kind::Floor(Share::Frame)),
+                ("100 nginx", Kind::Nginx),
+            ] {
+                self.one(name, &kind, "2500", &["--viewers", "100", "--ramp", "1", "--seconds", window]);
+            }
+            self.one("300k 1000 lb", &plain(), "300", &crowd(window));
+            self.one("silent 1000 lb", &plain(), "300", &["--viewers", "1000", "--silent", "--seconds", "3"]);
+        } else {
+            self.one("300k 1000 lb", &plain(), "300", &crowd(window));
+        }
+        self.one("300k 5000 lb", &plain(), "300", &["--viewers", "5000", "--ramp", "8", "--seconds", window]);
+        let many =
+            ["--streams", "100", "--viewers", "5", "--ramp", "3", "--checked", "50", "--seconds", window];
+        self.one("100x5 lb", &plain(), "500", &many);
+        self.one("100x5 nginx", &Kind::Nginx, "500", &many);
+        let most =
+            ["--streams", "1000", "--viewers", "1", "--ramp", "5", "--checked", "50", "--seconds", window];
+        self.one("1000x1 lb", &plain(), "500", &most);
+        // The ring is full before the window begins, so that what grows is the stalled viewers' doing.
+        let stalled = if quick { "20" } else { "60" };
+        let lag = ["--viewers", "20", "--stalled", "50", "--lead", "8", "--seconds", stalled];
+        self.one("stalled lb", &plain(), "2500", &lag);
+        let joins = ["--viewers", "1000", "--ramp", "10", "--seconds", "2", "--settle", "1"];
+        self.one("joins lb", &plain(), "2500", &joins);
+        self.one(
+            "churn lb",
+            &plain(),
+            "300",
+            &["--viewers", "1", "--checked", "1", "--churn", "50", "--seconds", "12"],
+        );
+        let cold = ["--streams", "20", "--viewers", "1", "--ramp", "5", "--settle", "8", "--seconds", window];
+        self.one("pull native", &Kind::Pair(Vec::new()), "500", &cold);
+        let by_ffmpeg = Kind::Pair(vec!["--pull".to_owned(), "ffmpeg".to_owned()]);
+        let cold = ["--streams", "5", "--viewers", "1", "--ramp", "5", "--settle", "3", "--seconds", window];
+        self.one("pull ffmpeg", &by_ffmpeg, "500", &cold);
+    }
+
+    fn one(&mut self, name: &str, kind: &Kind, clip: &str, flags: &[impl AsRef<str>]) {
+        if self.args.only.as_ref().is_some_and(|only| !name.contains(only.as_str())) {
+            return;
+        }
+        eprintln!("{:4.0} s  {name}", self.begun.elapsed().as_secs_f64());
+        let server = Server::start(kind, &self.programs);
+        let clip = self.args.directory.join(format!("{clip}.flv"));
+        let line = load(&server, name, &clip, flags);
+        drop(server);
+        let Ok(value) = serde_json::from_str::<Value>(&line) else {
+            eprintln!("        no result");
+            return;
+        };
+        writeln!(self.lines, "{line}").expect("the results' file");
+        self.results.0.entry(name.to_owned()).or_default().push(value);
+    }
+}
+
+/// Runs this program once more, on the other core, as what publishes and watches.
+fn load(server: &Server, name: &str, clip: &Path, flags: &[impl AsRef<str>]) -> String {
+    let mut command = Command::new("taskset");
+    command.args(["-c", "1"]).arg(std::env::current_exe().expect("this program")).arg("run");
+    command.args(["--label", name, "--publish-app", server.publish_app, "--play-app", server.play_app]);
+    command.arg("--clip").arg(clip).args(["--ingest", &server.ingest.to_string()]);
+    command.args(["--play", &server.play.to_string(), "--pid", &server.pid().to_string()]);
+    command.args(flags.iter().map(AsRef::as_ref)).stdin(Stdio::null()).stderr(Stdio::inherit());
+    let output = command.output().expect("the load runs");
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
