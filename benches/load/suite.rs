@@ -25,6 +25,9 @@ pub struct Args {
     /// One round of short runs
     #[arg(long)]
     quick: bool,
+    /// After so many seconds no run is begun any more
+    #[arg(long, default_value_t = 1400)]
+    limit: u64,
     /// Only the runs whose name has this in it
     #[arg(long)]
     only: Option<String>,
@@ -88,8 +91,9 @@ impl Suite {
     fn all(&mut self) {
         let quick = self.args.quick;
         let plain = || Kind::Lb(Vec::new());
-        let crowd = |seconds| ["--viewers", "1000", "--ramp", "4", "--seconds", seconds].map(str::to_owned);
-        let window = if quick { "5" } else { "12" };
+        let window = if quick { "4" } else { "12" };
+        let ramp = if quick { "2" } else { "4" };
+        let crowd = ["--viewers", "1000", "--ramp", ramp, "--seconds", window];
         // The sides of each comparison take turns, so that what disturbs the machine disturbs all of them.
         for _ in 0..if quick { 1 } else { 3 } {
             for (name, kind) in [
@@ -99,14 +103,14 @@ impl Suite {
                 ("1000 lb 100ms", gathering("100")),
                 ("1000 floor 100ms", Kind::Floor(Share::Window)),
             ] {
-                self.one(name, &kind, "2500", &crowd(window));
+                self.one(name, &kind, "2500", &crowd);
             }
         }
         if !quick {
             for millis in ["0", "20", "33", "50"] {
-                self.one(&format!("1000 lb {millis}ms"), &gathering(millis), "2500", &crowd(window));
+                self.one(&format!("1000 lb {millis}ms"), &gathering(millis), "2500", &crowd);
             }
-            self.one("1000 floor message", &Kind::Floor(Share::Message), "2500", &crowd(window));
+            self.one("1000 floor message", &Kind::Floor(Share::Message), "2500", &crowd);
             for (name, kind) in [
                 ("100 lb", plain()),
                 ("100 floor frame", Kind::Floor(Share::Frame)),
@@ -114,10 +118,10 @@ impl Suite {
             ] {
                 self.one(name, &kind, "2500", &["--viewers", "100", "--ramp", "1", "--seconds", window]);
             }
-            self.one("300k 1000 lb", &plain(), "300", &crowd(window));
+            self.one("300k 1000 lb", &plain(), "300", &crowd);
             self.one("silent 1000 lb", &plain(), "300", &["--viewers", "1000", "--silent", "--seconds", "3"]);
         } else {
-            self.one("300k 1000 lb", &plain(), "300", &crowd(window));
+            self.one("300k 1000 lb", &plain(), "300", &crowd);
         }
         self.one("300k 5000 lb", &plain(), "300", &["--viewers", "5000", "--ramp", "8", "--seconds", window]);
         let many =
@@ -128,7 +132,7 @@ impl Suite {
             ["--streams", "1000", "--viewers", "1", "--ramp", "5", "--checked", "50", "--seconds", window];
         self.one("1000x1 lb", &plain(), "500", &most);
         // The ring is full before the window begins, so that what grows is the stalled viewers' doing.
-        let stalled = if quick { "20" } else { "60" };
+        let stalled = if quick { "12" } else { "60" };
         let lag = ["--viewers", "20", "--stalled", "50", "--lead", "8", "--seconds", stalled];
         self.one("stalled lb", &plain(), "2500", &lag);
         let joins = ["--viewers", "1000", "--ramp", "10", "--seconds", "2", "--settle", "1"];
@@ -137,23 +141,33 @@ impl Suite {
             "churn lb",
             &plain(),
             "300",
-            &["--viewers", "1", "--checked", "1", "--churn", "50", "--seconds", "12"],
+            &["--viewers", "1", "--checked", "1", "--churn", "50", "--seconds", "10"],
         );
-        let cold = ["--streams", "20", "--viewers", "1", "--ramp", "5", "--settle", "8", "--seconds", window];
+        let cold = ["--streams", "20", "--viewers", "1", "--ramp", "3", "--settle", "6", "--seconds", window];
         self.one("pull native", &Kind::Pair(Vec::new()), "500", &cold);
         let by_ffmpeg = Kind::Pair(vec!["--pull".to_owned(), "ffmpeg".to_owned()]);
         let cold = ["--streams", "5", "--viewers", "1", "--ramp", "5", "--settle", "3", "--seconds", window];
         self.one("pull ffmpeg", &by_ffmpeg, "500", &cold);
     }
 
-    fn one(&mut self, name: &str, kind: &Kind, clip: &str, flags: &[impl AsRef<str>]) {
+    fn one(&mut self, name: &str, kind: &Kind, clip: &str, flags: &[&str]) {
         if self.args.only.as_ref().is_some_and(|only| !name.contains(only.as_str())) {
+            return;
+        }
+        if self.begun.elapsed().as_secs() > self.args.limit {
+            eprintln!("        no time for {name}");
             return;
         }
         eprintln!("{:4.0} s  {name}", self.begun.elapsed().as_secs_f64());
         let server = Server::start(kind, &self.programs);
         let clip = self.args.directory.join(format!("{clip}.flv"));
-        let line = load(&server, name, &clip, flags);
+        let mut flags = flags.to_vec();
+        for hurry in [["--lead", "2"], ["--settle", "2"]] {
+            if self.args.quick && !flags.contains(&hurry[0]) {
+                flags.extend(hurry);
+            }
+        }
+        let line = load(&server, name, &clip, &flags);
         drop(server);
         let Ok(value) = serde_json::from_str::<Value>(&line) else {
             eprintln!("        no result");
@@ -165,13 +179,13 @@ impl Suite {
 }
 
 /// Runs this program once more, on the other core, as what publishes and watches.
-fn load(server: &Server, name: &str, clip: &Path, flags: &[impl AsRef<str>]) -> String {
+fn load(server: &Server, name: &str, clip: &Path, flags: &[&str]) -> String {
     let mut command = Command::new("taskset");
     command.args(["-c", "1"]).arg(std::env::current_exe().expect("this program")).arg("run");
     command.args(["--label", name, "--publish-app", server.publish_app, "--play-app", server.play_app]);
     command.arg("--clip").arg(clip).args(["--ingest", &server.ingest.to_string()]);
     command.args(["--play", &server.play.to_string(), "--pid", &server.pid().to_string()]);
-    command.args(flags.iter().map(AsRef::as_ref)).stdin(Stdio::null()).stderr(Stdio::inherit());
+    command.args(flags).stdin(Stdio::null()).stderr(Stdio::inherit());
     let output = command.output().expect("the load runs");
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }

@@ -1,0 +1,240 @@
+//! What a message costs between a publisher's socket and its viewers': ring, pump, bridge, engine.
+#![allow(missing_docs, reason = "the macro makes functions that nobody calls")]
+
+use bytes::Bytes;
+use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use lb::client::{ClientMetrics, Http, Published};
+use lb::ids::{NodeId, StreamName};
+use lb::media::Packet;
+use lb::net::routes::{Incoming, Publication, PublishRequest, Routes};
+use lb::relay::ring::Ring;
+use lb::relay::{Admission, Gather, Hub, Settings, Sink};
+use lb::steps::reactors::Identity;
+use lb::steps::{Engine, Parts, bridge, definition};
+use lb::telemetry::Metrics;
+use std::hint::black_box;
+use std::io::{self, IoSlice};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+use tokio::runtime::Runtime;
+use tokio::sync::{Notify, oneshot};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+const NAME: &str = "s";
+
+/// A second of 2.5 Mb/s: 30 video and 43 audio messages, as they interleave, from a keyframe on.
+fn second() -> Vec<Packet> {
+    let video = |key: u8| Bytes::from([&[key, 1, 0, 0, 0][..], &[7; 9_600]].concat());
+    let (key, frame) = (video(0x17), video(0x27));
+    let audio = Bytes::from([&[0xaf, 1][..], &[7; 370]].concat());
+    let packet = |index: u32| match index {
+        0 => Packet::video(0, key.clone()),
+        index if index % 5 < 2 => Packet::video(index * 14, frame.clone()),
+        index => Packet::audio(index * 14, audio.clone()),
+    };
+    (0..73).map(packet).collect()
+}
+
+/// Takes everything, and says so when enough came.
+#[derive(Debug, Default)]
+struct Counter {
+    bytes: AtomicUsize,
+    grew: Notify,
+}
+
+impl Counter {
+    fn add(&self, n: usize) -> io::Result<usize> {
+        self.bytes.fetch_add(n, Ordering::Relaxed);
+        self.grew.notify_one();
+        Ok(n)
+    }
+
+    async fn reaches(&self, bytes: usize) {
+        while self.bytes.load(Ordering::Relaxed) < bytes {
+            self.grew.notified().await;
+        }
+    }
+}
+
+impl Sink for Counter {
+    fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
+        self.add(bytes.len())
+    }
+
+    fn try_write_vectored(&self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.add(pieces.iter().map(|piece| piece.len()).sum())
+    }
+
+    fn poll_writable(&self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+fn at_once() -> Settings {
+    Settings { gather: Gather::Window(Duration::ZERO), ..Settings::default() }
+}
+
+fn ring(criterion: &mut Criterion) {
+    let packets = second();
+    let mut group = criterion.benchmark_group("ring");
+    group.throughput(Throughput::Elements(packets.len() as u64));
+    group.bench_function("push and drain a second", |bencher| {
+        let mut ring = Ring::new(&Settings::default());
+        let (mut time, mut timestamp) = (Instant::now(), 0);
+        bencher.iter(|| {
+            for packet in &packets {
+                ring.push(packet, timestamp + packet.timestamp, time);
+                if ring.is_due(time, None) {
+                    let from = ring.end();
+                    ring.seal();
+                    ring.since(from).for_each(|block| drop(black_box(block.wire.clone())));
+                }
+                time += Duration::from_micros(13_700);
+            }
+            timestamp += 1_000;
+        });
+    });
+    group.finish();
+}
+
+/// The pump without a kernel: what a viewer at the head costs a flush beside its `send`.
+fn pump(criterion: &mut Criterion) {
+    const VIEWERS: usize = 1_000;
+    let runtime = Runtime::new().expect("a runtime");
+    let metrics = Arc::new(Metrics::new().expect("metrics"));
+    let hub = Hub::new(Admission::Live, Arc::new(at_once()), metrics, TaskTracker::new());
+    let name = StreamName::parse(NAME).expect("a name");
+    let source = hub.attach(&name);
+    let packets = second();
+    source.push(&packets[..1]);
+    let sinks: Vec<Arc<Counter>> = (0..VIEWERS).map(|_| Arc::default()).collect();
+    for sink in &sinks {
+        let interest = hub.join(&name).expect("the stream is there");
+        let mut viewer = interest.watch(sink.clone(), Bytes::new());
+        runtime.spawn(async move { viewer.turn().await });
+    }
+    let mut group = criterion.benchmark_group("pump");
+    group.throughput(Throughput::Elements(VIEWERS as u64));
+    group.bench_function("a frame to 1,000 viewers at the head", |bencher| {
+        bencher.iter(|| {
+            runtime.block_on(async {
+                let before: Vec<usize> =
+                    sinks.iter().map(|sink| sink.bytes.load(Ordering::Relaxed)).collect();
+                source.push(&packets[1..2]);
+                for (sink, before) in sinks.iter().zip(before) {
+                    sink.reaches(before + packets[1].body.len()).await;
+                }
+            });
+        });
+    });
+    group.finish();
+}
+
+fn bridges(criterion: &mut Criterion) {
+    let packets = second();
+    let mut group = criterion.benchmark_group("bridge");
+    group.throughput(Throughput::Elements(packets.len() as u64));
+    group.bench_function("there and back, a second", |bencher| {
+        let mut sender = bridge::Sender::new(mmids_core::StreamId(Arc::new(NAME.to_owned())));
+        bencher.iter_batched(
+            || packets.clone(),
+            |packets| {
+                for packet in packets {
+                    black_box(bridge::packet(&sender.packet(packet).content));
+                }
+            },
+            BatchSize::SmallInput,
+        );
+    });
+    group.finish();
+}
+
+/// From a publication through the engine's two steps into a ring and out to one viewer.
+fn engine(criterion: &mut Criterion) {
+    let runtime = Runtime::new().expect("a runtime");
+    let sink: Arc<Counter> = Arc::default();
+    let (publication, _engine) = runtime.block_on(publish(&sink));
+    let packets = second();
+    let bytes: usize = packets.iter().map(|packet| packet.body.len()).sum();
+    let mut group = criterion.benchmark_group("engine");
+    group.throughput(Throughput::Elements(packets.len() as u64));
+    for batch in [1, 8, 73] {
+        let mut round = 0;
+        group.bench_function(format!("a second to one viewer, {batch} messages a batch"), |bencher| {
+            bencher.iter(|| {
+                runtime.block_on(async {
+                    let before = sink.bytes.load(Ordering::Relaxed);
+                    round += 1;
+                    for packets in packets.chunks(batch) {
+                        let later = |packet: &Packet| {
+                            let timestamp = packet.timestamp + round * 1_000;
+                            Packet { timestamp, ..packet.clone() }
+                        };
+                        let packets = packets.iter().map(later).collect();
+                        let incoming = Incoming::Packets(publication.id, packets);
+                        publication.media.send(incoming).await.expect("the step listens");
+                    }
+                    sink.reaches(before + bytes).await;
+                });
+            });
+        });
+    }
+    group.finish();
+}
+
+/// A node without sockets, with one publisher and one viewer.
+async fn publish(sink: &Arc<Counter>) -> (Publication, Engine) {
+    lb::client::install_crypto_provider();
+    let metrics = Arc::new(Metrics::new().expect("metrics"));
+    let client_metrics = ClientMetrics::register(metrics.registry()).expect("metrics");
+    let routes = Routes::new();
+    let node = NodeId::random();
+    let parts = Parts {
+        identity: Identity { node: node.clone(), origin: None, rtmp_port: 1, native_pull: true },
+        routes: routes.clone(),
+        published: Published::new(),
+        relay: at_once(),
+        pull: lb::net::pull::Settings::new(node),
+        rtmp: lb::rtmp::Limits::default(),
+        ffmpeg: lb::ffmpeg::Settings::default(),
+        http: Http::new().expect("a client"),
+        metrics,
+        client_metrics,
+        reactor_back: Arc::new(|| {}),
+        tasks: TaskTracker::new(),
+    };
+    let text = "workflow w {\n rtmp_receive rtmp_app=in stream_key=* port=1\n rtmp_watch rtmp_app=out stream_key=* port=1\n}\n";
+    let config = definition::parse("bench", text, &Default::default()).expect("a configuration");
+    let engine = Engine::start(parts, vec![("bench".to_owned(), config)]).await.expect("an engine");
+
+    let (name, peer) = (StreamName::parse(NAME).expect("a name"), SocketAddr::from(([127, 0, 0, 1], 1)));
+    let (reply, answer) = oneshot::channel();
+    let route = routes.publish(1, "in", &name, peer).expect("a route");
+    let gone = CancellationToken::new();
+    let request = PublishRequest { name: name.clone(), peer, connection: 1, gone, reply };
+    route.requests.send(request).await.expect("the step listens");
+    let publication = answer.await.expect("an answer").expect("yes");
+    let first = Incoming::Packets(publication.id, second().into_iter().take(1).collect());
+    publication.media.send(first).await.expect("the step listens");
+
+    let play = routes.play(1, "out", &name, peer).expect("a route");
+    let interest = loop {
+        match play.hub.join(&name) {
+            Ok(interest) => break interest,
+            // The first message is still on its way.
+            Err(_) => tokio::task::yield_now().await,
+        }
+    };
+    interest.ready().await.expect("the stream starts");
+    let mut viewer = interest.watch(sink.clone(), Bytes::new());
+    tokio::spawn(async move { viewer.turn().await });
+    sink.reaches(second()[0].body.len()).await;
+    (publication, engine)
+}
+
+criterion_group!(benches, ring, pump, bridges, engine);
+criterion_main!(benches);
