@@ -46,10 +46,12 @@ impl Results {
         values.get(values.len() / 2).copied()
     }
 
-    /// The sum over all runs whose name begins so.
-    pub fn sum(&self, begin: &str, pointer: &str) -> f64 {
-        let runs = self.0.iter().filter(|(name, _)| name.starts_with(begin)).flat_map(|(_, runs)| runs);
-        runs.filter_map(|run| run.pointer(pointer)?.as_f64()).sum()
+    /// The sum of a value over all runs of lb.
+    pub fn sum_of_lb(&self, pointer: &str) -> Option<f64> {
+        let ours = |name: &str| name.contains("lb") || name.starts_with("pull");
+        let runs = self.0.iter().filter(|(name, _)| ours(name)).flat_map(|(_, runs)| runs);
+        let values: Vec<f64> = runs.filter_map(|run| run.pointer(pointer)?.as_f64()).collect();
+        (!values.is_empty()).then(|| values.iter().sum())
     }
 
     pub fn names(&self) -> impl Iterator<Item = &str> {
