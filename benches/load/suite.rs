@@ -48,7 +48,7 @@ impl Results {
 
     /// The sum of a value over all runs of lb.
     pub fn sum_of_lb(&self, pointer: &str) -> Option<f64> {
-        let ours = |name: &str| name.contains("lb") || name.starts_with("pull");
+        let ours = |name: &str| name.contains("lb") || name == "pull native";
         let runs = self.0.iter().filter(|(name, _)| ours(name)).flat_map(|(_, runs)| runs);
         let values: Vec<f64> = runs.filter_map(|run| run.pointer(pointer)?.as_f64()).collect();
         (!values.is_empty()).then(|| values.iter().sum())
