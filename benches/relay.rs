@@ -1,5 +1,6 @@
 //! What a message costs between a publisher's socket and its viewers': ring, pump, bridge, engine.
 #![allow(missing_docs, reason = "the macro makes functions that nobody calls")]
+#![allow(clippy::expect_used, clippy::indexing_slicing, reason = "a benchmark stops at the first surprise")]
 
 use bytes::Bytes;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
