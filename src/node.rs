@@ -14,7 +14,8 @@ use crate::config::{self, Plan};
 use crate::drain::Drain;
 use crate::health::Health;
 use crate::ids::NodeId;
-use crate::net::{self, listener, routes::Routes};
+use crate::listen;
+use crate::net::{self, routes::Routes};
 use crate::registry::{self, Memory, Redis, Registry};
 use crate::relay::{self, Gather};
 use crate::steps::reactors::{Identity, Reactors};
@@ -187,7 +188,7 @@ fn local(listener: Option<&TcpListener>) -> Option<SocketAddr> {
 
 fn bind_rtmp(port: u16) -> Result<(TcpListener, SocketAddr), Error> {
     let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
-    let bound = listener::bind(address).and_then(|listener| {
+    let bound = listen::bind(address).and_then(|listener| {
         let address = listener.local_addr()?;
         Ok((listener, address))
     });
@@ -195,7 +196,7 @@ fn bind_rtmp(port: u16) -> Result<(TcpListener, SocketAddr), Error> {
 }
 
 fn bind_http(what: &'static str, address: SocketAddr) -> Result<TcpListener, Error> {
-    web::server::bind(address).map_err(|error| Error::Bind { what, address, error })
+    listen::bind(address).map_err(|error| Error::Bind { what, address, error })
 }
 
 impl Addresses {

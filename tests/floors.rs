@@ -18,7 +18,7 @@ const FLOORS: [(u8, &[&str]); 5] = [
 const TOP: u8 = 4;
 
 /// Usable from floor 1 up; they use each other and nothing else of the crate.
-const PILLARS: [&str; 5] = ["api", "ids", "drain", "health", "telemetry"];
+const PILLARS: [&str; 6] = ["api", "ids", "drain", "health", "listen", "telemetry"];
 
 /// Names of other crates, and the only modules that may say them.
 const PLACES: [(&str, &[&str]); 5] = [

@@ -10,6 +10,7 @@ use futures::future::FutureExt;
 use lb::api::{Heartbeat, HeartbeatReply, NodeList, StreamList};
 use lb::health::Health;
 use lb::ids::SessionId;
+use lb::listen;
 use lb::registry::{Memory, Policy, Redis, Registry, Settings};
 use lb::web::reactor::{self, Reactor};
 use lb::web::server::{self, Limits};
@@ -430,10 +431,10 @@ async fn nobody_holds_up_a_stop() {
 async fn a_port_in_use_is_an_error_and_a_stopped_server_s_port_is_free() {
     let service = Service::start().await;
     service.watch("x").await;
-    assert_eq!(server::bind(service.addr).unwrap_err().kind(), std::io::ErrorKind::AddrInUse);
+    assert_eq!(listen::bind(service.addr).unwrap_err().kind(), std::io::ErrorKind::AddrInUse);
     service.stop.cancel();
     service.task.await.unwrap();
-    server::bind(service.addr).unwrap();
+    listen::bind(service.addr).unwrap();
 }
 
 #[tokio::test]
@@ -667,7 +668,7 @@ impl Service {
     async fn serve(listen: &str, limits: Limits, stop: CancellationToken, routes: Routes) -> Service {
         static CRYPTO: Once = Once::new();
         CRYPTO.call_once(|| drop(rustls::crypto::ring::default_provider().install_default()));
-        let listener = server::bind(listen.parse().unwrap()).unwrap();
+        let listener = listen::bind(listen.parse().unwrap()).unwrap();
         let addr = listener.local_addr().unwrap();
         let task = tokio::spawn(server::serve(listener, routes, limits, stop.clone()));
         let client = Client::builder().timeout(Duration::from_secs(10)).no_proxy().build().unwrap();

@@ -8,14 +8,11 @@ use crate::rtmp;
 use crate::telemetry::{Counted, Metrics, Seldom};
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-
-/// How many connections the kernel keeps for us while we are busy: 5,000 viewers may come within a second.
-const BACKLOG: i32 = 4096;
 
 /// The pause after the process ran out of descriptors, so that the accept loop does not spin.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
@@ -65,31 +62,6 @@ pub struct Server {
     pub drain_spread: Duration,
     next: AtomicU64,
     addresses: Mutex<HashMap<IpAddr, usize>>,
-}
-
-/// Binds a port. `[::]` takes IPv4 as well; where a host has no IPv6 at all, `0.0.0.0` is bound instead.
-pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    let wildcard = address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED);
-    match bind_exactly(address) {
-        Err(error) if wildcard && error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
-            bind_exactly(SocketAddr::from(([0, 0, 0, 0], address.port())))
-        }
-        other => other,
-    }
-}
-
-fn bind_exactly(address: SocketAddr) -> io::Result<TcpListener> {
-    use socket2::{Domain, Protocol, Socket, Type};
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    if address.is_ipv6() {
-        socket.set_only_v6(false)?;
-    }
-    // A node that was killed serves again at once on the same port.
-    socket.set_reuse_address(true)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    TcpListener::from_std(socket.into())
 }
 
 impl Server {

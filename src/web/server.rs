@@ -8,7 +8,7 @@ use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use socket2::{SockRef, TcpKeepalive};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
@@ -35,9 +35,6 @@ const PEER_DEADLINE: Duration = Duration::from_secs(30);
 /// The read buffer of a connection, and with it the greatest head of a request.
 const BUFFER_MAX: usize = 32 * 1024;
 
-/// Connections that wait to be accepted.
-const BACKLOG: i32 = 1024;
-
 /// A pause after a failed accept, which mostly means that there are no file descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -61,20 +58,6 @@ impl Default for Limits {
 /// The address that a connection came from, as handlers see it: IPv4-mapped addresses are IPv4.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Peer(pub IpAddr);
-
-/// Binds a listening socket. `[::]` takes IPv4 as well, whatever the host's default; an address that a stopped
-/// process used a moment ago can be bound again.
-pub fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
-    if addr.is_ipv6() {
-        socket.set_only_v6(!addr.ip().is_unspecified())?;
-    }
-    socket.set_reuse_address(true)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&addr.into())?;
-    socket.listen(BACKLOG)?;
-    TcpListener::from_std(socket.into())
-}
 
 /// Serves until the stop signal, then lets running requests end within the deadline.
 ///

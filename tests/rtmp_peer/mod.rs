@@ -13,7 +13,7 @@ use lb::net::acl::Acl;
 use lb::net::routes::{
     Incoming, KeyPattern, Place, PlayRoute, Publication, PublishRequest, PublishRoute, RouteGuard, Routes,
 };
-use lb::net::{Limits, Server, listener};
+use lb::net::{Limits, Server};
 use lb::relay::{Admission, Hub, Settings};
 use lb::rtmp::amf0::Value;
 use lb::rtmp::chunk::{self, Reader};
@@ -87,7 +87,7 @@ impl Node {
 
     /// One more port.
     pub fn listen(&self) -> u16 {
-        let listener = listener::bind("[::]:0".parse().unwrap()).unwrap();
+        let listener = lb::listen::bind("[::]:0".parse().unwrap()).unwrap();
         let port = listener.local_addr().unwrap().port();
         self.server.listen(listener).unwrap();
         port
