@@ -163,7 +163,15 @@ fn wait_answer(id: u64, mut receiver: watch::Receiver<Status>, stop: Cancellatio
     })
 }
 
-/// Waits for the publisher to leave before it was accepted, or to be sent away by the node.
+fn end_behind_media(id: u64, media: mpsc::Sender<Incoming>) -> StepFuture {
+    Box::pin(async move {
+        // A step that is gone has no publishers.
+        drop(media.send(Incoming::Ended(id)).await);
+        Box::new(Woken::Stopped) as Box<dyn StepFutureResult>
+    })
+}
+
+/// Waits for the publisher to leave, or to be sent away by the node.
 fn wait_end(
     id: u64,
     gone: CancellationToken,
@@ -306,11 +314,13 @@ impl ReceiveStep {
                 }
             }
             Woken::Evicted { id, reason } => self.refuse(id, &reason, outputs),
-            Woken::Gone { id } => {
-                if self.publishers.get(&id).is_some_and(|p| matches!(p.state, State::Asking(_))) {
-                    self.remove(id, outputs);
-                }
-            }
+            Woken::Gone { id } => match self.publishers.get(&id).map(|publisher| &publisher.state) {
+                Some(State::Asking(_)) => self.remove(id, outputs),
+                // Let in at the moment at which it left, so that its connection may never have heard of it. What it did
+                // send goes first.
+                Some(State::Running { .. }) => outputs.futures.push(end_behind_media(id, self.media.clone())),
+                None => {}
+            },
             Woken::Stopped => {}
         }
     }
@@ -351,5 +361,60 @@ impl WorkflowStep for ReceiveStep {
 impl Drop for ReceiveStep {
     fn drop(&mut self) {
         self.shutdown();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mmids_core::workflows::definitions::WorkflowStepType;
+
+    #[tokio::test]
+    async fn a_publisher_that_leaves_as_it_is_let_in_is_not_kept() {
+        let (manager, _requests) = mpsc::unbounded_channel();
+        let identity = super::super::reactors::Identity {
+            node: "n".parse().unwrap(),
+            origin: None,
+            rtmp_port: 1,
+            native_pull: true,
+        };
+        let (routes, published) = (Routes::new(), Published::new());
+        let reactors = Reactors::new(identity, HashMap::new(), manager);
+        let generator =
+            Generator { routes: routes.clone(), reactors, published: published.clone(), default_port: 1 };
+        let parameters = [("rtmp_app", "live"), ("stream_key", "*")];
+        let definition = WorkflowStepDefinition {
+            step_type: WorkflowStepType("rtmp_receive".to_owned()),
+            parameters: parameters.map(|(key, value)| (key.to_owned(), Some(value.to_owned()))).into(),
+        };
+        let (mut step, futures) = generator.generate(definition).unwrap_or_else(|error| panic!("{error}"));
+        let mut futures: futures::stream::FuturesUnordered<_> = futures.into_iter().collect();
+
+        let name: StreamName = "x".parse().unwrap();
+        let peer = "127.0.0.1:9".parse().unwrap();
+        let route = routes.publish(1, "live", &name, peer).unwrap();
+        let (reply, answer) = oneshot::channel();
+        let gone = CancellationToken::new();
+        let request = PublishRequest { name, peer, connection: 1, gone: gone.clone(), reply };
+        route.requests.send(request).await.unwrap();
+
+        let mut let_in = false;
+        let mut answer = Some(answer);
+        while !let_in || !published.streams().is_empty() {
+            let next = futures::StreamExt::next(&mut futures);
+            let woken = tokio::time::timeout(std::time::Duration::from_secs(5), next).await;
+            let woken = woken.expect("the publisher is kept for ever").expect("the step waits");
+            let mut inputs = StepInputs::new();
+            inputs.notifications.push(woken);
+            let mut outputs = StepOutputs::new();
+            step.execute(&mut inputs, &mut outputs);
+            futures.extend(outputs.futures);
+            if !published.streams().is_empty() && answer.is_some() {
+                // It was let in, and its connection never reads the answer.
+                let_in = true;
+                answer = None;
+                gone.cancel();
+            }
+        }
     }
 }
