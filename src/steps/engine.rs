@@ -162,13 +162,16 @@ impl Engine {
     pub async fn start(parts: Parts, configs: Vec<(String, Config)>) -> Result<Self, ConfigError> {
         let tasks = parts.tasks;
         let stopped = CancellationToken::new();
-        let steps: Vec<&'static str> = step_types().iter().map(|(name, _)| *name).collect();
+        let reactors: Arc<[ReactorDefinition]> =
+            configs.iter().flat_map(|(_, config)| config.reactors.clone()).collect();
         let mut lookups = HashMap::new();
         for (file, reactor) in
             configs.iter().flat_map(|(file, config)| config.reactors.iter().map(move |r| (file, r)))
         {
             let settings = Settings::read(file, reactor)?;
-            let lookup = settings.lookup(parts.http.clone(), parts.client_metrics.clone(), steps.clone());
+            let (known, default_port) = (reactors.clone(), parts.identity.rtmp_port);
+            let check = move |step: &WorkflowStepDefinition| check_step(step, &known, default_port);
+            let lookup = settings.lookup(parts.http.clone(), parts.client_metrics.clone(), check);
             let back = parts.reactor_back.clone();
             let lookup = lookup.on_recovery(move || back());
             lookups.insert(reactor.name.clone(), (settings, lookup));
@@ -382,5 +385,31 @@ pub fn check_answer(text: &str) -> Result<(), String> {
         Ok(parsed) if parsed.workflows.is_empty() => Err("it defines no workflow".to_owned()),
         Ok(_) => Ok(()),
         Err(error) => Err(format!("mmids cannot read it: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_is_checked_with_its_parameters() {
+        let check = |step: &str| {
+            let text = format!("workflow w {{\n {step}\n}}\n");
+            let config = super::super::definition::parse("f", &text, &HashMap::new()).unwrap();
+            check_step(&config.workflows[0].definition.steps[0], &[], 1935)
+        };
+        assert_eq!(check("rtmp_pull location=rtmp://[::1]/a/x stream_name=x"), Ok(()));
+        assert_eq!(check("rtmp_watch rtmp_app=live/ stream_key=*"), Ok(()));
+        for (bad, part) in [
+            ("rtmp_pull location=nonsense stream_name=x", "not a URL"),
+            ("rtmp_pull location=rtmp://h/a/x stream_name=a//b", "stream_name=a//b"),
+            ("rtmp_pull location=rtmp://h/a/x", "lacks stream_name"),
+            ("made_up x=y", "'made_up' is not known"),
+            ("rtmp_watch rtmp_app=live/inst stream_key=*", "rtmp_app=live/inst is not allowed"),
+        ] {
+            let error = check(bad).unwrap_err();
+            assert!(error.contains(part), "{error}");
+        }
     }
 }

@@ -48,7 +48,13 @@ impl<'a> Parameters<'a> {
         if port == Some(0) {
             return Err(ParameterError("port=0 is not allowed; a port from 1 to 65535 is".to_owned()));
         }
-        let app = self.required("rtmp_app", "APP")?.trim_end_matches('/');
+        let app = self.required("rtmp_app", "APP")?.trim_matches('/');
+        if app.is_empty() || app.contains(['/', '?']) {
+            let what = format!(
+                "rtmp_app={app} is not allowed; a name without / and ? is (a/b is the key b of the app a)"
+            );
+            return Err(ParameterError(what));
+        }
         let key = match self.required("stream_key", "* or a stream name")? {
             "*" => KeyPattern::Any,
             _ => KeyPattern::Exact(self.stream_name("stream_key")?),
