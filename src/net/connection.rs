@@ -158,10 +158,10 @@ impl Connection<'_> {
     async fn consider(&mut self, event: Event) -> Result<Option<Intent>, Error> {
         match event {
             Event::Connect(connect) => {
-                if !self.server.routes.has_app(self.port, &connect.app) {
+                self.app = connect.app;
+                if !self.server.routes.has_app(self.port, &self.app) {
                     return self.refuse_connect("app", "no such app").await;
                 }
-                self.app = connect.app;
                 self.session.accept_connect();
             }
             Event::Publish(publish) => {

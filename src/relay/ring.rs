@@ -11,8 +11,12 @@ use bytes::{Bytes, BytesMut};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-/// What messages are gathered in before they become a block; also the size in which memory is taken.
-const ARENA: usize = 64 << 10;
+/// The most bytes that are gathered before they become a block.
+const BLOCK: usize = 64 << 10;
+
+/// The size in which memory is taken. Blocks share it, so up to two of these stand beyond what a ring holds; smaller ones
+/// would only be more work.
+const ARENA: usize = 16 << 10;
 
 /// The longest that audio waits for a video frame: at fewer frames a second it stops waiting.
 const FRAME_MAX: Duration = Duration::from_millis(50);
@@ -140,10 +144,10 @@ impl Ring {
                 PacketKind::Audio { sequence_header: false } | PacketKind::Data { metadata: false }
             );
         let frame = matches!(packet.kind, PacketKind::Video { sequence_header: false, .. });
-        // A viewer starts at a block's first byte, and a block should not grow far past its arena.
+        // A viewer starts at a block's first byte, and a block should not grow without end.
         let overdue = self.due().is_some_and(|due| now > due + UNWATCHED);
         let begins = keyframe || alone && self.gathering.as_ref().is_some_and(|gathering| !gathering.starts);
-        if begins || overdue || self.pending.len() + packet.body.len() > ARENA {
+        if begins || overdue || self.pending.len() + packet.body.len() > BLOCK {
             self.seal();
         }
         if keyframe {

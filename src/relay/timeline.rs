@@ -4,11 +4,11 @@
 //! that never goes back: when the source changes, the new one is shifted to follow the last message that went out.
 //!
 //! A source that only lost its connection begins again with a group of pictures that viewers have partly seen. It is
-//! recognised by its first keyframe: when that is the newest one seen, at the same time to the byte, the shift stays
+//! recognised by its first keyframe: when that is the newest one seen, at the same time and of the same content, the shift stays
 //! and what was already relayed is dropped, so that viewers see no frame twice.
 
 use crate::media::{Packet, PacketKind, tag};
-use bytes::Bytes;
+use std::hash::{DefaultHasher, Hasher};
 
 /// The step in milliseconds from the last message of one source to the first of the next: a frame at 30 per second.
 const STEP: u32 = 33;
@@ -40,7 +40,7 @@ pub struct Timeline {
     state: State,
     /// The newest keyframe of the current source, on the source's clock; the first one where several tracks have theirs
     /// at one time.
-    keyframe: Option<(u32, Bytes)>,
+    keyframe: Option<Fingerprint>,
     /// A source began that is not the one before.
     broke: bool,
 }
@@ -80,10 +80,9 @@ impl Timeline {
             }
             self.begin(packet);
         }
-        if is_keyframe(packet.kind)
-            && self.keyframe.as_ref().is_none_or(|(newest, _)| *newest != packet.timestamp)
+        if is_keyframe(packet.kind) && self.keyframe.is_none_or(|newest| newest.timestamp != packet.timestamp)
         {
-            self.keyframe = Some((packet.timestamp, packet.body.clone()));
+            self.keyframe = Some(Fingerprint::of(packet));
         }
         let mut time = packet.timestamp.wrapping_add(self.shift);
         if is_header(packet.kind) && self.state != State::Running {
@@ -134,8 +133,7 @@ impl Timeline {
         self.state = State::Running;
         self.floor = self.last_of;
         let Some(last) = self.last else { return };
-        let seen = |(time, body): &(u32, Bytes)| *time == packet.timestamp && *body == packet.body;
-        if is_keyframe(packet.kind) && self.keyframe.as_ref().is_some_and(seen) {
+        if is_keyframe(packet.kind) && self.keyframe == Some(Fingerprint::of(packet)) {
             self.state = State::Resuming { until: last };
         } else {
             self.shift = self.follow(last, packet).wrapping_sub(packet.timestamp);
@@ -160,6 +158,22 @@ fn composition_time(packet: &Packet) -> u32 {
             times.max().unwrap_or(0).clamp(0, DISORDER) as u32
         }
         _ => 0,
+    }
+}
+
+/// What a keyframe is recognised by, without keeping it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Fingerprint {
+    timestamp: u32,
+    length: usize,
+    hash: u64,
+}
+
+impl Fingerprint {
+    fn of(packet: &Packet) -> Self {
+        let mut hasher = DefaultHasher::new();
+        hasher.write(&packet.body);
+        Fingerprint { timestamp: packet.timestamp, length: packet.body.len(), hash: hasher.finish() }
     }
 }
 
@@ -202,6 +216,7 @@ fn is_header(kind: PacketKind) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bytes::Bytes;
 
     fn packet(kind: PacketKind, timestamp: u32, body: &'static str) -> Packet {
         Packet { kind, timestamp, body: Bytes::from_static(body.as_bytes()) }
