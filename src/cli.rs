@@ -1,6 +1,5 @@
 //! The command line, as it is written. What it means is worked out in [`crate::config`].
 
-use crate::config::LogFormat;
 use crate::ids::{NodeId, Origin};
 use crate::registry::Policy;
 use clap::{Parser, ValueEnum};
@@ -29,6 +28,15 @@ pub enum PullBy {
     Native,
     /// By ffmpeg.
     Ffmpeg,
+}
+
+/// How log lines are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
 }
 
 /// Dynamic RTMP load balancing: publish to any ingest node, watch from any playback node; a reactor tells playback nodes

@@ -28,15 +28,6 @@ pub const DEFAULT_REACTOR_PORT: u16 = 8080;
 /// Where a reactor listens when nobody said.
 const DEFAULT_REACTOR_LISTEN: &str = "[::]:8080";
 
-/// How log lines are written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
-    /// For people.
-    Text,
-    /// One JSON object a line.
-    Json,
-}
-
 /// Why a process does not start with these flags and files: one line that says what is wrong and what is allowed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {

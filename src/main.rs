@@ -1,8 +1,8 @@
 //! The `lb` binary: reads the command line, then runs a node.
 
 use clap::Parser;
-use lb::cli::Args;
-use lb::config::{LogFormat, Plan};
+use lb::cli::{Args, LogFormat};
+use lb::config::Plan;
 use lb::node;
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;

@@ -6,7 +6,8 @@ use prometheus::{
     IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder, core::Collector,
 };
 use std::sync::Mutex;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// The metrics of the RTMP side. What the reactor and its clients count stands beside them in the same registry.
 #[derive(Debug)]
@@ -181,6 +182,9 @@ impl Drop for Counted {
     }
 }
 
+/// The time between two lines where nothing else is said: an outage repeats its line for each stream.
+const SELDOM: Duration = Duration::from_secs(10);
+
 /// Lets a log line through at most once in a while, and says how many it held back.
 #[derive(Debug)]
 pub struct Seldom {
@@ -194,20 +198,22 @@ impl Seldom {
         Seldom { every, state: Mutex::new((None, 0)) }
     }
 
-    /// Whether to log now; if so, how many lines were held back since the last one.
-    pub fn now(&self) -> Option<u64> {
+    /// Whether a line may be written now; if so, how many were held back since the last one.
+    pub fn pass(&self) -> Option<u64> {
         let mut state = self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let now = Instant::now();
-        match state.0 {
-            Some(last) if now.saturating_duration_since(last) < self.every => {
-                state.1 += 1;
-                None
-            }
-            _ => {
-                state.0 = Some(now);
-                Some(std::mem::take(&mut state.1))
-            }
+        let (last, held_back) = &mut *state;
+        if last.is_some_and(|last| last.elapsed() < self.every) {
+            *held_back += 1;
+            return None;
         }
+        *last = Some(Instant::now());
+        Some(std::mem::take(held_back))
+    }
+}
+
+impl Default for Seldom {
+    fn default() -> Self {
+        Seldom::new(SELDOM)
     }
 }
 
@@ -229,11 +235,13 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_seldom_line_counts_what_it_holds_back() {
-        let seldom = Seldom::new(Duration::from_secs(3600));
-        assert_eq!(seldom.now(), Some(0));
-        assert_eq!(seldom.now(), None);
-        assert_eq!(seldom.now(), None);
+    #[tokio::test(start_paused = true)]
+    async fn a_seldom_line_counts_what_it_holds_back() {
+        let seldom = Seldom::default();
+        assert_eq!(seldom.pass(), Some(0));
+        assert_eq!(seldom.pass(), None);
+        assert_eq!(seldom.pass(), None);
+        tokio::time::advance(SELDOM).await;
+        assert_eq!(seldom.pass(), Some(2));
     }
 }

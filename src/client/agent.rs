@@ -1,12 +1,12 @@
 //! The node's agent: it tells reactors what the node does, and hears from them what it does no longer own.
 
 use super::backoff::{Backoff, jittered};
-use super::gate::LogGate;
 use super::targets::{Target, Targets};
 use super::urls::endpoint;
 use super::{ClientMetrics, Error, Http, PLAIN_SERVER_RETRY, Reply, Urls};
 use crate::api::{Heartbeat, HeartbeatReply, PublisherRelease};
 use crate::ids::{NodeId, SessionId, StreamName};
+use crate::telemetry::Seldom;
 use bytes::Bytes;
 use futures::StreamExt;
 use reqwest::Method;
@@ -88,7 +88,7 @@ pub struct Agent {
     stop: CancellationToken,
     task: AbortOnDropHandle<()>,
     metrics: ClientMetrics,
-    overflow_log: LogGate,
+    overflow_log: Seldom,
 }
 
 /// A release and when its publisher left.
@@ -119,7 +119,7 @@ impl Agent {
             in_contact: Mutex::new(None),
         };
         let task = AbortOnDropHandle::new(tokio::spawn(Arc::new(worker).run(waiting)));
-        Agent { poke, releases, contact: watched, stop, task, metrics, overflow_log: LogGate::default() }
+        Agent { poke, releases, contact: watched, stop, task, metrics, overflow_log: Seldom::default() }
     }
 
     /// Asks for a heartbeat now: a publisher came or left, the node begins to drain, or a reactor came back. Calls

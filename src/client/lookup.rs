@@ -6,12 +6,12 @@
 //! ignores the further fields of a question, and its answers come without epoch and origin.
 
 use super::flights::{self, Flights};
-use super::gate::LogGate;
 use super::memory::Memory;
 use super::targets::Targets;
 use super::{CALL_DEADLINE, ClientMetrics, Http, Reply, Urls};
 use crate::api::{EPOCH_HEADER, ORIGIN_HEADER, PublisherLookup, Refusal, WatcherLookup};
 use crate::ids::{Origin, SessionId, StreamName};
+use crate::telemetry::Seldom;
 use bytes::Bytes;
 use reqwest::Method;
 use serde::Serialize;
@@ -113,9 +113,9 @@ struct Inner {
     turns: Semaphore,
     /// No URL was well when the last question was asked.
     outage: AtomicBool,
-    outage_log: LogGate,
-    recovery_log: LogGate,
-    config_log: LogGate,
+    outage_log: Seldom,
+    recovery_log: Seldom,
+    config_log: Seldom,
 }
 
 impl Lookup {
@@ -135,9 +135,9 @@ impl Lookup {
             metrics,
             turns: Semaphore::new(CALLS_MAX),
             outage: AtomicBool::new(false),
-            outage_log: LogGate::default(),
-            recovery_log: LogGate::default(),
-            config_log: LogGate::default(),
+            outage_log: Seldom::default(),
+            recovery_log: Seldom::default(),
+            config_log: Seldom::default(),
         };
         Lookup { shared: Arc::new(inner), on_recovery: None, flights: Arc::default() }
     }

@@ -17,7 +17,6 @@ mod agent;
 mod backoff;
 mod events;
 mod flights;
-mod gate;
 mod http;
 mod lookup;
 mod memory;

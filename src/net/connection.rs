@@ -95,7 +95,7 @@ pub(super) async fn serve(server: &Arc<Server>, socket: TcpStream, peer: SocketA
         Ok(()) => tracing::debug!(id, %peer, "connection closed"),
         Err(Error::Protocol(error)) => {
             server.metrics.misbehaved_total.inc();
-            if let Some(held_back) = MISBEHAVED.now() {
+            if let Some(held_back) = MISBEHAVED.pass() {
                 tracing::warn!(id, %peer, held_back, "connection closed: {error}");
             }
         }
@@ -207,7 +207,7 @@ impl Connection<'_> {
     async fn refused(&mut self, reason: &'static str, text: &str) -> Error {
         static REFUSED: Seldom = Seldom::new(Duration::from_secs(1));
         self.server.metrics.refused(reason);
-        if let Some(held_back) = REFUSED.now() {
+        if let Some(held_back) = REFUSED.pass() {
             tracing::info!(id = self.id, peer = %self.peer, app = self.app, reason, held_back, "refused: {text}");
         }
         self.farewell().await;

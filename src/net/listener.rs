@@ -108,7 +108,7 @@ impl Server {
                 Err(error) if is_passing(&error) => {}
                 Err(error) => {
                     self.metrics.refused("exhausted");
-                    if let Some(held_back) = EXHAUSTED.now() {
+                    if let Some(held_back) = EXHAUSTED.pass() {
                         tracing::error!(%error, held_back, "no connection can be taken");
                     }
                     tokio::time::sleep(EXHAUSTED_PAUSE).await;
@@ -124,7 +124,7 @@ impl Server {
         let slot = if full { None } else { AddressSlot::take(self, peer.ip()) };
         let Some(slot) = slot else {
             self.metrics.refused(if full { "connections" } else { "connections_per_address" });
-            if let Some(held_back) = FULL.now() {
+            if let Some(held_back) = FULL.pass() {
                 tracing::warn!(%peer, held_back, "connection refused: the limit is reached");
             }
             return;
