@@ -24,6 +24,10 @@ const FRAME_MAX: Duration = Duration::from_millis(50);
 /// The wait before two frames have been seen: 30 a second.
 const FRAME_DEFAULT: Duration = Duration::from_millis(33);
 
+/// A picture that stood still for so long is over, and audio that goes on is a stream without video. Else its last keyframe
+/// would stay the place to start, and a late viewer would get minutes of sound in one piece.
+const VIDEO_OVER: Duration = Duration::from_secs(30);
+
 /// Without a viewer nobody asks for what is due; blocks still get no longer than this.
 const UNWATCHED: Duration = Duration::from_millis(200);
 
@@ -135,6 +139,9 @@ impl Ring {
 
     /// Appends a message that goes out at `timestamp` (the viewers' clock).
     pub fn push(&mut self, packet: &Packet, timestamp: u32, now: Instant) {
+        if self.video.is_some_and(|(last, _)| now.saturating_duration_since(last) > VIDEO_OVER) {
+            self.source_changed();
+        }
         // Where a stream has several video tracks, their keyframes of one moment belong together.
         let keyframe = matches!(packet.kind, PacketKind::Video { keyframe: true, sequence_header: false })
             && self.keyframe_time != Some(timestamp);

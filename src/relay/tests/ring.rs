@@ -77,3 +77,19 @@ fn frames_without_a_header_that_follow_audio_are_no_place_to_start() {
     ring.seal();
     assert_eq!(ring.start(), Some((Mark { number: 1, index: 2 }, 50)));
 }
+
+#[test]
+fn audio_that_outlives_its_video_is_a_place_to_start_of_its_own() {
+    let (mut ring, start) = (Ring::new(&Settings::default()), Instant::now());
+    ring.push(&key(0, "k"), 0, start);
+    let mut sound = |millis: u32| {
+        let packet = audio(millis, "a");
+        ring.push(&packet, millis, start + Duration::from_millis(u64::from(millis)));
+        ring.seal();
+        ring.start().map(|(_, timestamp)| timestamp)
+    };
+    assert_eq!((1..=30).map(|n| sound(n * 1_000)).max(), Some(Some(0)), "a long group is still a group");
+    assert_eq!(sound(31_000), Some(31_000));
+    assert_eq!(sound(31_020), Some(31_000));
+    assert!(ring.end() - ring.first() < 10, "and what came before is forgotten");
+}
