@@ -47,7 +47,7 @@ pub struct Metrics {
     pub lost_messages_total: IntCounterVec,
     /// Streams a relay holds, live or in their grace time.
     pub streams: IntGauge,
-    /// Bytes in the rings of all streams are not counted one by one; this is the number of pumps that serve viewers.
+    /// Pumps that run: one for each stream that somebody watches, more for a huge audience.
     pub pumps: IntGauge,
 }
 

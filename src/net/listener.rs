@@ -20,7 +20,7 @@ const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 /// What the RTMP side of a node takes on.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Connections in all: each costs a descriptor, and a viewer about 5 KiB.
+    /// Connections in all: each costs a descriptor, and a viewer about 3.5 KiB (docs/BENCHMARKS.md).
     pub connections: usize,
     /// Connections of one IPv4 address, or of one IPv6 network of 64 bits, which is what a single customer has. Viewers
     /// behind one carrier's translation share theirs, so this is generous.
