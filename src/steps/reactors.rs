@@ -24,6 +24,7 @@ use std::time::Duration;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 /// How long a name that nobody knows is held while no reactor answers. Then its viewers are refused, clearly.
@@ -205,6 +206,14 @@ impl Reactors {
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Key, Arc<Follower>>> {
         self.followed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The next word on a followed name; nothing once `stop` is cancelled, or there is nobody to say it.
+pub async fn next_status(status: &mut watch::Receiver<Status>, stop: &CancellationToken) -> Option<Status> {
+    tokio::select! {
+        () = stop.cancelled() => None,
+        changed = status.changed() => changed.ok().map(|()| status.borrow_and_update().clone()),
     }
 }
 

@@ -5,7 +5,7 @@
 
 use super::bridge;
 use super::parameters::{ParameterError, Parameters};
-use super::reactors::{Asker, Reactors, Status};
+use super::reactors::{Asker, Reactors, Status, next_status};
 use crate::client::{Published, Registration};
 use crate::ids::{SessionId, StreamName};
 use crate::net::routes::{
@@ -149,15 +149,9 @@ fn wait_media(mut incoming: mpsc::Receiver<Incoming>, stop: CancellationToken) -
 
 fn wait_answer(id: u64, mut receiver: watch::Receiver<Status>, stop: CancellationToken) -> StepFuture {
     Box::pin(async move {
-        let woken = tokio::select! {
-            () = stop.cancelled() => Woken::Stopped,
-            changed = receiver.changed() => match changed {
-                Ok(()) => {
-                    let status = receiver.borrow_and_update().clone();
-                    Woken::Answer { id, status, receiver, stop }
-                }
-                Err(_) => Woken::Stopped,
-            },
+        let woken = match next_status(&mut receiver, &stop).await {
+            Some(status) => Woken::Answer { id, status, receiver, stop },
+            None => Woken::Stopped,
         };
         Box::new(woken) as Box<dyn StepFutureResult>
     })

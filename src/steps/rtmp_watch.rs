@@ -5,7 +5,7 @@
 
 use super::bridge;
 use super::parameters::{ParameterError, Parameters};
-use super::reactors::{Asker, Reactors, Status};
+use super::reactors::{Asker, Reactors, Status, next_status};
 use crate::ids::StreamName;
 use crate::net::routes::{KeyPattern, Place, PlayRoute, RouteGuard, Routes};
 use crate::relay::{Admission, Demand, Gather, Hub, Settings, Source};
@@ -126,15 +126,9 @@ fn wait_status(
     stop: CancellationToken,
 ) -> BoxFuture<'static, Box<dyn StepFutureResult>> {
     Box::pin(async move {
-        let woken = tokio::select! {
-            () = stop.cancelled() => Woken::Stopped,
-            changed = receiver.changed() => match changed {
-                Ok(()) => {
-                    let status = receiver.borrow_and_update().clone();
-                    Woken::Followed { name, status, receiver, stop }
-                }
-                Err(_) => Woken::Stopped,
-            },
+        let woken = match next_status(&mut receiver, &stop).await {
+            Some(status) => Woken::Followed { name, status, receiver, stop },
+            None => Woken::Stopped,
         };
         Box::new(woken) as Box<dyn StepFutureResult>
     })
