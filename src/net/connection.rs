@@ -7,11 +7,13 @@ use crate::rtmp;
 use crate::rtmp::session::{Event, PublishRefusal, Server as Session};
 use crate::telemetry::Seldom;
 use bytes::Bytes;
+use socket2::SockRef;
 use std::cell::RefCell;
-use std::io;
+use std::io::{self, Read};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 /// How much one read takes. One buffer a thread serves all connections: nothing is read into it across an await.
@@ -58,14 +60,15 @@ pub(super) enum Intent {
     Play(StreamName, bool),
 }
 
-/// Waits for bytes, hands them to `take` once, and says how many they were; zero: the peer closed. Safe to drop.
+/// Waits for bytes, hands them to `take` once, and says how many they were; zero: the peer closed. Safe to drop. One task
+/// at a time may wait for a socket's bytes.
 pub(super) async fn receive_into<E: From<io::Error>>(
     socket: &TcpStream,
     mut take: impl FnMut(&[u8]) -> Result<(), E>,
 ) -> Result<usize, E> {
     loop {
-        socket.readable().await?;
-        let read = SCRATCH.with_borrow_mut(|buffer| match socket.try_read(buffer) {
+        std::future::poll_fn(|context| socket.poll_read_ready(context)).await?;
+        let read = SCRATCH.with_borrow_mut(|buffer| match read_now(socket, buffer) {
             Ok(n) => take(buffer.get(..n).unwrap_or_default()).map(|()| Some(n)),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
             Err(error) => Err(error.into()),
@@ -74,6 +77,21 @@ pub(super) async fn receive_into<E: From<io::Error>>(
             return Ok(n);
         }
     }
+}
+
+/// Reads once. A read that did not fill the buffer took all there was, so the socket counts as not ready until the kernel
+/// says otherwise: another read only to be told so would be a system call for every message.
+fn read_now(socket: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut short = None;
+    let read = socket.try_io(Interest::READABLE, || {
+        let n = (&*SockRef::from(socket)).read(buffer)?;
+        if n == 0 || n == buffer.len() {
+            return Ok(n);
+        }
+        short = Some(n);
+        Err(io::ErrorKind::WouldBlock.into())
+    });
+    short.map_or(read, Ok)
 }
 
 /// Serves a connection to its end.
@@ -218,9 +236,7 @@ impl Connection<'_> {
     pub async fn farewell(&mut self) {
         if let Ok(Ok(())) = tokio::time::timeout(FAREWELL, self.flush()).await {
             // The peer reads the last words before it notices the end, which a reset would not let it.
-            if let Err(error) =
-                socket2::SockRef::from(self.socket.as_ref()).shutdown(std::net::Shutdown::Write)
-            {
+            if let Err(error) = SockRef::from(self.socket.as_ref()).shutdown(std::net::Shutdown::Write) {
                 tracing::debug!(id = self.id, %error, "shutdown");
                 return;
             }
