@@ -10,9 +10,9 @@ use lb::net::Limits;
 use lb::net::acl::Acl;
 use lb::net::location::Location;
 use lb::net::pull;
-use lb::net::routes::Refused;
+use lb::net::routes::{Incoming, Refused};
 use lb::relay::pull::{Event, Pull};
-use lb::relay::{Admission, Demand, Settings, Source};
+use lb::relay::{Admission, Demand, Gather, Settings, Source};
 use lb::rtmp::amf0::Value;
 use lb::rtmp::session::{Client, ClientEvent};
 use rtmp_peer::*;
@@ -286,6 +286,80 @@ async fn bodies_and_times_arrive_as_they_were_sent() {
     let body = [tag(8, 500, &sound(0, 1).body), tag(9, 540, &frame(0, 2).body)].concat();
     raw.write(&wire().message(22, 1000, &body).0).await;
     assert_eq!(accepted.packets(2).await, [sound(1000, 1), frame(1040, 2)]);
+}
+
+/// Two seconds of a publisher, as the node comes to know it: frames, and audio before each.
+async fn opening(node: &Node, publishers: &mut Publishers) -> (Raw, Accepted) {
+    let mut raw = Raw::connect(node).await;
+    raw.write(&wire().connect("live").call("publish", 4.0, [Value::string("x")]).0).await;
+    let mut accepted = publishers.accept("x").await;
+    for _ in 0..60 {
+        raw.write(&wire().message(8, 0, &[0xaf; 300]).message(9, 0, &[0x27; 2000]).0).await;
+        accepted.packets(2).await;
+    }
+    (raw, accepted)
+}
+
+#[tokio::test]
+async fn audio_that_rides_with_the_next_frame_wakes_nobody_before() {
+    let mut node = Node::start();
+    let mut publishers = node.publishers("live");
+    let _hub = node.hub("watch", Admission::Live, Settings::default());
+    let (mut raw, mut accepted) = opening(&node, &mut publishers).await;
+    let mut together = 0;
+    for _ in 0..20 {
+        raw.write(&wire().message(8, 0, &[0xaf; 300]).0).await;
+        // Time for a node that would read it.
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        raw.write(&wire().message(9, 0, &[0x27; 2000]).0).await;
+        let mut came = 0;
+        while came < 2 {
+            let Some(Incoming::Packets(_, packets)) = soon("media", accepted.media.recv()).await else {
+                panic!("the publish goes on");
+            };
+            came += packets.len();
+            together += usize::from(packets.len() == 2);
+        }
+    }
+    assert!(together > 10, "{together} of 20 frames came with their audio");
+
+    // A frame that comes in pieces is read when it is whole, and one that is smaller than all before comes, too.
+    let pieces = wire().message(9, 0, &[0x27; 60_000]).0;
+    for piece in pieces.chunks(1_400) {
+        raw.write(piece).await;
+    }
+    assert_eq!(accepted.packets(1).await[0].body.len(), 60_000);
+    raw.write(&wire().message(9, 0, &[0x27; 9]).0).await;
+    assert_eq!(accepted.packets(1).await[0].body.len(), 9);
+
+    // Where no frame follows, audio is heard all the same, and so are last words.
+    for _ in 0..3 {
+        raw.write(&wire().message(8, 0, &[0xaf; 300]).0).await;
+        accepted.packets(1).await;
+    }
+    let (mut raw, mut accepted) = opening(&node, &mut publishers).await;
+    raw.write(&wire().call("FCUnpublish", 5.0, [Value::string("x")]).0).await;
+    accepted.ended().await;
+    raw.write(&wire().call("publish", 6.0, [Value::string("y")]).0).await;
+    publishers.accept("y").await;
+}
+
+#[tokio::test]
+async fn audio_does_not_wait_for_frames_where_somebody_watches_without_delay() {
+    let mut node = Node::start();
+    let mut publishers = node.publishers("live");
+    let _riding = node.hub("watch", Admission::Live, Settings::default());
+    let at_once = Settings { gather: Gather::Window(Duration::ZERO), ..Settings::default() };
+    let _at_once = node.hub("now", Admission::Live, at_once);
+    let (mut raw, mut accepted) = opening(&node, &mut publishers).await;
+    let begun = std::time::Instant::now();
+    for _ in 0..20 {
+        raw.write(&wire().message(8, 0, &[0xaf; 300]).0).await;
+        accepted.packets(1).await;
+        raw.write(&wire().message(9, 0, &[0x27; 2000]).0).await;
+        accepted.packets(1).await;
+    }
+    assert!(begun.elapsed() < Duration::from_secs(4), "each waited for a quarter of a second");
 }
 
 #[tokio::test]

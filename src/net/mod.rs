@@ -7,6 +7,7 @@ pub mod acl;
 mod connection;
 pub mod listener;
 pub mod location;
+mod low_water;
 mod play;
 mod publish;
 pub mod pull;

@@ -1,7 +1,9 @@
 //! A connection that publishes.
 
 use super::connection::{Connection, Error};
+use super::low_water::{EVERYTHING, LowWater};
 use super::routes::{Incoming, Publication, PublishRequest, Refused};
+use super::socket;
 use crate::ids::StreamName;
 use crate::media::Packet;
 use crate::rtmp::Message;
@@ -14,6 +16,9 @@ use tokio_util::sync::CancellationToken;
 
 /// Publishers are pinged so often, so that half-open connections are found.
 const PING: Duration = Duration::from_secs(20);
+
+/// A publisher whose frames stop coming is heard in full again after this.
+const LOW_WATER_TICK: Duration = Duration::from_millis(250);
 
 /// Publishes until the peer stops (`true`: the connection may be used again), leaves, or is sent away.
 pub(super) async fn run(connection: &mut Connection<'_>, name: StreamName) -> Result<bool, Error> {
@@ -93,10 +98,17 @@ async fn ask(
 
 async fn relay(connection: &mut Connection<'_>, publication: &mut Publication) -> Result<bool, Error> {
     let draining = connection.server.drain.draining().clone();
+    // Made once: each would register itself anew for every message.
+    let drained = draining.cancelled();
+    tokio::pin!(drained);
     let silence = connection.server.limits.publisher_silence;
     let mut heard = Instant::now();
     let mut ping = tokio::time::interval_at(heard + PING, PING);
     ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut low_water = LowWater::new();
+    let mut tick = tokio::time::interval_at(heard + LOW_WATER_TICK, LOW_WATER_TICK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut marked = EVERYTHING;
     loop {
         let mut packets = Vec::new();
         let mut over = false;
@@ -108,6 +120,8 @@ async fn relay(connection: &mut Connection<'_>, publication: &mut Publication) -
             }
         }
         if !packets.is_empty() {
+            let routes = &connection.server.routes;
+            packets.iter().for_each(|packet| low_water.see(packet, || routes.audio_rides()));
             connection.server.metrics.received_messages_total.inc_by(packets.len() as u64);
             // Waiting here stops the reading, and that stops the publisher: this is the back-pressure.
             let sent = publication.media.send(Incoming::Packets(publication.id, packets));
@@ -116,6 +130,12 @@ async fn relay(connection: &mut Connection<'_>, publication: &mut Publication) -
             }
         }
         connection.flush().await?;
+        // Who stops to publish begins another conversation on the same connection, in which each word counts.
+        let mark = if over { EVERYTHING } else { low_water.mark(connection.session.missing()) };
+        if mark != marked {
+            marked = mark;
+            socket::set_low_water(&connection.socket, mark);
+        }
         if over {
             return Ok(true);
         }
@@ -131,7 +151,8 @@ async fn relay(connection: &mut Connection<'_>, publication: &mut Publication) -
                 return end(connection, &reason).await;
             }
             // An encoder comes back only after a disconnect, so that is all it gets.
-            () = draining.cancelled() => return Ok(false),
+            () = &mut drained => return Ok(false),
+            _ = tick.tick(), if marked != EVERYTHING => low_water.tick(),
             _ = ping.tick() => {
                 if heard.elapsed() > silence {
                     return end(connection, "nothing was sent for too long").await;

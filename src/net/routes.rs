@@ -6,7 +6,7 @@
 use super::acl::Acl;
 use crate::ids::StreamName;
 use crate::media::Packet;
-use crate::relay::Hub;
+use crate::relay::{Gather, Hub};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -216,6 +216,13 @@ impl Routes {
         // An exact key is looked at before the pattern for every key.
         list.sort_by_key(|(id, place, _)| (place.key == KeyPattern::Any, *id));
         Ok(RouteGuard { routes: self.clone(), at, id })
+    }
+
+    /// Whether nobody who watches on this node gets audio sooner than the video frame behind it.
+    pub fn audio_rides(&self) -> bool {
+        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        let mut plays = table.apps.values().flat_map(|app| &app.play);
+        plays.all(|(_, _, route)| route.hub.gather() == Gather::AudioWithVideo)
     }
 
     /// Whether a port has an app.

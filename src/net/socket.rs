@@ -3,6 +3,7 @@
 use crate::relay::Sink;
 use socket2::{SockRef, TcpKeepalive};
 use std::io::{self, IoSlice};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -32,29 +33,52 @@ pub(super) fn prepare(socket: &TcpStream) {
     }
 }
 
-/// A viewer's socket as the relay sees it. Held by the viewer alone, so that the relay lets go of it with the viewer.
+/// Until so many bytes have come, a socket counts as having none (SO_RCVLOWAT, socket(7)). One that does not know the option
+/// tells of each byte, as every socket does.
+pub(super) fn set_low_water(socket: &TcpStream, bytes: usize) {
+    let value = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
+    let length = size_of_val(&value) as libc::socklen_t;
+    // SAFETY: `value` is an int of this length and outlives the call, which does not keep it.
+    let result = unsafe {
+        let value = std::ptr::from_ref(&value).cast();
+        libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_RCVLOWAT, value, length)
+    };
+    if result != 0 {
+        tracing::debug!(error = %io::Error::last_os_error(), "the low-water mark could not be set");
+    }
+}
+
+/// A viewer's socket as the relay sees it.
 #[derive(Debug)]
-pub(super) struct ViewerSocket(Arc<TcpStream>);
+pub(super) struct ViewerSocket {
+    /// The number of `socket`, so that a write need not look for it.
+    fd: RawFd,
+    socket: Arc<TcpStream>,
+}
 
 impl ViewerSocket {
     pub fn new(socket: &Arc<TcpStream>) -> Arc<Self> {
         if let Err(error) = SockRef::from(socket.as_ref()).set_send_buffer_size(VIEWER_SEND_BUFFER) {
             tracing::debug!(%error, "the send buffer could not be set");
         }
-        Arc::new(ViewerSocket(socket.clone()))
+        Arc::new(ViewerSocket { fd: socket.as_raw_fd(), socket: socket.clone() })
     }
 }
 
 impl Sink for ViewerSocket {
+    /// Straight to the kernel: what the runtime knows of the socket's readiness concerns only who waits for it, and that is
+    /// the viewer's task, by [`Sink::poll_writable`], after a write of its own that found no room.
     fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.try_write(bytes)
+        // SAFETY: `socket` owns this descriptor and lives as long as `self`.
+        let socket = unsafe { BorrowedFd::borrow_raw(self.fd) };
+        SockRef::from(&socket).send_with_flags(bytes, libc::MSG_NOSIGNAL)
     }
 
     fn try_write_vectored(&self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
-        self.0.try_write_vectored(pieces)
+        self.socket.try_write_vectored(pieces)
     }
 
     fn poll_writable(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.0.poll_write_ready(context)
+        self.socket.poll_write_ready(context)
     }
 }

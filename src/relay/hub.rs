@@ -3,7 +3,7 @@
 //! Where streams are pulled on demand, the hub says with [`Hub::demand`] which names have viewers, once a name however
 //! many they are, and what changes quickly is said only if it lasts. The hub does not know how a wish is granted.
 
-use super::settings::Settings;
+use super::settings::{Gather, Settings};
 use super::stream::{End, Stream};
 use super::viewer::{Sink, Viewer};
 use crate::ids::StreamName;
@@ -92,6 +92,11 @@ impl Hub {
     /// Whom it lets in.
     pub fn admission(&self) -> Admission {
         self.admission
+    }
+
+    /// What shares a write to its viewers.
+    pub fn gather(&self) -> Gather {
+        self.settings.gather
     }
 
     /// A viewer comes. Its interest lasts as long as what is returned.

@@ -133,6 +133,20 @@ impl Reader {
         self.take_partial(chunk_stream_id).is_some()
     }
 
+    /// The payload bytes that unfinished messages lack, and one for a header that was cut. Zero between messages.
+    pub fn missing(&self) -> usize {
+        let received = |id| self.partials.iter().find(|partial| partial.chunk_stream_id == id);
+        let begun = self.streams.iter().enumerate().map(|(index, stream)| {
+            let length = stream.length as usize;
+            match (received(stream.id), self.chunk) {
+                (Some(partial), _) => length.saturating_sub(partial.body.len()),
+                (None, Some((current, _))) if current == index => length,
+                (None, _) => 0,
+            }
+        });
+        begun.sum::<usize>() + usize::from(self.header_len > 0)
+    }
+
     /// Bytes allocated for unfinished messages.
     pub fn partial_bytes(&self) -> usize {
         self.partials.iter().map(|partial| partial.body.capacity()).sum()

@@ -73,6 +73,10 @@ impl Link {
         }
     }
 
+    pub fn missing(&self) -> usize {
+        self.reader.missing()
+    }
+
     /// At most one acknowledgement for each input, however small the peer's window.
     fn acknowledge(&mut self) {
         if self.received.wrapping_sub(self.acknowledged) >= self.window {

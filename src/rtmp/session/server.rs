@@ -110,6 +110,12 @@ impl Server {
         !matches!(self.state, State::Handshake(_))
     }
 
+    /// The bytes that the messages lack whose beginning was taken: at least so many come before the next message is
+    /// whole. Zero between messages.
+    pub fn missing(&self) -> usize {
+        self.link.missing()
+    }
+
     /// Messages that were dropped so far because they could not be understood, were aborted, or had no place where they
     /// stood (media of someone who does not publish).
     pub fn ignored(&self) -> u64 {
