@@ -8,8 +8,7 @@ use super::stream::{State, Stream};
 use super::viewer::Sink;
 use bytes::{Bytes, BytesMut};
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 use tokio::sync::Notify;
 
@@ -17,16 +16,18 @@ use tokio::sync::Notify;
 /// socket is about 2 µs, so this is a quarter of a millisecond.
 const YIELD_EVERY: usize = 128;
 
-/// A pump that has nothing to write still looks through its viewers when so many came, to forget those that left.
-pub(super) const SWEEP: usize = 512;
-
-/// A viewer's place among those at the head.
+/// A viewer among those at the head. They stand behind one another in memory, and a write touches nothing but this and the
+/// sink: what lies elsewhere has left the processor's caches since the last flush.
 #[derive(Debug)]
+pub(super) struct Member {
+    pub sink: Arc<dyn Sink>,
+    pub seat: Arc<Seat>,
+}
+
+/// Where a pump and a viewer's task meet.
+#[derive(Debug, Default)]
 pub(super) struct Seat {
-    /// The viewer's task owns the socket: when it ends, the socket is closed at once, whatever the pump does.
-    pub sink: Weak<dyn Sink>,
     handed: Mutex<Option<Handover>>,
-    recalled: AtomicBool,
     pub wake: Notify,
 }
 
@@ -42,20 +43,6 @@ pub(super) enum Handover {
 }
 
 impl Seat {
-    pub fn new(sink: Weak<dyn Sink>) -> Arc<Self> {
-        Arc::new(Seat {
-            sink,
-            handed: Mutex::new(None),
-            recalled: AtomicBool::new(false),
-            wake: Notify::new(),
-        })
-    }
-
-    /// Asks the pump to hand the viewer back instead of writing to it.
-    pub fn recall(&self, recalled: bool) {
-        self.recalled.store(recalled, Ordering::Relaxed);
-    }
-
     pub fn take(&self) -> Option<Handover> {
         self.handed.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take()
     }
@@ -68,37 +55,42 @@ impl Seat {
 
 /// What a pump does next.
 enum Step {
-    /// Write these blocks, of which the first stands behind `from`; all before `next` is written then.
-    Flush {
-        blocks: Vec<Bytes>,
-        from: Mark,
-        next: Mark,
-    },
-    /// Hand back those that are called back, and forget those that are gone.
-    Sweep(Mark),
+    /// Write these blocks; all before this mark is written then.
+    Flush(Vec<Bytes>, Mark),
     Wait(Option<Instant>),
     Ended,
     Stop,
 }
 
+/// What a pump found when it looked.
+struct Look {
+    step: Step,
+    /// Where the members stand.
+    at: Mark,
+    /// Those that are called back, or have left.
+    called: Vec<Arc<Seat>>,
+}
+
 /// Runs a stream's pump until it has no viewers. Owned by the tracker of the stream's hub.
 pub(super) async fn run(stream: Arc<Stream>, index: usize, wake: Arc<Notify>) {
-    let mut members: Vec<Arc<Seat>> = Vec::new();
+    let mut members: Vec<Member> = Vec::new();
     let ping_every = stream.settings.ping;
     let mut ping_at = super::now() + ping_every;
     let timer = tokio::time::sleep_until(ping_at.into());
     tokio::pin!(timer);
     loop {
         let now = super::now();
-        let step = next_step(&mut stream.lock(), index, &mut members, now);
+        let Some(Look { step, at, called }) = look(&mut stream.lock(), index, &mut members, now) else {
+            break;
+        };
+        hand_back(&mut members, called, at);
         match step {
-            Step::Flush { blocks, from, next } => {
+            Step::Flush(blocks, next) => {
                 let wire = gather(blocks);
-                write_all(&stream, &mut members, &wire, from, next).await;
+                write_all(&stream, &mut members, &wire, at, next).await;
             }
             Step::Wait(_) if now >= ping_at => {
                 ping_at = now + ping_every;
-                let Some(at) = stream.lock().pumps.get(index).map(|pump| pump.frontier) else { break };
                 write_all(&stream, &mut members, &ping(), at, at).await;
             }
             Step::Wait(armed) => {
@@ -109,9 +101,8 @@ pub(super) async fn run(stream: Arc<Stream>, index: usize, wake: Arc<Notify>) {
                     () = &mut timer => {}
                 }
             }
-            Step::Sweep(at) => sweep(&mut members, at),
             Step::Ended => {
-                members.drain(..).for_each(|seat| seat.hand(Handover::Ended));
+                members.drain(..).for_each(|member| member.seat.hand(Handover::Ended));
             }
             Step::Stop => break,
         }
@@ -119,7 +110,8 @@ pub(super) async fn run(stream: Arc<Stream>, index: usize, wake: Arc<Notify>) {
     stream.metrics.pumps.dec();
 }
 
-fn next_step(state: &mut State, index: usize, members: &mut Vec<Arc<Seat>>, now: Instant) -> Step {
+/// Nothing: the pump is not known any more.
+fn look(state: &mut State, index: usize, members: &mut Vec<Member>, now: Instant) -> Option<Look> {
     let armed = state.pumps.get(index).and_then(|pump| pump.armed);
     if state.ring.is_due(now, armed) {
         state.ring.seal();
@@ -129,52 +121,61 @@ fn next_step(state: &mut State, index: usize, members: &mut Vec<Arc<Seat>>, now:
     let period = state.ring.period();
     let ended = state.ended.is_some();
     let ring = &state.ring;
-    let Some(pump) = state.pumps.get_mut(index) else { return Step::Stop };
-    let from = pump.frontier;
-    for (seat, at) in pump.inbox.drain(..) {
-        if at == from {
-            members.push(seat);
+    let pump = state.pumps.get_mut(index)?;
+    let at = pump.frontier;
+    for (member, stands) in pump.inbox.drain(..) {
+        if stands == at {
+            members.push(member);
         } else {
             // The frontier moves to the head now, and the viewer gets there by itself.
-            seat.hand(Handover::Behind { rest: Bytes::new(), at });
+            member.seat.hand(Handover::Behind { rest: Bytes::new(), at: stands });
         }
     }
+    let called = std::mem::take(&mut pump.called);
+    let found = |step| Some(Look { step, at, called });
     if pump.viewers == 0 {
         pump.running = false;
         pump.frontier = head;
-        return Step::Stop;
+        return found(Step::Stop);
     }
-    if from.number < ring.first() {
+    if at.number < ring.first() {
         // The ring turned over while the pump had no turn: its viewers have fallen off.
         pump.frontier = head;
-        members.drain(..).for_each(|seat| seat.hand(Handover::Behind { rest: Bytes::new(), at: from }));
+        members.drain(..).for_each(|member| member.seat.hand(Handover::Behind { rest: Bytes::new(), at }));
     }
     if pump.frontier != head {
-        let blocks = ring.since(from.number).map(|block| block.wire.clone()).collect();
+        let blocks = ring.since(at.number).map(|block| block.wire.clone()).collect();
         pump.frontier = head;
-        pump.sweep = false;
         // The next flush will most likely come within a period, brought by a push that wakes this pump. Looking by itself
         // at that time catches what waits without anything to ride on, and saves a wake-up for each that does not.
         pump.armed = Some(now + period);
-        return Step::Flush { blocks, from, next: head };
-    }
-    if std::mem::take(&mut pump.sweep) {
-        return Step::Sweep(head);
+        return found(Step::Flush(blocks, head));
     }
     if ended {
-        return if members.is_empty() {
-            pump.armed = None;
-            Step::Wait(None)
-        } else {
-            Step::Ended
-        };
+        pump.armed = None;
+        return found(if members.is_empty() { Step::Wait(None) } else { Step::Ended });
     }
     pump.armed = match (pending, pump.armed) {
         (Some(due), _) => Some(due),
         (None, Some(armed)) if armed > now => Some(armed),
         (None, _) => None,
     };
-    Step::Wait(pump.armed)
+    found(Step::Wait(pump.armed))
+}
+
+/// Lets go of members that are called back or have left. Who is not here any more was handed back before.
+fn hand_back(members: &mut Vec<Member>, mut called: Vec<Arc<Seat>>, at: Mark) {
+    if called.is_empty() {
+        return;
+    }
+    called.sort_unstable_by_key(Arc::as_ptr);
+    members.retain(|Member { seat, .. }| {
+        let called = called.binary_search_by_key(&Arc::as_ptr(seat), Arc::as_ptr).is_ok();
+        if called {
+            seat.hand(Handover::Behind { rest: Bytes::new(), at });
+        }
+        !called
+    });
 }
 
 fn gather(mut blocks: Vec<Bytes>) -> Bytes {
@@ -187,36 +188,24 @@ fn gather(mut blocks: Vec<Bytes>) -> Bytes {
 }
 
 /// Writes to all members, and hands back those that cannot take everything now.
-async fn write_all(stream: &Stream, members: &mut Vec<Arc<Seat>>, wire: &Bytes, from: Mark, next: Mark) {
+async fn write_all(stream: &Stream, members: &mut Vec<Member>, wire: &Bytes, from: Mark, next: Mark) {
     let mut sent = 0;
     let mut index = 0;
     let mut writes = 0;
-    while let Some(seat) = members.get(index) {
-        let written = seat.sink.upgrade().map(|sink| match seat.recalled.load(Ordering::Relaxed) {
-            true => Err(io::ErrorKind::WouldBlock.into()),
-            false => sink.try_write(wire),
-        });
-        let handover = match written {
-            Some(Ok(n)) if n == wire.len() => {
+    while let Some(member) = members.get(index) {
+        let handover = match member.sink.try_write(wire) {
+            Ok(n) => {
                 sent += n;
-                index += 1;
-                None
+                (n < wire.len()).then(|| Handover::Behind { rest: wire.slice(n..), at: next })
             }
-            Some(Ok(n)) => {
-                sent += n;
-                Some(Handover::Behind { rest: wire.slice(n..), at: next })
-            }
-            Some(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 Some(Handover::Behind { rest: Bytes::new(), at: from })
             }
-            Some(Err(error)) => Some(Handover::Gone(error)),
-            None => {
-                members.swap_remove(index);
-                continue;
-            }
+            Err(error) => Some(Handover::Gone(error)),
         };
-        if let Some(handover) = handover {
-            members.swap_remove(index).hand(handover);
+        match handover {
+            Some(handover) => members.swap_remove(index).seat.hand(handover),
+            None => index += 1,
         }
         writes += 1;
         if writes % YIELD_EVERY == 0 {
@@ -224,16 +213,6 @@ async fn write_all(stream: &Stream, members: &mut Vec<Arc<Seat>>, wire: &Bytes, 
         }
     }
     stream.metrics.sent_bytes_total.inc_by(sent as u64);
-}
-
-fn sweep(members: &mut Vec<Arc<Seat>>, at: Mark) {
-    members.retain(|seat| {
-        let recalled = seat.recalled.load(Ordering::Relaxed);
-        if recalled {
-            seat.hand(Handover::Behind { rest: Bytes::new(), at });
-        }
-        !recalled && seat.sink.strong_count() > 0
-    });
 }
 
 /// A ping request (RTMP 1.0, 7.1.7), the same bytes for every viewer. Its time is of no use to anybody: zero.

@@ -1,7 +1,7 @@
 //! One stream: its ring, its clock, its headers, and the pumps that serve its viewers.
 
 use super::headers::{Headers, Seen};
-use super::pump::{self, Seat};
+use super::pump::{self, Member, Seat};
 use super::ring::{Mark, Ring};
 use super::settings::Settings;
 use super::timeline::Timeline;
@@ -56,9 +56,9 @@ pub(super) struct Pump {
     pub frontier: Mark,
     /// Viewers that came to the head since the pump last looked, and where they stand: at the frontier, or beyond it
     /// when they started at a block that the pump has not given out yet.
-    pub inbox: Vec<(Arc<Seat>, Mark)>,
-    /// Some of its viewers are gone or called back.
-    pub sweep: bool,
+    pub inbox: Vec<(Member, Mark)>,
+    /// The seats of viewers that left or want to be handed back.
+    pub called: Vec<Arc<Seat>>,
     /// Viewers that count on this pump, at the head or behind.
     pub viewers: usize,
     /// The pump looks by itself at this time.
@@ -186,7 +186,7 @@ impl Stream {
             state.pumps.push(Pump {
                 frontier,
                 inbox: Vec::new(),
-                sweep: false,
+                called: Vec::new(),
                 viewers: 0,
                 armed: None,
                 running: false,
@@ -200,35 +200,34 @@ impl Stream {
         index
     }
 
-    pub(super) fn leave(&self, pump: usize) {
+    /// A viewer of this pump leaves; with its seat if it is at the head, so that the pump lets go of its socket.
+    pub(super) fn leave(&self, pump: usize, seat: Option<Arc<Seat>>) {
         if let Some(pump) = self.lock().pumps.get_mut(pump) {
             pump.viewers -= 1;
-            if pump.viewers == 0 {
+            if seat.is_some() || pump.viewers == 0 {
+                pump.called.extend(seat);
                 pump.wake.notify_one();
             }
         }
     }
 
     /// A viewer of this pump wants to be handed back, even if there is nothing to write.
-    pub(super) fn recall(&self, pump: usize) {
+    pub(super) fn recall(&self, pump: usize, seat: Arc<Seat>) {
         if let Some(pump) = self.lock().pumps.get_mut(pump) {
-            pump.sweep = true;
+            pump.called.push(seat);
             pump.wake.notify_one();
         }
     }
 
     /// Puts a viewer that stands at the pump's frontier or at the end of the ring among those at the head. The caller
     /// holds the lock, so that this is still where the viewer stands.
-    pub(super) fn seat(self: &Arc<Self>, state: &mut State, index: usize, seat: Arc<Seat>, at: Mark) {
+    pub(super) fn seat(self: &Arc<Self>, state: &mut State, index: usize, member: Member, at: Mark) {
         let Some(pump) = state.pumps.get_mut(index) else { return };
-        pump.inbox.push((seat, at));
+        pump.inbox.push((member, at));
         if !pump.running {
             pump.running = true;
             self.metrics.pumps.inc();
             self.tasks.spawn(pump::run(self.clone(), index, pump.wake.clone()));
-        } else if pump.inbox.len().is_multiple_of(pump::SWEEP) {
-            pump.sweep = true;
-            pump.wake.notify_one();
         }
     }
 }

@@ -8,7 +8,7 @@
 //! A viewer's task calls [`Viewer::turn`] for as long as it plays. It costs nothing while the pump serves.
 
 use super::hub::Interest;
-use super::pump::{Handover, Seat};
+use super::pump::{Handover, Member, Seat};
 use super::ring::{Block, Mark};
 use super::stream::{End, Stream};
 use bytes::Bytes;
@@ -87,7 +87,7 @@ impl Viewer {
     pub(super) fn new(interest: Interest, sink: Arc<dyn Sink>, prelude: Bytes) -> Self {
         let pump = interest.stream().enter();
         let mut viewer = Viewer {
-            seat: Seat::new(Arc::downgrade(&sink)),
+            seat: Arc::default(),
             interest,
             sink,
             pump,
@@ -167,11 +167,10 @@ impl Viewer {
         self.recall();
     }
 
+    /// Asks for the turn to write if the pump has it.
     fn recall(&self) {
-        let recalled = self.is_held() || self.replies.is_some();
-        self.seat.recall(recalled);
-        if recalled && matches!(self.place, Place::AtHead) {
-            self.stream().recall(self.pump);
+        if matches!(self.place, Place::AtHead) && (self.is_held() || self.replies.is_some()) {
+            self.stream().recall(self.pump, self.seat.clone());
         }
     }
 
@@ -201,7 +200,6 @@ impl Viewer {
                 self.push_rest(rest);
                 let replies = self.replies.take();
                 self.push_rest(replies.unwrap_or_default());
-                self.recall();
                 None
             }
             Handover::Gone(error) => Some(Turn::Gone(error)),
@@ -304,7 +302,8 @@ impl Viewer {
                     return Ok(Caught::Ended);
                 }
                 if at.number == frontier || at.number >= head.number {
-                    stream.seat(&mut state, self.pump, self.seat.clone(), at);
+                    let member = Member { sink: self.sink.clone(), seat: self.seat.clone() };
+                    stream.seat(&mut state, self.pump, member, at);
                     self.place = Place::AtHead;
                     return Ok(Caught::Up);
                 }
@@ -389,6 +388,7 @@ enum Caught {
 
 impl Drop for Viewer {
     fn drop(&mut self) {
-        self.stream().leave(self.pump);
+        let seat = matches!(self.place, Place::AtHead).then(|| self.seat.clone());
+        self.stream().leave(self.pump, seat);
     }
 }
