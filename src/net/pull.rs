@@ -30,7 +30,10 @@ const HOPS: &str = "lb_hops=";
 /// The longest chain of pulls. Nobody builds three on purpose.
 const HOPS_MAX: usize = 8;
 
-/// The batches that wait for the step: about 64 KiB each at most, so 2 MiB a pull when its workflow is busy.
+/// The most packets that the step gets in one piece; see [`crate::relay::pull::Pull`].
+const PACKETS: usize = 16;
+
+/// The pieces that wait for the step: about 64 KiB each at most, so 2 MiB a pull when its workflow is busy.
 const QUEUE: usize = 32;
 
 /// A pull that ran for so long was healthy: the next failure is the first again.
@@ -171,8 +174,11 @@ impl Puller {
                 if !std::mem::replace(&mut started, true) {
                     self.tell(Event::Started).await?;
                 }
-                // Waiting here is the back-pressure to the other server.
-                self.tell(Event::Packets(packets)).await?;
+                while !packets.is_empty() {
+                    let rest = packets.split_off(packets.len().min(PACKETS));
+                    // Waiting here is the back-pressure to the other server.
+                    self.tell(Event::Packets(std::mem::replace(&mut packets, rest))).await?;
+                }
                 deadline = Instant::now() + self.settings.silence;
             }
             end?;

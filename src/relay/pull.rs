@@ -5,8 +5,9 @@ use futures::StreamExt;
 use futures::stream::{BoxStream, Stream};
 use std::fmt;
 
-/// The most events that are handed out together.
-const BATCH: usize = 64;
+/// The most events that are handed out together. A workflow keeps room for as much as it was ever given at once, so what
+/// comes in one piece when a pull begins is not all handed out in one.
+const BATCH: usize = 2;
 
 /// What a pull brings.
 #[derive(Debug)]

@@ -1,8 +1,8 @@
 //! The recent past of one stream as wire-ready bytes.
 //!
-//! Messages are written once, chunked for the wire with full headers, behind one another. What goes out together is a
-//! [`Block`]: a run of whole messages in one piece of memory that every viewer shares. A viewer's place is a block's
-//! number; a join starts at a block too. Pure: time comes in as a value.
+//! What goes out together is a [`Block`]: a run of whole messages, written once, chunked for the wire with full headers,
+//! into one piece of memory of just that size which every viewer shares. A viewer's place is a block's number; a join
+//! starts at a block too. Pure: time comes in as a value.
 
 use super::settings::{Gather, Settings};
 use crate::media::{Packet, PacketKind};
@@ -13,10 +13,6 @@ use std::time::{Duration, Instant};
 
 /// The most bytes that are gathered before they become a block.
 const BLOCK: usize = 64 << 10;
-
-/// The size in which memory is taken. Blocks share it, so up to two of these stand beyond what a ring holds; smaller ones
-/// would only be more work.
-const ARENA: usize = 16 << 10;
 
 /// The longest that audio waits for a video frame: at fewer frames a second it stops waiting.
 const FRAME_MAX: Duration = Duration::from_millis(50);
@@ -78,7 +74,8 @@ pub struct Ring {
     keyframe: Option<u64>,
     /// The time of the keyframe that came last, while viewers may start there.
     keyframe_time: Option<u32>,
-    pending: BytesMut,
+    /// What is gathered, with its time on the viewers' clock; written when it becomes a block, whose size is known then.
+    pending: Vec<(Packet, u32)>,
     gathering: Option<Gathering>,
     /// When the last video came, and its time on the viewers' clock.
     video: Option<(Instant, u32)>,
@@ -96,25 +93,34 @@ struct Gathering {
     timestamp: u32,
     starts: bool,
     keyframe: bool,
-    messages: u64,
+    /// What `pending` will be on the wire.
+    bytes: usize,
 }
 
 /// Writes a packet as a viewer gets it.
 pub fn write_wire(out: &mut BytesMut, packet: &Packet, timestamp: u32) {
-    let chunk_stream = match packet.kind {
-        PacketKind::Audio { .. } => rtmp::session::AUDIO_CHUNK_STREAM,
-        PacketKind::Video { .. } => rtmp::session::VIDEO_CHUNK_STREAM,
-        PacketKind::Data { .. } => rtmp::session::DATA_CHUNK_STREAM,
-    };
     rtmp::chunk::write_message(
         out,
-        chunk_stream,
+        chunk_stream(packet),
         timestamp,
         packet.type_id(),
         rtmp::session::PLAY_STREAM_ID,
         &packet.body,
         rtmp::session::OUT_CHUNK_SIZE,
     );
+}
+
+fn wire_len(packet: &Packet, timestamp: u32) -> usize {
+    let chunk_size = rtmp::session::OUT_CHUNK_SIZE;
+    rtmp::chunk::wire_len(chunk_stream(packet), timestamp, packet.body.len(), chunk_size)
+}
+
+fn chunk_stream(packet: &Packet) -> u32 {
+    match packet.kind {
+        PacketKind::Audio { .. } => rtmp::session::AUDIO_CHUNK_STREAM,
+        PacketKind::Video { .. } => rtmp::session::VIDEO_CHUNK_STREAM,
+        PacketKind::Data { .. } => rtmp::session::DATA_CHUNK_STREAM,
+    }
 }
 
 impl Ring {
@@ -129,7 +135,7 @@ impl Ring {
             bytes: 0,
             keyframe: None,
             keyframe_time: None,
-            pending: BytesMut::new(),
+            pending: Vec::new(),
             gathering: None,
             video: None,
             frame: FRAME_DEFAULT,
@@ -154,7 +160,9 @@ impl Ring {
         // A viewer starts at a block's first byte, and a block should not grow without end.
         let overdue = self.due().is_some_and(|due| now > due + UNWATCHED);
         let begins = keyframe || alone && self.gathering.as_ref().is_some_and(|gathering| !gathering.starts);
-        if begins || overdue || self.pending.len() + packet.body.len() > BLOCK {
+        let bytes = wire_len(packet, timestamp);
+        let gathered = self.gathering.as_ref().map_or(0, |gathering| gathering.bytes);
+        if begins || overdue || gathered + bytes > BLOCK {
             self.seal();
         }
         if keyframe {
@@ -168,19 +176,16 @@ impl Ring {
             Gather::AudioWithVideo if frame || !self.video_flows(now) => now,
             Gather::AudioWithVideo => now + self.frame,
         };
-        if self.pending.capacity() - self.pending.len() < packet.body.len() + 64 {
-            self.pending.reserve(ARENA.max(packet.body.len() + 64));
-        }
-        write_wire(&mut self.pending, packet, timestamp);
+        self.pending.push((packet.clone(), timestamp));
         let gathering = self.gathering.get_or_insert(Gathering {
             since: now,
             due,
             timestamp,
             starts: keyframe || alone,
             keyframe,
-            messages: 0,
+            bytes: 0,
         });
-        gathering.messages += 1;
+        gathering.bytes += bytes;
         gathering.due = gathering.due.min(due);
     }
 
@@ -190,14 +195,17 @@ impl Ring {
         if gathering.keyframe {
             self.keyframe = Some(self.end());
         }
+        let messages = self.pending.len() as u64;
+        let mut wire = BytesMut::with_capacity(gathering.bytes);
+        self.pending.drain(..).for_each(|(packet, timestamp)| write_wire(&mut wire, &packet, timestamp));
         let block = Block {
-            wire: self.pending.split().freeze(),
+            wire: wire.freeze(),
             starts: gathering.starts,
             timestamp: gathering.timestamp,
             at: gathering.since,
             index: self.messages,
         };
-        self.messages += gathering.messages;
+        self.messages += messages;
         self.bytes += block.wire.len();
         self.blocks.push_back(block);
         self.evict(gathering.since);
