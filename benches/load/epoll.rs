@@ -6,6 +6,8 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 /// What to wait for.
 pub const READ: u32 = libc::EPOLLIN as u32;
 pub const WRITE: u32 = libc::EPOLLOUT as u32;
+/// The peer says no more.
+pub const CLOSED: u32 = libc::EPOLLRDHUP as u32;
 
 /// How many events one call takes out.
 const EVENTS: usize = 1024;

@@ -8,6 +8,7 @@ use bytes::BytesMut;
 use lb::media::{Packet, PacketKind};
 use lb::relay::ring::write_wire;
 use lb::rtmp::session::{Event, Server};
+use socket2::SockRef;
 use std::collections::HashMap;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -23,15 +24,20 @@ pub enum Share {
     /// Whatever comes within 100 ms.
     #[value(name = "100ms")]
     Window,
+    /// As [`Share::Frame`], and who comes gets what was sent since the last keyframe: what a join costs at least.
+    Group,
 }
 
 const WINDOW: Duration = Duration::from_millis(100);
 
 struct Floor {
     share: Share,
-    viewers: Vec<TcpStream>,
+    /// With their tokens.
+    viewers: Vec<(usize, TcpStream)>,
     /// Metadata and configurations, for who comes late.
     headers: BytesMut,
+    /// What was sent since the last keyframe, for the same.
+    group: BytesMut,
     pending: BytesMut,
     /// When `pending` goes out.
     due: Option<Instant>,
@@ -48,8 +54,14 @@ pub fn serve(share: Share) -> ! {
     let mut next = 1;
     let mut scratch = vec![0; 256 << 10];
     let mut ready = Vec::new();
-    let mut floor =
-        Floor { share, viewers: Vec::new(), headers: BytesMut::new(), pending: BytesMut::new(), due: None };
+    let mut floor = Floor {
+        share,
+        viewers: Vec::new(),
+        headers: BytesMut::new(),
+        group: BytesMut::new(),
+        pending: BytesMut::new(),
+        due: None,
+    };
     loop {
         let wait = floor.due.map_or(-1, |due| {
             due.saturating_duration_since(Instant::now()).as_micros().div_ceil(1000) as i32
@@ -63,6 +75,8 @@ pub fn serve(share: Share) -> ! {
                 while let Ok((socket, _)) = listener.accept() {
                     socket.set_nonblocking(true).expect("a socket option");
                     socket.set_nodelay(true).expect("a socket option");
+                    // Room for a group of pictures.
+                    SockRef::from(&socket).set_send_buffer_size(256 << 10).expect("a socket option");
                     epoll.add(&socket, next, epoll::READ).expect("epoll");
                     peers.insert(next, (socket, Server::new(lb::rtmp::Limits::default(), [9; 32])));
                     next += 1;
@@ -72,11 +86,13 @@ pub fn serve(share: Share) -> ! {
                     Some(false) => {}
                     Some(true) => {
                         let (socket, _) = peers.remove(&token).expect("it is there");
-                        epoll.modify(&socket, token, 0).expect("epoll");
-                        floor.viewers.push(socket);
+                        epoll.modify(&socket, token, epoll::CLOSED).expect("epoll");
+                        floor.viewers.push((token, socket));
                     }
                     None => drop(peers.remove(&token)),
                 }
+            } else {
+                floor.viewers.retain(|(viewer, _)| *viewer != token);
             }
         }
     }
@@ -112,6 +128,7 @@ impl Floor {
         let mut output = BytesMut::from(session.output());
         if plays {
             output.extend_from_slice(&self.headers);
+            output.extend_from_slice(&self.group);
         }
         ({ socket }.write(&output).ok()? == output.len()).then_some(plays)
     }
@@ -122,6 +139,9 @@ impl Floor {
             PacketKind::Video { sequence_header, .. } => (sequence_header, !sequence_header),
             PacketKind::Data { .. } => (true, false),
         };
+        if let PacketKind::Video { keyframe: true, sequence_header: false } = packet.kind {
+            self.group.clear();
+        }
         if header {
             write_wire(&mut self.headers, &packet, packet.timestamp);
         }
@@ -129,8 +149,8 @@ impl Floor {
         write_wire(&mut self.pending, &packet, packet.timestamp);
         match self.share {
             Share::Message => self.send(),
-            Share::Frame if frame => self.send(),
-            Share::Frame => {}
+            Share::Frame | Share::Group if frame => self.send(),
+            Share::Frame | Share::Group => {}
             Share::Window => {
                 self.due.get_or_insert(Instant::now() + WINDOW);
             }
@@ -140,7 +160,10 @@ impl Floor {
     fn send(&mut self) {
         self.due = None;
         let wire = &self.pending;
-        self.viewers.retain(|mut viewer| viewer.write(wire).ok() == Some(wire.len()));
+        if self.share == Share::Group {
+            self.group.extend_from_slice(wire);
+        }
+        self.viewers.retain(|(_, viewer)| { viewer }.write(wire).ok() == Some(wire.len()));
         self.pending.clear();
     }
 }

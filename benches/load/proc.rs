@@ -4,13 +4,24 @@ use std::fs;
 
 /// The CPU time of a process and all its descendants, in seconds: user and system, ended children included.
 pub fn cpu_seconds(pid: u32) -> f64 {
-    let mut ticks = 0;
-    for pid in family(pid) {
-        let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { continue };
-        // The command's name may hold anything, so fields are counted from its closing parenthesis.
-        let Some((_, fields)) = stat.rsplit_once(')') else { continue };
-        ticks += fields.split_ascii_whitespace().skip(11).take(4).flat_map(str::parse::<u64>).sum::<u64>();
-    }
+    family(pid).into_iter().map(|pid| own_seconds(pid) + ended_children_seconds(pid)).sum()
+}
+
+/// By the process' own clock, since /proc/PID/stat counts in hundredths of a second.
+fn own_seconds(pid: u32) -> f64 {
+    let (mut clock, mut time) = (0, libc::timespec { tv_sec: 0, tv_nsec: 0 });
+    // SAFETY: both write to what they are given, which outlives the calls.
+    let known = unsafe {
+        libc::clock_getcpuclockid(pid as i32, &mut clock) == 0 && libc::clock_gettime(clock, &mut time) == 0
+    };
+    if known { time.tv_sec as f64 + time.tv_nsec as f64 / 1e9 } else { 0.0 }
+}
+
+fn ended_children_seconds(pid: u32) -> f64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The command's name may hold anything, so fields are counted from its closing parenthesis.
+    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
+    let ticks: u64 = fields.split_ascii_whitespace().skip(13).take(2).flat_map(str::parse::<u64>).sum();
     // SAFETY: a library call without pointers.
     ticks as f64 / unsafe { libc::sysconf(libc::_SC_CLK_TCK) } as f64
 }

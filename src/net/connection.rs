@@ -1,7 +1,7 @@
 //! One connection: negotiate, then publish or play, until it ends.
 
 use super::listener::Server;
-use super::{play, publish, socket};
+use super::{play, publish};
 use crate::ids::StreamName;
 use crate::rtmp;
 use crate::rtmp::session::{Event, PublishRefusal, Server as Session};
@@ -97,7 +97,6 @@ fn read_now(socket: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
 /// Serves a connection to its end.
 pub(super) async fn serve(server: &Arc<Server>, socket: TcpStream, peer: SocketAddr, port: u16, id: u64) {
     static MISBEHAVED: Seldom = Seldom::new(Duration::from_secs(1));
-    socket::prepare(&socket);
     let mut connection = Connection {
         server,
         socket: Arc::new(socket),

@@ -1,7 +1,7 @@
 //! Binds RTMP ports and takes connections, within limits.
 
-use super::connection;
 use super::routes::Routes;
+use super::{connection, socket};
 use crate::drain::Drain;
 use crate::ids::NodeId;
 use crate::rtmp;
@@ -89,6 +89,7 @@ impl Server {
     /// Takes connections from a listener until the node drains. The task belongs to the drain's tracker.
     pub fn listen(self: &Arc<Self>, listener: TcpListener) -> io::Result<()> {
         let port = listener.local_addr()?.port();
+        socket::prepare_listener(&listener);
         let server = self.clone();
         self.drain.tasks().spawn(async move {
             let draining = server.drain.draining().clone();
