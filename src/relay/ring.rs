@@ -301,8 +301,12 @@ impl Ring {
 
     /// Whether [`Ring::start`] has an answer.
     pub fn can_start(&self) -> bool {
-        let starts = |gathering: &Gathering| gathering.keyframe || gathering.starts && self.video.is_none();
-        self.gathering.as_ref().is_some_and(starts) || self.sealed_start().is_some()
+        let alone = self.video.is_none();
+        let starts = |gathering: &Gathering| gathering.keyframe || gathering.starts && alone;
+        // Asked for each push, so it does not look at a block that has long left the processor's caches.
+        self.keyframe.is_some()
+            || self.gathering.as_ref().is_some_and(starts)
+            || alone && self.blocks.back().is_some_and(|block| block.starts)
     }
 
     /// Frames from before this moment can be no viewer's first: the decoder's configuration changed, or the source.
