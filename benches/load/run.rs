@@ -47,7 +47,10 @@ pub struct Plan {
     /// Viewers of each stream
     #[arg(long, default_value_t = 0)]
     pub viewers: usize,
-    /// How many of all viewers check what they get
+    /// Viewers of one more stream, which only drain
+    #[arg(long, default_value_t = 0)]
+    pub crowd: usize,
+    /// How many of all viewers, without the crowd, check what they get
     #[arg(long, default_value_t = 20)]
     pub checked: usize,
     /// Viewers, beyond the others, that stop to read, when the window begins
@@ -74,6 +77,13 @@ pub struct Plan {
     /// The server's process
     #[arg(long)]
     pub pid: u32,
+}
+
+impl Plan {
+    /// All streams, that of the crowd among them.
+    fn publishers(&self) -> usize {
+        self.streams + usize::from(self.crowd > 0)
+    }
 }
 
 struct Run<'a> {
@@ -118,7 +128,7 @@ pub fn run(plan: &Plan) -> Value {
         publishers: Vec::new(),
         viewers: Vec::new(),
         due: BinaryHeap::new(),
-        sent: (0..plan.streams).map(|_| Vec::new()).collect(),
+        sent: (0..plan.publishers()).map(|_| Vec::new()).collect(),
         silent: false,
         behind: Duration::ZERO,
         measuring: false,
@@ -144,8 +154,9 @@ impl Run<'_> {
         let rss_before = proc::resident_kib(plan.pid);
         let quiet = self.snapshot();
 
-        let total = plan.streams * plan.viewers;
-        let every = (total / plan.checked.max(1)).max(1);
+        let few = plan.streams * plan.viewers;
+        let total = few + plan.crowd;
+        let every = (few / plan.checked.max(1)).max(1);
         let begun = Instant::now();
         for index in 0..total {
             let at = begun + seconds(plan.ramp * index as f64 / total as f64);
@@ -154,7 +165,10 @@ impl Run<'_> {
                 true => Habit::Check,
                 false => Habit::Drain,
             };
-            self.join(index % plan.streams, habit);
+            match index < few {
+                true => self.join(index % plan.streams, habit),
+                false => self.join(plan.streams, Habit::Drain),
+            }
         }
         let deadline = Instant::now() + JOIN;
         while self.joins.len() < total && Instant::now() < deadline {
@@ -251,7 +265,7 @@ impl Run<'_> {
     }
 
     fn publish(&mut self) {
-        for index in 0..self.plan.streams {
+        for index in 0..self.plan.publishers() {
             let target = self.target(self.plan.ingest, &self.plan.publish_app, index);
             let socket = connect(self.plan.ingest).expect("a publisher connects");
             let mut publisher = Publisher::new(socket, &target);
@@ -276,7 +290,7 @@ impl Run<'_> {
         };
         let target = self.target(address, &self.plan.play_app, stream);
         let viewer = Viewer::new(socket, begun, &target, stream, habit);
-        let token = self.plan.streams + self.viewers.len();
+        let token = self.plan.publishers() + self.viewers.len();
         self.epoll.add(&viewer.socket, token, epoll::READ).expect("epoll");
         self.viewers.push(Some(viewer));
     }
@@ -300,7 +314,7 @@ impl Run<'_> {
             let mut ready = std::mem::take(&mut self.ready);
             self.epoll.wait(&mut ready, millis).expect("epoll");
             for &token in &ready {
-                match token.checked_sub(self.plan.streams) {
+                match token.checked_sub(self.plan.publishers()) {
                     None => self.serve_publisher(token),
                     Some(viewer) => self.serve_viewer(viewer),
                 }
@@ -373,7 +387,7 @@ impl Run<'_> {
                 self.viewers[index] = None;
             }
             (Now::Joined, Habit::Stall) => {
-                let token = self.plan.streams + index;
+                let token = self.plan.publishers() + index;
                 self.epoll.modify(&viewer.socket, token, 0).expect("epoll");
             }
             (Now::Joined, _) => self.joins.extend(viewer.joined),

@@ -19,6 +19,8 @@ const STOP: Duration = Duration::from_secs(5);
 pub enum Kind {
     /// An ingest node with its reactor, viewed where playback nodes pull; more flags.
     Lb(Vec<String>),
+    /// The same on both cores, beside what publishes and watches.
+    Wide,
     /// An ingest node with its reactor and a playback node, which is what is measured; the latter's flags.
     Pair(Vec<String>),
     Nginx,
@@ -46,22 +48,20 @@ impl Server {
     pub fn start(kind: &Kind, programs: &Programs) -> Server {
         match kind {
             Kind::Lb(flags) => {
-                let (child, ready) =
-                    lb(programs, "ingest,reactor", flags, &["--reactor-listen", "127.0.0.1:0"]);
-                let address = address(&ready, "rtmp");
-                Server {
-                    children: vec![child],
-                    ingest: address,
-                    play: address,
-                    publish_app: "ingest",
-                    play_app: "pull_source",
-                }
+                let reactor = ["--reactor-listen", "127.0.0.1:0"];
+                ingest(lb(pinned(&programs.lb), programs, "ingest,reactor", flags, &reactor))
+            }
+            Kind::Wide => {
+                let reactor = ["--reactor-listen", "127.0.0.1:0"];
+                ingest(lb(Command::new(&programs.lb), programs, "ingest,reactor", &[], &reactor))
             }
             Kind::Pair(flags) => {
-                let (first, ready) =
-                    lb(programs, "ingest,reactor", &[], &["--reactor-listen", "127.0.0.1:0"]);
+                let program = || pinned(&programs.lb);
+                let reactor = ["--reactor-listen", "127.0.0.1:0"];
+                let (first, ready) = lb(program(), programs, "ingest,reactor", &[], &reactor);
                 let reactor = format!("http://{}", address(&ready, "reactor"));
-                let (second, other) = lb(programs, "playback", flags, &["--reactor-url", &reactor]);
+                let (second, other) =
+                    lb(program(), programs, "playback", flags, &["--reactor-url", &reactor]);
                 Server {
                     children: vec![first, second],
                     ingest: address(&ready, "rtmp"),
@@ -106,6 +106,18 @@ impl Drop for Server {
     }
 }
 
+/// An ingest node, viewed where playback nodes pull.
+fn ingest((child, ready): (Child, String)) -> Server {
+    let address = address(&ready, "rtmp");
+    Server {
+        children: vec![child],
+        ingest: address,
+        play: address,
+        publish_app: "ingest",
+        play_app: "pull_source",
+    }
+}
+
 fn live(child: Child, address: SocketAddr) -> Server {
     Server { children: vec![child], ingest: address, play: address, publish_app: "live", play_app: "live" }
 }
@@ -117,8 +129,14 @@ fn pinned(program: &Path) -> Command {
     command
 }
 
-fn lb(programs: &Programs, role: &str, flags: &[String], more: &[&str]) -> (Child, String) {
-    let mut command = pinned(&programs.lb);
+/// Starts lb, and gives its line of readiness.
+fn lb(
+    mut command: Command,
+    programs: &Programs,
+    role: &str,
+    flags: &[String],
+    more: &[&str],
+) -> (Child, String) {
     command.args(["--role", role, "--rtmp-port", "0", "--admin-listen", "127.0.0.1:0", "--log", "warn"]);
     command.args(["--drain-timeout", "1s"]).args(more).args(flags).stdout(Stdio::piped());
     let log = File::options().create(true).append(true).open(programs.scratch.join("lb.log"));

@@ -130,6 +130,14 @@ impl Suite {
             ] {
                 self.one(name, &kind, "2500", &["--viewers", "100", "--ramp", "1", "--seconds", window]);
             }
+            // Ten small streams beside a huge one, and without it: how long the small ones wait for the huge one's turns.
+            let small =
+                ["--streams", "10", "--viewers", "1", "--checked", "10", "--ramp", ramp, "--seconds", window];
+            let beside = [&small[..], &["--crowd", "3000"]].concat();
+            self.one("small lb", &plain(), "300", &small);
+            self.one("small beside 3000 lb", &plain(), "300", &beside);
+            self.one("small beside 3000 nginx", &Kind::Nginx, "300", &beside);
+            self.one("300k 5000 lb wide", &Kind::Wide, "300", &large);
             self.one("silent 1000 lb", &plain(), "300", &["--viewers", "1000", "--silent", "--seconds", "3"]);
         }
         let most =
