@@ -37,13 +37,12 @@ use tokio_util::task::TaskTracker;
 
 /// Every step type, with its parameters.
 fn step_types() -> [(&'static str, &'static [&'static str]); 6] {
-    const PULL: &[&str] = &["location", "stream_name"];
     let [documented, registered] = forwarder::NAMES;
     [
         ("rtmp_receive", &rtmp_receive::PARAMETERS),
         ("rtmp_watch", &rtmp_watch::PARAMETERS),
-        ("rtmp_pull", PULL),
-        ("ffmpeg_pull", PULL),
+        ("rtmp_pull", &pull::NATIVE_PARAMETERS),
+        ("ffmpeg_pull", &pull::PARAMETERS),
         (documented, &forwarder::PARAMETERS),
         (registered, &forwarder::PARAMETERS),
     ]
@@ -136,7 +135,10 @@ fn check_step(
     let checked = match name {
         "rtmp_receive" => rtmp_receive::parameters(step, default_port).map(drop),
         "rtmp_watch" => rtmp_watch::parameters(step, default_port).map(drop),
-        "rtmp_pull" => pull::parameters(step).and_then(|(location, _)| read_location(&location)).map(drop),
+        "rtmp_pull" => pull::parameters(step).and_then(|(location, _)| {
+            read_location(&location)?;
+            pull::deadlines(step).map(drop)
+        }),
         "ffmpeg_pull" => pull::parameters(step).and_then(|(location, _)| {
             let read = ffmpeg::Location::parse(&location).map(drop);
             read.map_err(|error| ParameterError(format!("location: {error}")))
@@ -218,9 +220,13 @@ impl Engine {
             }),
         )?;
         let (settings, limits, metrics) = (parts.pull, parts.rtmp, parts.metrics.clone());
-        let native = move |_: &WorkflowStepDefinition, location: &str| {
-            let location = read_location(location)?;
-            Ok(net::pull::start(location, settings.clone(), limits, metrics.clone()))
+        let native = move |step: &WorkflowStepDefinition, location: &str| {
+            let mut settings = settings.clone();
+            let [connect, start, silence] = pull::deadlines(step)?;
+            settings.connect = connect.unwrap_or(settings.connect);
+            settings.start = start.unwrap_or(settings.start);
+            settings.silence = silence.unwrap_or(settings.silence);
+            Ok(net::pull::start(read_location(location)?, settings, limits, metrics.clone()))
         };
         register("rtmp_pull", Box::new(pull::Generator::new(Arc::new(native), reactors.clone())))?;
         let (settings, metrics) = (parts.ffmpeg, parts.metrics);
@@ -400,11 +406,18 @@ mod tests {
             check_step(&config.workflows[0].definition.steps[0], &[], 1935)
         };
         assert_eq!(check("rtmp_pull location=rtmp://[::1]/a/x stream_name=x"), Ok(()));
+        assert_eq!(
+            check("rtmp_pull location=rtmp://h/a/x stream_name=x connect_ms=1 silence_ms=600000"),
+            Ok(())
+        );
         assert_eq!(check("rtmp_watch rtmp_app=live/ stream_key=*"), Ok(()));
         for (bad, part) in [
             ("rtmp_pull location=nonsense stream_name=x", "not a URL"),
             ("rtmp_pull location=rtmp://h/a/x stream_name=a//b", "stream_name=a//b"),
             ("rtmp_pull location=rtmp://h/a/x", "lacks stream_name"),
+            ("rtmp_pull location=rtmp://h/a/x stream_name=x start_ms=soon", "start_ms=soon is not allowed"),
+            ("rtmp_pull location=rtmp://h/a/x stream_name=x silence_ms=0", "from 1 to 600000"),
+            ("ffmpeg_pull location=rtmp://h/a/x stream_name=x silence_ms=1", "'silence_ms' is not known"),
             ("made_up x=y", "'made_up' is not known"),
             ("rtmp_watch rtmp_app=live/inst stream_key=*", "rtmp_app=live/inst is not allowed"),
         ] {

@@ -12,6 +12,7 @@ use mmids_core::workflows::steps::{
     StepCreationResult, StepFutureResult, StepInputs, StepOutputs, StepStatus, WorkflowStep,
 };
 use std::sync::Arc;
+use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 /// Starts a pull from a location; the two steps differ only in this.
@@ -28,6 +29,27 @@ impl Generator {
     pub fn new(start: Arc<Start>, reactors: Arc<Reactors>) -> Self {
         Generator { start, reactors }
     }
+}
+
+/// The parameters of `ffmpeg_pull`.
+pub const PARAMETERS: [&str; 2] = ["location", "stream_name"];
+
+/// The parameters of `rtmp_pull`.
+pub const NATIVE_PARAMETERS: [&str; 5] = ["location", "stream_name", "connect_ms", "start_ms", "silence_ms"];
+
+/// The longest deadline that makes sense: who waits longer for a picture has left.
+const DEADLINE_MAX: u64 = 600_000;
+
+/// Reads the deadlines of `rtmp_pull`: to connect, to the first media, and without media.
+pub fn deadlines(definition: &WorkflowStepDefinition) -> Result<[Option<Duration>; 3], ParameterError> {
+    let allowed = format!("a number of milliseconds from 1 to {DEADLINE_MAX}");
+    let read = |name| match Parameters(definition).parsed::<u64>(name, &allowed)? {
+        Some(millis) if !(1..=DEADLINE_MAX).contains(&millis) => {
+            Err(ParameterError(format!("{name}={millis} is not allowed; {allowed} is")))
+        }
+        millis => Ok(millis.map(Duration::from_millis)),
+    };
+    Ok([read("connect_ms")?, read("start_ms")?, read("silence_ms")?])
 }
 
 /// Reads `location` and `stream_name`.

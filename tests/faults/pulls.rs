@@ -80,6 +80,20 @@ fn no_ffmpeg_outlives_a_killed_node() {
 }
 
 #[test]
+fn a_pull_keeps_the_deadline_of_its_step() {
+    let _machine = shared_machine();
+    // The kernel takes the connection, and nobody answers.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let location = format!("rtmp://{}/live/x", silent.local_addr().expect("an address"));
+    let text =
+        format!("workflow pulled {{\n    rtmp_pull location={location} stream_name=x start_ms=300\n}}\n");
+    let config = config(&text);
+    let reactor = reactor(&[]);
+    let playback = playback(&reactor.reactor_url(), &["--config", path(&config)]);
+    wait_for("the pull to give up", SOON, || playback.log().contains("nothing arrived for 300ms"));
+}
+
+#[test]
 fn a_node_that_is_told_to_pull_from_itself_refuses() {
     let _machine = shared_machine();
     let reactor = reactor(&[]);
