@@ -40,6 +40,27 @@ fn full(id: u8, field: u32, length: usize) -> Vec<u8> {
 }
 
 #[test]
+fn what_is_missing_is_known_at_every_byte() {
+    let (body, sound) = ([7; 200], [8; 20]);
+    // A video message, another one in whole between its chunks, and the rest.
+    let parts = [&full(6, 10, 200)[..], &body[..128], &full(4, 11, 20), &sound, &[0xC6], &body[128..]];
+    let wire = parts.concat();
+    let mut reader = Reader::new(&Limits::default());
+    let mut missing = vec![reader.missing()];
+    for byte in wire.chunks(1) {
+        reader.read(&mut &byte[..]).unwrap();
+        missing.push(reader.missing());
+    }
+    assert_eq!((missing[0], missing[wire.len()]), (0, 0), "between messages");
+    assert!(missing[1..wire.len()].iter().all(|missing| *missing > 0));
+    let header = parts[0].len();
+    assert_eq!(missing[header], 200);
+    assert_eq!(missing[header + 100], 100);
+    assert_eq!(missing[header + 128 + parts[2].len()], 72 + 20, "of both");
+    assert_eq!(missing[header + 128 + parts[2].len() + 20], 72);
+}
+
+#[test]
 fn interleaved_chunks_make_whole_messages() {
     let (video, audio): (Vec<u8>, Vec<u8>) = ((0..200).collect(), (0..150).rev().collect());
     let wire = [
