@@ -20,6 +20,9 @@ const PING: Duration = Duration::from_secs(20);
 /// A publisher whose frames stop coming is heard in full again after this.
 const LOW_WATER_TICK: Duration = Duration::from_millis(250);
 
+/// After so many reads in a row everything else has its turn, also while a peer sends without end.
+const READS: u32 = 64;
+
 /// Publishes until the peer stops (`true`: the connection may be used again), leaves, or is sent away.
 pub(super) async fn run(connection: &mut Connection<'_>, name: StreamName) -> Result<bool, Error> {
     let gone = CancellationToken::new();
@@ -109,6 +112,7 @@ async fn relay(connection: &mut Connection<'_>, publication: &mut Publication) -
     let mut tick = tokio::time::interval_at(heard + LOW_WATER_TICK, LOW_WATER_TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut marked = EVERYTHING;
+    let mut reads = 0_u32;
     loop {
         let mut packets = Vec::new();
         let mut over = false;
@@ -139,8 +143,17 @@ async fn relay(connection: &mut Connection<'_>, publication: &mut Publication) -
         if over {
             return Ok(true);
         }
+        reads = reads.wrapping_add(1);
+        let read = async {
+            if reads.is_multiple_of(READS) {
+                tokio::task::yield_now().await;
+            }
+            connection.read().await
+        };
         tokio::select! {
-            read = connection.read() => {
+            // What is not a read is rare, and to look at all of it for each frame is not free.
+            biased;
+            read = read => {
                 if !read? {
                     return Ok(false);
                 }
