@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Instant;
 
 /// The pause after the process ran out of descriptors, so that the accept loop does not spin.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
@@ -60,6 +61,8 @@ pub struct Server {
     pub node: NodeId,
     /// Over how long the viewers of a draining node are sent away, so that they do not all come back at once elsewhere.
     pub drain_spread: Duration,
+    /// What happens to all connections now and then happens at multiples of its period after this.
+    pub(super) begun: Instant,
     next: AtomicU64,
     addresses: Mutex<HashMap<IpAddr, usize>>,
 }
@@ -81,6 +84,7 @@ impl Server {
             drain,
             node,
             drain_spread,
+            begun: Instant::now(),
             next: AtomicU64::new(1),
             addresses: Mutex::default(),
         })

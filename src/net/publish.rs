@@ -109,8 +109,11 @@ async fn relay(connection: &mut Connection<'_>, publication: &mut Publication) -
     let mut ping = tokio::time::interval_at(heard + PING, PING);
     ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut low_water = LowWater::new();
-    let mut tick = tokio::time::interval_at(heard + LOW_WATER_TICK, LOW_WATER_TICK);
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // All publishers at the same moments, so that it is one wake-up of the process and not one for each of them.
+    let since = heard.duration_since(connection.server.begun).as_nanos() % LOW_WATER_TICK.as_nanos();
+    let first = heard + LOW_WATER_TICK - Duration::from_nanos(u64::try_from(since).unwrap_or(0));
+    let mut tick = tokio::time::interval_at(first, LOW_WATER_TICK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let mut marked = EVERYTHING;
     let mut reads = 0_u32;
     loop {
