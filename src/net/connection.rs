@@ -1,33 +1,24 @@
 //! One connection: negotiate, then publish or play, until it ends.
 
 use super::listener::Server;
-use super::{play, publish};
+use super::{play, publish, socket};
 use crate::ids::StreamName;
 use crate::rtmp;
 use crate::rtmp::session::{Event, PublishRefusal, Server as Session};
 use crate::telemetry::Seldom;
 use bytes::Bytes;
 use socket2::SockRef;
-use std::cell::RefCell;
-use std::io::{self, Read};
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::Interest;
 use tokio::net::TcpStream;
-
-/// How much one read takes. One buffer a thread serves all connections: nothing is read into it across an await.
-const READ: usize = 64 << 10;
 
 /// How long a last message to a peer may take before the connection is closed without it.
 const FAREWELL: Duration = Duration::from_secs(1);
 
 /// How many streams one connection may publish or play after one another; players that zap stay far below.
 const STREAMS: usize = 1000;
-
-thread_local! {
-    static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; READ]);
-}
 
 /// Why a connection ended, other than by its own wish.
 #[derive(Debug, thiserror::Error)]
@@ -58,40 +49,6 @@ pub(super) enum Intent {
     Publish(StreamName),
     /// With whether this is a pull that came through this node before.
     Play(StreamName, bool),
-}
-
-/// Waits for bytes, hands them to `take` once, and says how many they were; zero: the peer closed. Safe to drop. One task
-/// at a time may wait for a socket's bytes.
-pub(super) async fn receive_into<E: From<io::Error>>(
-    socket: &TcpStream,
-    mut take: impl FnMut(&[u8]) -> Result<(), E>,
-) -> Result<usize, E> {
-    loop {
-        std::future::poll_fn(|context| socket.poll_read_ready(context)).await?;
-        let read = SCRATCH.with_borrow_mut(|buffer| match read_now(socket, buffer) {
-            Ok(n) => take(buffer.get(..n).unwrap_or_default()).map(|()| Some(n)),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
-            Err(error) => Err(error.into()),
-        })?;
-        if let Some(n) = read {
-            return Ok(n);
-        }
-    }
-}
-
-/// Reads once. A read that did not fill the buffer took all there was, so the socket counts as not ready until the kernel
-/// says otherwise: another read only to be told so would be a system call for every message.
-fn read_now(socket: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
-    let mut short = None;
-    let read = socket.try_io(Interest::READABLE, || {
-        let n = (&*SockRef::from(socket)).read(buffer)?;
-        if n == 0 || n == buffer.len() {
-            return Ok(n);
-        }
-        short = Some(n);
-        Err(io::ErrorKind::WouldBlock.into())
-    });
-    short.map_or(read, Ok)
 }
 
 /// Serves a connection to its end.
@@ -241,7 +198,7 @@ impl Connection<'_> {
             }
             let ignore = |_: &[u8]| Ok::<(), io::Error>(());
             let drained =
-                async { while matches!(receive_into(&self.socket, ignore).await, Ok(n) if n > 0) {} };
+                async { while matches!(socket::receive(&self.socket, ignore).await, Ok(n) if n > 0) {} };
             // Running out of time is as good: the connection is closed either way.
             drop(tokio::time::timeout(FAREWELL, drained).await);
         }
@@ -250,7 +207,7 @@ impl Connection<'_> {
     /// Reads once and lets the session look at it. `false`: the peer closed. Safe to drop and call again.
     pub async fn read(&mut self) -> Result<bool, Error> {
         let session = &mut self.session;
-        let n = receive_into(&self.socket, |bytes| session.input(bytes).map_err(Error::from)).await?;
+        let n = socket::receive(&self.socket, |bytes| session.input(bytes).map_err(Error::from)).await?;
         self.server.metrics.received_bytes_total.inc_by(n as u64);
         Ok(n > 0)
     }

@@ -8,7 +8,7 @@
 use crate::media::{Packet, PacketKind};
 
 /// The mark of a socket that says everything at once.
-pub(super) const EVERYTHING: usize = 1;
+const EVERYTHING: usize = 1;
 
 /// So many frames are looked at before a mark is set: two seconds or so, and a keyframe as a rule.
 const FRAMES: u32 = 60;
@@ -28,11 +28,20 @@ pub(super) struct LowWater {
     largest_audio: usize,
     /// A frame came since the last [`LowWater::tick`].
     flows: bool,
+    /// What the socket was told last.
+    told: usize,
 }
 
 impl LowWater {
     pub fn new() -> Self {
-        LowWater { mark: EVERYTHING, frames: 0, smallest_frame: usize::MAX, largest_audio: 0, flows: false }
+        LowWater {
+            mark: EVERYTHING,
+            frames: 0,
+            smallest_frame: usize::MAX,
+            largest_audio: 0,
+            flows: false,
+            told: EVERYTHING,
+        }
     }
 
     /// Looks at what was read. `rides`: audio may wait for the next frame.
@@ -50,7 +59,7 @@ impl LowWater {
                 }
                 if self.frames >= FRAMES {
                     let mark = if rides() { self.found() } else { EVERYTHING };
-                    *self = LowWater { mark, flows: true, ..LowWater::new() };
+                    *self = LowWater { mark, flows: true, told: self.told, ..LowWater::new() };
                 }
             }
             PacketKind::Video { .. } | PacketKind::Data { .. } => {}
@@ -61,12 +70,27 @@ impl LowWater {
     /// on alone, or the last words of somebody who leaves lie there.
     pub fn tick(&mut self) {
         if !std::mem::take(&mut self.flows) {
-            *self = LowWater::new();
+            self.reset();
         }
     }
 
-    /// The mark to set, when the message that is being received lacks so many bytes.
-    pub fn mark(&self, missing: usize) -> usize {
+    /// Each word counts again.
+    pub fn reset(&mut self) {
+        *self = LowWater { told: self.told, ..LowWater::new() };
+    }
+
+    /// Whether anything waits in the socket.
+    pub fn is_set(&self) -> bool {
+        self.told != EVERYTHING
+    }
+
+    /// What the socket is to be told, if that is news, when the message that is being received lacks so many bytes.
+    pub fn news(&mut self, missing: usize) -> Option<usize> {
+        let mark = self.mark(missing);
+        (std::mem::replace(&mut self.told, mark) != mark).then_some(mark)
+    }
+
+    fn mark(&self, missing: usize) -> usize {
         match (self.mark, missing) {
             (EVERYTHING, _) => EVERYTHING,
             (mark, 0) => mark,
@@ -113,6 +137,9 @@ mod tests {
         assert!((2 * 300 + 1..2_000).contains(&mark), "{mark}");
         assert_eq!(low.mark(1_500), 1_500, "the rest of a message");
         assert_eq!(low.mark(1 << 20), MOST);
+        assert_eq!((low.news(0), low.news(0), low.is_set()), (Some(mark), None, true));
+        low.reset();
+        assert_eq!((low.news(0), low.news(0), low.is_set()), (Some(EVERYTHING), None, false));
     }
 
     #[test]

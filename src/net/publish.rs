@@ -1,7 +1,7 @@
 //! A connection that publishes.
 
 use super::connection::{Connection, Error};
-use super::low_water::{EVERYTHING, LowWater};
+use super::low_water::LowWater;
 use super::routes::{Incoming, Publication, PublishRequest, Refused};
 use super::socket;
 use crate::ids::StreamName;
@@ -114,7 +114,6 @@ async fn relay(connection: &mut Connection<'_>, publication: &mut Publication) -
     let first = heard + LOW_WATER_TICK - Duration::from_nanos(u64::try_from(since).unwrap_or(0));
     let mut tick = tokio::time::interval_at(first, LOW_WATER_TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
-    let mut marked = EVERYTHING;
     let mut reads = 0_u32;
     loop {
         let mut packets = Vec::new();
@@ -137,10 +136,11 @@ async fn relay(connection: &mut Connection<'_>, publication: &mut Publication) -
             }
         }
         connection.flush().await?;
-        // Who stops to publish begins another conversation on the same connection, in which each word counts.
-        let mark = if over { EVERYTHING } else { low_water.mark(connection.session.missing()) };
-        if mark != marked {
-            marked = mark;
+        if over {
+            // Another conversation may begin on this connection.
+            low_water.reset();
+        }
+        if let Some(mark) = low_water.news(connection.session.missing()) {
             socket::set_low_water(&connection.socket, mark);
         }
         if over {
@@ -168,7 +168,7 @@ async fn relay(connection: &mut Connection<'_>, publication: &mut Publication) -
             }
             // An encoder comes back only after a disconnect, so that is all it gets.
             () = &mut drained => return Ok(false),
-            _ = tick.tick(), if marked != EVERYTHING => low_water.tick(),
+            _ = tick.tick(), if low_water.is_set() => low_water.tick(),
             _ = ping.tick() => {
                 if heard.elapsed() > silence {
                     return end(connection, "nothing was sent for too long").await;

@@ -3,7 +3,6 @@
 //! A pull is one task. It connects, plays, hands on what arrives, and connects again when that ends, until it is
 //! dropped. It does not know why the stream is wanted, nor whether another server has it by now.
 
-use super::connection;
 use super::location::Location;
 use super::socket;
 use crate::ids::NodeId;
@@ -257,5 +256,5 @@ async fn send(socket: &TcpStream, client: &mut Client) -> io::Result<()> {
 }
 
 async fn receive(socket: &TcpStream, client: &mut Client) -> Result<usize, Error> {
-    connection::receive_into(socket, |bytes| client.input(bytes).map_err(Error::from)).await
+    socket::receive(socket, |bytes| client.input(bytes).map_err(Error::from)).await
 }

@@ -1,12 +1,14 @@
-//! What every RTMP socket is set to, and a socket as the relay writes to it.
+//! What every RTMP socket is set to, how it is read, and how the relay writes to it.
 
 use crate::relay::Sink;
 use socket2::{SockRef, TcpKeepalive};
-use std::io::{self, IoSlice};
+use std::cell::RefCell;
+use std::io::{self, IoSlice, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
+use tokio::io::Interest;
 use tokio::net::{TcpListener, TcpStream};
 
 /// Sent data that nobody acknowledges for so long means that the peer is gone. Pings make sure that there is such data.
@@ -18,6 +20,13 @@ const KEEPALIVE: Duration = Duration::from_secs(20);
 /// The kernel's send buffer of one viewer (the kernel doubles it for its own needs). It bounds what a slow viewer holds in
 /// the kernel, and is enough for 20 Mb/s at a round trip of 100 ms.
 const VIEWER_SEND_BUFFER: usize = 256 << 10;
+
+/// How much one read takes. One buffer a thread serves all connections: nothing is read into it across an await.
+const READ: usize = 64 << 10;
+
+thread_local! {
+    static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; READ]);
+}
 
 /// Sets the options of a connection. None of them is worth refusing a peer for.
 pub(super) fn prepare(socket: &impl AsFd) {
@@ -55,6 +64,40 @@ pub(super) fn set_low_water(socket: &TcpStream, bytes: usize) {
     if result != 0 {
         tracing::debug!(error = %io::Error::last_os_error(), "the low-water mark could not be set");
     }
+}
+
+/// Waits for bytes, hands them to `take` once, and says how many they were; zero: the peer closed. Safe to drop. One task
+/// at a time may wait for a socket's bytes.
+pub(super) async fn receive<E: From<io::Error>>(
+    socket: &TcpStream,
+    mut take: impl FnMut(&[u8]) -> Result<(), E>,
+) -> Result<usize, E> {
+    loop {
+        std::future::poll_fn(|context| socket.poll_read_ready(context)).await?;
+        let read = SCRATCH.with_borrow_mut(|buffer| match read_now(socket, buffer) {
+            Ok(n) => take(buffer.get(..n).unwrap_or_default()).map(|()| Some(n)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(error.into()),
+        })?;
+        if let Some(n) = read {
+            return Ok(n);
+        }
+    }
+}
+
+/// Reads once. A read that did not fill the buffer took all there was, so the socket counts as not ready until the kernel
+/// says otherwise: another read only to be told so would be a system call for every message.
+fn read_now(socket: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut short = None;
+    let read = socket.try_io(Interest::READABLE, || {
+        let n = (&*SockRef::from(socket)).read(buffer)?;
+        if n == 0 || n == buffer.len() {
+            return Ok(n);
+        }
+        short = Some(n);
+        Err(io::ErrorKind::WouldBlock.into())
+    });
+    short.map_or(read, Ok)
 }
 
 /// A viewer's socket as the relay sees it.
