@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 /// Publishers are pinged so often, so that half-open connections are found.
 const PING: Duration = Duration::from_secs(20);
 
-/// A publisher whose frames stop coming is heard in full again after this.
+/// A publisher whose frames stop coming is heard in full again after this, and after twice this at the latest.
 const LOW_WATER_TICK: Duration = Duration::from_millis(250);
 
 /// After so many reads in a row everything else has its turn, also while a peer sends without end.
