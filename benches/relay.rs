@@ -109,7 +109,7 @@ fn pump(criterion: &mut Criterion) {
     let metrics = Arc::new(Metrics::new().expect("metrics"));
     let hub = Hub::new(Admission::Live, Arc::new(at_once()), metrics, TaskTracker::new());
     let name = StreamName::parse(NAME).expect("a name");
-    let source = hub.attach(&name);
+    let source = hub.attach(&name, None);
     let packets = second();
     source.push(&packets[..1]);
     let sinks: Vec<Arc<Counter>> = (0..VIEWERS).map(|_| Arc::default()).collect();

@@ -26,7 +26,7 @@ const NOT_FOUND: &str = "NetStream.Play.StreamNotFound";
 
 /// A stream that a viewer can start to watch.
 fn show(hub: &std::sync::Arc<lb::relay::Hub>, name: &str, mark: u8) -> Source {
-    let source = hub.attach(&name.parse().unwrap());
+    let source = hub.attach(&name.parse().unwrap(), None);
     source.push([&video_header(), &keyframe(0, mark)]);
     source
 }
@@ -423,7 +423,7 @@ async fn a_busy_step_slows_its_publisher_down() {
 async fn a_late_viewer_gets_metadata_headers_and_a_keyframe_in_this_order() {
     let mut node = Node::start();
     let hub = node.hub("watch", Admission::Live, Settings::default());
-    let source = hub.attach(&"x".parse().unwrap());
+    let source = hub.attach(&"x".parse().unwrap(), None);
     // The encoder's own order does not matter.
     let packets = [audio_header(), sound(0, 1), video_header(), metadata(), keyframe(40, 2), sound(50, 3)];
     source.push(packets.iter());
@@ -444,7 +444,7 @@ async fn streams_of_one_kind_start_at_once() {
     for (name, packets) in
         [("audio", [audio_header(), sound(20, 1)]), ("video", [video_header(), keyframe(20, 1)])]
     {
-        let source = hub.attach(&name.parse().unwrap());
+        let source = hub.attach(&name.parse().unwrap(), None);
         source.push(packets.iter());
         let mut viewer = Peer::play(&node, "watch", name).await;
         viewer.started().await;

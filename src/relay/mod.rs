@@ -20,7 +20,7 @@ pub mod viewer;
 
 pub use hub::{Admission, Demand, Hub, Interest, JoinError, Source};
 pub use settings::{Gather, Settings};
-pub use stream::Stream;
+pub use stream::{RelayId, Stream};
 pub use viewer::{Sink, Turn, Viewer};
 
 use std::time::Instant;

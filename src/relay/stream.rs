@@ -24,10 +24,16 @@ pub enum End {
     Closed,
 }
 
+/// The clock and the order of one relay stream, for as long as it lives: two pulls that play the same one get the same
+/// messages at the same times, so the second may go on where the first broke off. Random, and known to those who play.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RelayId(pub u64);
+
 /// See the module's head. Sources push into it through [`crate::relay::hub::Source`].
 #[derive(Debug)]
 pub struct Stream {
     name: StreamName,
+    id: RelayId,
     pub(super) settings: Arc<Settings>,
     pub(super) metrics: Arc<Metrics>,
     tasks: TaskTracker,
@@ -45,6 +51,10 @@ pub(super) struct State {
     timeline: Timeline,
     /// The number of the source that may push.
     source: Option<u64>,
+    /// The relay stream of another server that the newest source plays, if it is a pull that knows it.
+    upstream: Option<RelayId>,
+    /// Another source began, and frames that need a keyframe are of no use until there is one.
+    wants_keyframe: bool,
     pub ended: Option<End>,
     pub pumps: Vec<Pump>,
 }
@@ -80,11 +90,14 @@ impl Stream {
                 headers: Headers::default(),
                 timeline: Timeline::default(),
                 source: None,
+                upstream: None,
+                wants_keyframe: false,
                 ended: None,
                 pumps: Vec::new(),
             }),
             _counted: Counted::new(&metrics.streams),
             name,
+            id: RelayId(rand::random()),
             settings,
             metrics,
             tasks,
@@ -95,6 +108,11 @@ impl Stream {
     /// The stream's name.
     pub fn name(&self) -> &StreamName {
         &self.name
+    }
+
+    /// What a pull of this stream is told, see [`RelayId`].
+    pub fn id(&self) -> RelayId {
+        self.id
     }
 
     /// Whether a source is attached right now.
@@ -112,10 +130,11 @@ impl Stream {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    pub(super) fn attach(&self, source: u64) {
+    pub(super) fn attach(&self, source: u64, upstream: Option<RelayId>) {
         let mut state = self.lock();
         state.source = Some(source);
-        state.timeline.source_changed();
+        let before = std::mem::replace(&mut state.upstream, upstream);
+        state.timeline.source_changed(upstream.is_some() && upstream == before);
         state.headers.source_changed();
     }
 
@@ -139,8 +158,9 @@ impl Stream {
             return;
         }
         let (could_start, end) = (state.can_start(), state.ring.end());
-        for packet in packets {
-            state.push(packet, now);
+        let unusable = packets.into_iter().filter(|packet| !state.push(packet, now)).count();
+        if unusable > 0 {
+            self.metrics.lost_messages_total.with_label_values(&["no_keyframe"]).inc_by(unusable as u64);
         }
         let sealed = state.ring.end() != end;
         for pump in state.pumps.iter().filter(|pump| pump.running) {
@@ -233,14 +253,24 @@ impl Stream {
 }
 
 impl State {
-    fn push(&mut self, packet: &Packet, now: Instant) {
-        let Some(timestamp) = self.timeline.map(packet) else { return };
+    /// `false`: a frame that nobody can decode was left out.
+    fn push(&mut self, packet: &Packet, now: Instant) -> bool {
+        let Some(timestamp) = self.timeline.map(packet) else { return true };
         if self.timeline.take_break() {
+            self.wants_keyframe = true;
             self.ring.source_changed();
             self.headers.forget_older();
             if self.headers.has_video() {
                 self.ring.expect_video(timestamp, now);
             }
+        }
+        if let (true, PacketKind::Video { keyframe, sequence_header: false }) =
+            (self.wants_keyframe, packet.kind)
+        {
+            if !keyframe {
+                return false;
+            }
+            self.wants_keyframe = false;
         }
         let video = matches!(packet.kind, PacketKind::Video { .. });
         if self.headers.see(packet) == Seen::Changed && video {
@@ -248,6 +278,7 @@ impl State {
             self.ring.expect_video(timestamp, now);
         }
         self.ring.push(packet, timestamp, now);
+        true
     }
 
     /// How far a viewer on this pump may read by itself; beyond, the pump serves. While no pump runs that is everything.

@@ -3,9 +3,12 @@
 //! Every source (an encoder's publish, a pull) has a clock of its own, which may start anywhere. Viewers see one clock
 //! that never goes back: when the source changes, the new one is shifted to follow the last message that went out.
 //!
-//! A source that only lost its connection begins again with a group of pictures that viewers have partly seen. It is
-//! recognised by its first keyframe: when that is the newest one seen, at the same time and of the same content, the shift stays
-//! and what was already relayed is dropped, so that viewers see no frame twice.
+//! A pull that only lost its connection begins again with a group of pictures that viewers have partly seen. Where the
+//! caller says that the source may resume (it plays the same relay stream of the same server), it is recognised by its
+//! first keyframe: when that is the newest one seen, at the same time and of the same content, the shift stays and what was
+//! already relayed is dropped, so that viewers see no frame twice. Any other source is a break, however much its first
+//! keyframe looks like the last one: encoders start their clocks at zero, and a file, a slide or a black scene starts with
+//! the same picture each time.
 
 use crate::media::{Packet, PacketKind, tag};
 use std::hash::{DefaultHasher, Hasher};
@@ -38,6 +41,8 @@ pub struct Timeline {
     /// The same as the source before left them. The next source repeats nothing of it and stays above it.
     floor: PerKind<Option<u32>>,
     state: State,
+    /// The source that comes next, or now, may continue the one before.
+    may_resume: bool,
     /// The newest keyframe of the current source, on the source's clock; the first one where several tracks have theirs
     /// at one time.
     keyframe: Option<Fingerprint>,
@@ -57,9 +62,11 @@ enum State {
 }
 
 impl Timeline {
-    /// The next message comes from another source, or from the same after a break.
-    pub fn source_changed(&mut self) {
+    /// The next message comes from another source. `may_resume`: it has the clock of the one before, so that it may repeat
+    /// what that one brought, and go on.
+    pub fn source_changed(&mut self, may_resume: bool) {
         self.state = State::Fresh;
+        self.may_resume = may_resume;
     }
 
     /// Whether the current source has sent no frame yet.
@@ -133,7 +140,8 @@ impl Timeline {
         self.state = State::Running;
         self.floor = self.last_of;
         let Some(last) = self.last else { return };
-        if is_keyframe(packet.kind) && self.keyframe == Some(Fingerprint::of(packet)) {
+        let resumes = self.may_resume && is_keyframe(packet.kind);
+        if resumes && self.keyframe == Some(Fingerprint::of(packet)) {
             self.state = State::Resuming { until: last };
         } else {
             self.shift = self.follow(last, packet).wrapping_sub(packet.timestamp);
@@ -244,7 +252,7 @@ mod tests {
         let mut timeline = Timeline::default();
         timeline.map(&key(1_000, "a"));
         timeline.map(&frame(1_040));
-        timeline.source_changed();
+        timeline.source_changed(true);
         assert_eq!(timeline.map(&header(0)), Some(1_040));
         assert_eq!(timeline.map(&key(7, "b")), Some(1_073));
         assert_eq!(timeline.map(&frame(47)), Some(1_113));
@@ -259,10 +267,10 @@ mod tests {
         let mut timeline = Timeline::default();
         timeline.map(&avc(0x17, 1_000, 80));
         timeline.map(&avc(0x27, 1_040, 160));
-        timeline.source_changed();
+        timeline.source_changed(true);
         // The last picture is shown at 1,200; the new one 33 ms after that.
         assert_eq!(timeline.map(&avc(0x17, 0, 80)), Some(1_153));
-        timeline.source_changed();
+        timeline.source_changed(true);
         assert_eq!(timeline.map(&avc(0x17, 0, 200)), Some(1_186), "sent after the last message in any case");
     }
 
@@ -272,7 +280,7 @@ mod tests {
         timeline.map(&key(1_000, "a"));
         timeline.map(&frame(1_040));
         timeline.map(&frame(1_080));
-        timeline.source_changed();
+        timeline.source_changed(true);
         assert_eq!(timeline.map(&header(0)), Some(1_080));
         assert_eq!(timeline.map(&key(1_000, "a")), None);
         assert_eq!(timeline.map(&frame(1_040)), None);
@@ -281,6 +289,18 @@ mod tests {
         assert_eq!(timeline.map(&audio), Some(1_070), "a late track loses nothing");
         assert_eq!(timeline.map(&audio), Some(1_070), "nor does one of two tracks");
         assert_eq!(timeline.map(&frame(1_120)), Some(1_120));
+    }
+
+    #[test]
+    fn only_a_source_that_may_resume_does() {
+        for (may_resume, again) in [(true, [None, None]), (false, [Some(1_073), Some(1_113)])] {
+            let mut timeline = Timeline::default();
+            timeline.map(&key(0, "the same picture"));
+            timeline.map(&frame(1_040));
+            timeline.source_changed(may_resume);
+            assert_eq!([&key(0, "the same picture"), &frame(40)].map(|packet| timeline.map(packet)), again);
+            assert_eq!(timeline.take_break(), !may_resume);
+        }
     }
 
     #[test]
@@ -296,7 +316,7 @@ mod tests {
         let mut timeline = Timeline::default();
         timeline.map(&frame(1_000));
         assert_eq!(timeline.map(&frame(980)), Some(980));
-        timeline.source_changed();
+        timeline.source_changed(true);
         assert_eq!(timeline.map(&key(0, "n")), Some(1_033), "the highest time counts, not the latest");
     }
 }

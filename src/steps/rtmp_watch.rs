@@ -183,7 +183,7 @@ impl WatchStep {
         };
         match name {
             Ok(name) => {
-                self.sources.insert(stream.clone(), self.hub.attach(&name));
+                self.sources.insert(stream.clone(), self.hub.attach(&name, None));
             }
             Err(error) => tracing::warn!(stream = stream_name, "a stream that nobody can watch: {error}"),
         }
