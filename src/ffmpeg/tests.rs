@@ -1,7 +1,7 @@
 //! Pulls with real processes: the installed ffmpeg, and scripts that behave badly in its place.
 
 use super::{EndReason, Location, PullEvent, Puller, Settings};
-use crate::media::{Packet, PacketKind, flv};
+use crate::media::{Content, Packet, PacketKind, flv};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -149,9 +149,9 @@ async fn every_frame_of_a_real_file_comes_through_unchanged() {
     puller.stop().await;
     assert_eq!(pulled[0].kind, PacketKind::Data { metadata: true });
     let kinds: HashSet<_> = pulled.iter().map(|packet| packet.kind).collect();
-    assert!(kinds.contains(&PacketKind::Video { keyframe: true, sequence_header: false }));
-    assert!(kinds.contains(&PacketKind::Video { keyframe: false, sequence_header: true }));
-    assert!(kinds.contains(&PacketKind::Audio { sequence_header: true }));
+    assert!(kinds.contains(&PacketKind::Video { content: Content::Frame, keyframe: true }));
+    assert!(kinds.contains(&PacketKind::Video { content: Content::SequenceHeader, keyframe: false }));
+    assert!(kinds.contains(&PacketKind::Audio { content: Content::SequenceHeader }));
     assert_eq!(media(&pulled), media(&expected));
 }
 

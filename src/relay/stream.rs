@@ -6,7 +6,7 @@ use super::ring::{Mark, Ring};
 use super::settings::Settings;
 use super::timeline::Timeline;
 use crate::ids::StreamName;
-use crate::media::{Packet, PacketKind};
+use crate::media::{Content, Packet, PacketKind};
 use crate::telemetry::{Counted, Metrics};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
@@ -264,16 +264,14 @@ impl State {
                 self.ring.expect_video(timestamp, now);
             }
         }
-        if let (true, PacketKind::Video { keyframe, sequence_header: false }) =
-            (self.wants_keyframe, packet.kind)
-        {
-            if !keyframe {
+        if self.wants_keyframe && packet.kind.is_video_frame() {
+            if !packet.kind.is_keyframe() {
                 return false;
             }
             self.wants_keyframe = false;
         }
-        let video = matches!(packet.kind, PacketKind::Video { .. });
-        if self.headers.see(packet) == Seen::Changed && video {
+        let configures = matches!(packet.kind, PacketKind::Video { content: Content::SequenceHeader, .. });
+        if self.headers.see(packet) == Seen::Changed && configures {
             self.ring.forget_start();
             self.ring.expect_video(timestamp, now);
         }

@@ -10,7 +10,7 @@
 //! keyframe looks like the last one: encoders start their clocks at zero, and a file, a slide or a black scene starts with
 //! the same picture each time.
 
-use crate::media::{Packet, PacketKind, tag};
+use crate::media::{Packet, PacketKind};
 use std::hash::{DefaultHasher, Hasher};
 
 /// The step in milliseconds from the last message of one source to the first of the next: a frame at 30 per second.
@@ -82,22 +82,23 @@ impl Timeline {
     /// The viewers' time of a message, or nothing if viewers have had it already.
     pub fn map(&mut self, packet: &Packet) -> Option<u32> {
         if self.state == State::Fresh {
-            if is_header(packet.kind) {
+            if packet.kind.is_header() {
                 return Some(self.last.unwrap_or(packet.timestamp));
             }
             self.begin(packet);
         }
-        if is_keyframe(packet.kind) && self.keyframe.is_none_or(|newest| newest.timestamp != packet.timestamp)
+        if packet.kind.is_keyframe()
+            && self.keyframe.is_none_or(|newest| newest.timestamp != packet.timestamp)
         {
             self.keyframe = Some(Fingerprint::of(packet));
         }
         let mut time = packet.timestamp.wrapping_add(self.shift);
-        if is_header(packet.kind) && self.state != State::Running {
+        if packet.kind.is_header() && self.state != State::Running {
             return self.last;
         }
         if let Some(last) = self.last
             && (ahead(time, last) < -DISORDER || ahead(time, last) > DISORDER)
-            && !is_frame(packet.kind)
+            && !(packet.kind.is_video_frame() || packet.kind.is_audio_frame())
         {
             // Encoders send headers and data messages with a time of zero, or with any. They do not move the clock.
             return Some(last);
@@ -140,7 +141,7 @@ impl Timeline {
         self.state = State::Running;
         self.floor = self.last_of;
         let Some(last) = self.last else { return };
-        let resumes = self.may_resume && is_keyframe(packet.kind);
+        let resumes = self.may_resume && packet.kind.is_keyframe();
         if resumes && self.keyframe == Some(Fingerprint::of(packet)) {
             self.state = State::Resuming { until: last };
         } else {
@@ -158,15 +159,9 @@ impl Timeline {
     }
 }
 
-/// How much later than it is sent a picture is shown.
+/// How much later than it is sent a picture is shown, as far as that is believed.
 fn composition_time(packet: &Packet) -> u32 {
-    match packet.kind {
-        PacketKind::Video { sequence_header: false, .. } => {
-            let times = tag::video(&packet.body).tracks.map(|track| track.composition_time);
-            times.max().unwrap_or(0).clamp(0, DISORDER) as u32
-        }
-        _ => 0,
-    }
+    packet.composition_time.clamp(0, DISORDER) as u32
 }
 
 /// What a keyframe is recognised by, without keeping it.
@@ -204,39 +199,23 @@ fn slot(kind: PacketKind) -> usize {
     }
 }
 
-fn is_keyframe(kind: PacketKind) -> bool {
-    matches!(kind, PacketKind::Video { keyframe: true, sequence_header: false })
-}
-
-fn is_frame(kind: PacketKind) -> bool {
-    matches!(kind, PacketKind::Audio { .. } | PacketKind::Video { .. }) && !is_header(kind)
-}
-
-fn is_header(kind: PacketKind) -> bool {
-    matches!(
-        kind,
-        PacketKind::Audio { sequence_header: true }
-            | PacketKind::Video { sequence_header: true, .. }
-            | PacketKind::Data { metadata: true }
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::media::Content;
     use bytes::Bytes;
 
     fn packet(kind: PacketKind, timestamp: u32, body: &'static str) -> Packet {
-        Packet { kind, timestamp, body: Bytes::from_static(body.as_bytes()) }
+        Packet { kind, ..Packet::data(timestamp, Bytes::from_static(body.as_bytes())) }
     }
     fn key(timestamp: u32, body: &'static str) -> Packet {
-        packet(PacketKind::Video { keyframe: true, sequence_header: false }, timestamp, body)
+        packet(PacketKind::Video { content: Content::Frame, keyframe: true }, timestamp, body)
     }
     fn frame(timestamp: u32) -> Packet {
-        packet(PacketKind::Video { keyframe: false, sequence_header: false }, timestamp, "p")
+        packet(PacketKind::Video { content: Content::Frame, keyframe: false }, timestamp, "p")
     }
     fn header(timestamp: u32) -> Packet {
-        packet(PacketKind::Video { keyframe: true, sequence_header: true }, timestamp, "h")
+        packet(PacketKind::Video { content: Content::SequenceHeader, keyframe: false }, timestamp, "h")
     }
 
     #[test]
@@ -285,7 +264,7 @@ mod tests {
         assert_eq!(timeline.map(&key(1_000, "a")), None);
         assert_eq!(timeline.map(&frame(1_040)), None);
         assert_eq!(timeline.map(&frame(1_080)), None);
-        let audio = packet(PacketKind::Audio { sequence_header: false }, 1_070, "a");
+        let audio = packet(PacketKind::Audio { content: Content::Frame }, 1_070, "a");
         assert_eq!(timeline.map(&audio), Some(1_070), "a late track loses nothing");
         assert_eq!(timeline.map(&audio), Some(1_070), "nor does one of two tracks");
         assert_eq!(timeline.map(&frame(1_120)), Some(1_120));

@@ -61,16 +61,16 @@ impl Sender {
     pub fn packet(&mut self, packet: Packet) -> MediaNotification {
         let time = Duration::from_millis(packet.timestamp.into());
         let content = match packet.kind {
-            PacketKind::Video { keyframe, sequence_header } => MediaNotificationContent::Video {
+            PacketKind::Video { keyframe, .. } => MediaNotificationContent::Video {
                 codec: video_codec(&packet),
-                is_sequence_header: sequence_header && self.is_news(&packet),
+                is_sequence_header: packet.kind.is_header() && self.is_news(&packet),
                 is_keyframe: keyframe,
                 timestamp: VideoTimestamp::from_durations(time, time),
                 data: packet.body,
             },
-            PacketKind::Audio { sequence_header } => MediaNotificationContent::Audio {
+            PacketKind::Audio { .. } => MediaNotificationContent::Audio {
                 codec: audio_codec(&packet),
-                is_sequence_header: sequence_header && self.is_news(&packet),
+                is_sequence_header: packet.kind.is_header() && self.is_news(&packet),
                 timestamp: time,
                 data: packet.body,
             },
@@ -91,8 +91,8 @@ impl Sender {
     }
 
     fn is_news(&mut self, packet: &Packet) -> bool {
-        let track = packet.track_id();
-        let same_track = |old: &&mut Packet| old.type_id() == packet.type_id() && old.track_id() == track;
+        let track = packet.track_id;
+        let same_track = |old: &&mut Packet| old.type_id() == packet.type_id() && old.track_id == track;
         match self.headers.iter_mut().find(same_track) {
             Some(old) if old.body == packet.body => return false,
             Some(old) => *old = packet.clone(),
