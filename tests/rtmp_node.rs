@@ -27,7 +27,7 @@ const NOT_FOUND: &str = "NetStream.Play.StreamNotFound";
 /// A stream that a viewer can start to watch.
 fn show(hub: &std::sync::Arc<lb::relay::Hub>, name: &str, mark: u8) -> Source {
     let source = hub.attach(&name.parse().unwrap(), None);
-    source.push([&video_header(), &keyframe(0, mark)]);
+    source.push(&[video_header(), keyframe(0, mark)]);
     source
 }
 
@@ -175,7 +175,7 @@ async fn garbage_costs_its_own_connection_and_is_counted() {
     eventually("the count", || node.metrics.misbehaved_total.get() == 4).await;
     eventually("the end of all but the viewer", || node.metrics.connections.get() == 1).await;
 
-    source.push([&frame(40, 77)]);
+    source.push(&[frame(40, 77)]);
     while viewer.media().await.body != frame(40, 77).body {}
 }
 
@@ -426,7 +426,7 @@ async fn a_late_viewer_gets_metadata_headers_and_a_keyframe_in_this_order() {
     let source = hub.attach(&"x".parse().unwrap(), None);
     // The encoder's own order does not matter.
     let packets = [audio_header(), sound(0, 1), video_header(), metadata(), keyframe(40, 2), sound(50, 3)];
-    source.push(packets.iter());
+    source.push(&packets);
     let mut viewer = Peer::play(&node, "watch", "x").await;
     viewer.started().await;
     let mut got = Vec::new();
@@ -445,7 +445,7 @@ async fn streams_of_one_kind_start_at_once() {
         [("audio", [audio_header(), sound(20, 1)]), ("video", [video_header(), keyframe(20, 1)])]
     {
         let source = hub.attach(&name.parse().unwrap(), None);
-        source.push(packets.iter());
+        source.push(&packets);
         let mut viewer = Peer::play(&node, "watch", name).await;
         viewer.started().await;
         assert_eq!(viewer.media().await.body, packets[0].body, "{name}");
@@ -566,7 +566,7 @@ async fn a_pull_comes_back_for_as_long_as_it_is_wanted() {
     let source = show(&hub, "x", 1);
     let mut pull = start_pull(&node, &format!("rtmp://[::1]:{}/src/x?token=1", node.port));
     assert!(matches!(next(&mut pull).await.first(), Some(Event::Started)));
-    source.push([&keyframe(40, 2)]);
+    source.push(&[keyframe(40, 2)]);
     brings(&mut pull, 2).await;
     assert_eq!(node.metrics.pulls_in.with_label_values(&["native"]).get(), 1);
 

@@ -120,9 +120,14 @@ impl Headers {
         self.change();
     }
 
+    /// Whether a packet is a video sequence header: frames from before a new one cannot be decoded with it.
+    pub fn configures_video(packet: &Packet) -> bool {
+        packet.type_id() == VIDEO && packet.kind.is_sequence_header()
+    }
+
     /// Whether the source has said how its video is to be decoded.
     pub fn has_video(&self) -> bool {
-        self.packets().any(|packet| packet.type_id() == VIDEO && packet.kind.is_sequence_header())
+        self.packets().any(Headers::configures_video)
     }
 
     /// See the field.

@@ -3,6 +3,7 @@
 //! Where streams are pulled on demand, the hub says with [`Hub::demand`] which names have viewers, once a name however
 //! many they are, and what changes quickly is said only if it lasts. The hub does not know how a wish is granted.
 
+use super::feed::Outlet;
 use super::settings::{Gather, Settings};
 use super::stream::{End, RelayId, Stream};
 use super::viewer::{Sink, Viewer};
@@ -350,8 +351,14 @@ pub struct Source {
 
 impl Source {
     /// Hands packets on to all viewers.
-    pub fn push<'a>(&self, packets: impl IntoIterator<Item = &'a Packet>) {
+    pub fn push(&self, packets: &[Packet]) {
         self.stream.push(self.number, packets, super::now());
+    }
+}
+
+impl Outlet for Source {
+    fn push(&mut self, packets: &[Packet]) {
+        Source::push(self, packets);
     }
 }
 

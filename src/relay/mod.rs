@@ -8,6 +8,7 @@
 //! This floor knows neither sockets (a viewer is a [`Sink`] that takes bytes or would block) nor the workflow engine,
 //! nor where a stream's packets come from.
 
+pub mod feed;
 pub mod headers;
 pub mod hub;
 pub mod pull;
@@ -18,6 +19,7 @@ pub mod stream;
 pub mod timeline;
 pub mod viewer;
 
+pub use feed::{Attachment, Feed, FeedId, FeedRef, Feeds, Outlet, PullEvent};
 pub use hub::{Admission, Demand, Hub, Interest, JoinError, Source};
 pub use settings::{Gather, Settings};
 pub use stream::{RelayId, Stream};

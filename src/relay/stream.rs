@@ -6,8 +6,8 @@ use super::ring::{Mark, Ring};
 use super::settings::Settings;
 use super::timeline::Timeline;
 use crate::ids::StreamName;
-use crate::media::{Content, Packet, PacketKind};
-use crate::telemetry::{Counted, Metrics};
+use crate::media::Packet;
+use crate::telemetry::{Counted, Loss, Metrics};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 use tokio::sync::Notify;
@@ -151,16 +151,19 @@ impl Stream {
         true
     }
 
-    /// Takes what a source brings; nothing if another source has taken its place.
-    pub(super) fn push<'a>(&self, source: u64, packets: impl IntoIterator<Item = &'a Packet>, now: Instant) {
+    /// Takes what a source brings, unless another source has taken its place or the stream has ended.
+    pub(super) fn push(&self, source: u64, packets: &[Packet], now: Instant) {
         let mut state = self.lock();
         if state.source != Some(source) || state.ended.is_some() {
+            drop(state);
+            self.metrics.lost(Loss::Superseded, packets.len() as u64);
             return;
         }
         let (could_start, end) = (state.can_start(), state.ring.end());
-        let unusable = packets.into_iter().filter(|packet| !state.push(packet, now)).count();
-        if unusable > 0 {
-            self.metrics.lost_messages_total.with_label_values(&["no_keyframe"]).inc_by(unusable as u64);
+        for packet in packets {
+            if let Some(loss) = state.push(packet, now) {
+                self.metrics.lost(loss, 1);
+            }
         }
         let sealed = state.ring.end() != end;
         for pump in state.pumps.iter().filter(|pump| pump.running) {
@@ -253,9 +256,10 @@ impl Stream {
 }
 
 impl State {
-    /// `false`: a frame that nobody can decode was left out.
-    fn push(&mut self, packet: &Packet, now: Instant) -> bool {
-        let Some(timestamp) = self.timeline.map(packet) else { return true };
+    /// Says what was lost, if anything.
+    fn push(&mut self, packet: &Packet, now: Instant) -> Option<Loss> {
+        // What a pull repeats of what viewers have had is no loss.
+        let timestamp = self.timeline.map(packet)?;
         if self.timeline.take_break() {
             self.wants_keyframe = true;
             self.ring.source_changed();
@@ -266,17 +270,17 @@ impl State {
         }
         if self.wants_keyframe && packet.kind.is_video_frame() {
             if !packet.kind.is_keyframe() {
-                return false;
+                return Some(Loss::NoKeyframe);
             }
             self.wants_keyframe = false;
         }
-        let configures = matches!(packet.kind, PacketKind::Video { content: Content::SequenceHeader, .. });
-        if self.headers.see(packet) == Seen::Changed && configures {
+        let seen = self.headers.see(packet);
+        if matches!(seen, Seen::Changed | Seen::Refused) && Headers::configures_video(packet) {
             self.ring.forget_start();
             self.ring.expect_video(timestamp, now);
         }
         self.ring.push(packet, timestamp, now);
-        true
+        (seen == Seen::Refused).then_some(Loss::Headers)
     }
 
     /// How far a viewer on this pump may read by itself; beyond, the pump serves. While no pump runs that is everything.

@@ -239,7 +239,7 @@ impl WorkflowStep for WatchStep {
 impl WatchStep {
     fn push(&self, stream: &StreamId, packets: &mut Vec<crate::media::Packet>) {
         if let (false, Some(source)) = (packets.is_empty(), self.sources.get(stream)) {
-            source.push(packets.iter());
+            source.push(packets);
         }
         packets.clear();
     }

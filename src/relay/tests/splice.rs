@@ -121,7 +121,7 @@ async fn another_source_is_heard_from_its_first_keyframe() {
     world.settle().await;
     let got = viewer.got();
     assert_eq!(got[got.len() - 2..], ["a@33:2", "key@113:2"]);
-    assert_eq!(world.metrics.lost_messages_total.with_label_values(&["no_keyframe"]).get(), 2);
+    assert_eq!(world.metrics.lost_total(crate::telemetry::Loss::NoKeyframe), 2);
 }
 
 #[tokio::test(start_paused = true)]
