@@ -17,7 +17,7 @@ use crate::ids::NodeId;
 use crate::listen;
 use crate::net::{self, routes::Routes};
 use crate::registry::{self, Memory, Redis, Registry};
-use crate::relay::{self, Gather};
+use crate::relay::{self, Feeds, Gather};
 use crate::steps::reactors::{Identity, Reactors};
 use crate::steps::{ConfigError, Engine, Parts, engine};
 use crate::telemetry::Metrics;
@@ -341,6 +341,7 @@ impl Node {
             ))
         };
         published.set_agent(Some(agent.clone()));
+        let feeds = Feeds::new(metrics.clone());
         let parts = Parts {
             identity: Identity {
                 node: node.clone(),
@@ -349,6 +350,7 @@ impl Node {
                 native_pull: args.pull == PullBy::Native,
             },
             routes: routes.clone(),
+            feeds: feeds.clone(),
             published: published.clone(),
             relay,
             pull: net::pull::Settings::new(node.clone()),
@@ -374,7 +376,7 @@ impl Node {
             ..Default::default()
         };
         let spread = args.drain_timeout.mul_f64(SPREAD_PART);
-        let server = net::Server::new(routes, limits, metrics.clone(), drain.clone(), node, spread);
+        let server = net::Server::new(routes, feeds, limits, metrics.clone(), drain.clone(), node, spread);
         for listener in listeners {
             server.listen(listener).map_err(start_error)?;
         }

@@ -10,16 +10,17 @@ use lb::net::Limits;
 use lb::net::acl::Acl;
 use lb::net::location::Location;
 use lb::net::pull;
-use lb::net::routes::{Incoming, Refused};
-use lb::relay::pull::{Event, Pull};
-use lb::relay::{Admission, Demand, Gather, Settings, Source};
+use lb::net::routes::Refused;
+use lb::relay::{Admission, Demand, Gather, PullEvent, Settings, Source};
 use lb::rtmp::amf0::Value;
 use lb::rtmp::session::{Client, ClientEvent};
+use lb::telemetry::Loss;
 use rtmp_peer::*;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpSocket, TcpStream};
+use tokio::sync::mpsc;
 
 const BAD_NAME: &str = "NetStream.Publish.BadName";
 const NOT_FOUND: &str = "NetStream.Play.StreamNotFound";
@@ -314,9 +315,7 @@ async fn audio_that_rides_with_the_next_frame_wakes_nobody_before() {
         raw.write(&wire().message(9, 0, &[0x27; 2000]).0).await;
         let mut came = 0;
         while came < 2 {
-            let Some(Incoming::Packets(_, packets)) = soon("media", accepted.media.recv()).await else {
-                panic!("the publish goes on");
-            };
+            let packets = accepted.media.next().await.expect("the publish goes on");
             came += packets.len();
             together += usize::from(packets.len() == 2);
         }
@@ -394,29 +393,18 @@ async fn a_refused_publisher_hears_why_and_is_closed_while_it_sends() {
 }
 
 #[tokio::test]
-async fn a_busy_step_slows_its_publisher_down() {
+async fn a_stream_that_nobody_takes_is_read_on_and_its_loss_counted() {
     let mut node = Node::start();
     let mut publishers = node.publishers("live");
     let mut peer = Peer::publish(&node, "live", "x").await;
-    let (_, mut accepted) =
-        tokio::join!(peer.started(), async { Accepted::answer(publishers.next().await, 1) });
-    let big = Packet::video(0, vec![0x27; 32 << 10].into());
-    assert!(peer.client.send_media(&message(&big)));
-    let bytes = peer.client.output();
-    let mut sent = 0;
-    while let Ok(written) =
-        tokio::time::timeout(Duration::from_millis(500), peer.socket.write_all(&bytes)).await
-    {
-        written.unwrap();
-        sent += bytes.len();
-        assert!(sent < 64 << 20, "nothing holds the publisher back");
+    let (_, accepted) = tokio::join!(peer.started(), publishers.accept("x"));
+    let Accepted { media, evict: _evict } = accepted;
+    drop(media);
+    for time in 0..100 {
+        peer.send(&Packet::video(time, vec![0x27; 512 << 10].into())).await;
     }
-    // Taking what waits lets it go on.
-    let before = node.metrics.received_bytes_total.get();
-    for _ in 0..20 {
-        soon("media", accepted.media.recv()).await.unwrap();
-    }
-    assert!(node.metrics.received_bytes_total.get() > before);
+    eventually("all of it is counted", || node.metrics.lost_total(Loss::NoOutlet) == 100).await;
+    assert_eq!(node.metrics.received_messages_total.get(), 100);
 }
 
 #[tokio::test]
@@ -522,29 +510,51 @@ async fn a_drain_sends_everybody_away_in_the_way_they_understand() {
     assert!(TcpStream::connect(node.address()).await.is_err(), "nobody new is taken");
 }
 
-async fn next(pull: &mut Pull) -> Vec<Event> {
-    soon("an event of the pull", pull.next()).await.unwrap()
+/// A running pull, and the media of its attempt.
+struct Pull {
+    events: mpsc::Receiver<PullEvent>,
+    media: Option<Media>,
+    _running: pull::Pull,
 }
 
-/// Waits until a pull has brought a frame with this mark.
-async fn brings(pull: &mut Pull, mark: u8) {
-    loop {
-        for event in next(pull).await {
-            if let Event::Packets(packets) = event
-                && packets.iter().any(|packet| packet.body.last() == Some(&mark) && packet.body.len() == 6)
-            {
+impl Pull {
+    fn start(node: &Node, location: &str) -> Pull {
+        let location = Location::parse(location).unwrap();
+        let limits = lb::rtmp::Limits::default();
+        let (feeds, metrics) = (node.feeds.clone(), node.metrics.clone());
+        let (running, events) =
+            pull::start(location, pull_settings(), limits, feeds, metrics, Default::default());
+        Pull { events, media: None, _running: running }
+    }
+
+    async fn begins(&mut self) {
+        loop {
+            match soon("an event of the pull", self.events.recv()).await {
+                Some(PullEvent::Began(feed)) => return self.media = Some(Media::of(&feed)),
+                Some(PullEvent::Ended { .. }) => {}
+                None => panic!("the pull goes on"),
+            }
+        }
+    }
+
+    /// Waits until the attempt has brought a frame with this mark.
+    async fn brings(&mut self, mark: u8) {
+        let media = self.media.as_mut().expect("it began");
+        loop {
+            let packets = media.next().await.expect("the attempt goes on");
+            if packets.iter().any(|packet| packet.body.last() == Some(&mark) && packet.body.len() == 6) {
                 return;
             }
         }
     }
-}
 
-async fn ends(pull: &mut Pull) -> String {
-    loop {
-        if let Some(Event::Ended(reason)) =
-            next(pull).await.into_iter().find(|event| matches!(event, Event::Ended(_)))
-        {
-            return reason;
+    async fn ends(&mut self) -> String {
+        loop {
+            match soon("an event of the pull", self.events.recv()).await {
+                Some(PullEvent::Ended { reason, .. }) => return reason,
+                Some(PullEvent::Began(feed)) => self.media = Some(Media::of(&feed)),
+                None => panic!("the pull goes on"),
+            }
         }
     }
 }
@@ -553,40 +563,54 @@ fn pull_settings() -> pull::Settings {
     pull::Settings { silence: Duration::from_millis(500), ..pull::Settings::new("puller".parse().unwrap()) }
 }
 
-fn start_pull(node: &Node, location: &str) -> Pull {
-    let location = Location::parse(location).unwrap();
-    pull::start(location, pull_settings(), lb::rtmp::Limits::default(), node.metrics.clone())
-}
-
 #[tokio::test]
 async fn a_pull_comes_back_for_as_long_as_it_is_wanted() {
     let mut node = Node::start();
     let settings = Settings { grace: Duration::from_millis(50), ..Settings::default() };
     let hub = node.hub("src", Admission::Live, settings);
     let source = show(&hub, "x", 1);
-    let mut pull = start_pull(&node, &format!("rtmp://[::1]:{}/src/x?token=1", node.port));
-    assert!(matches!(next(&mut pull).await.first(), Some(Event::Started)));
+    let mut pull = Pull::start(&node, &format!("rtmp://[::1]:{}/src/x?token=1", node.port));
+    pull.begins().await;
     source.push(&[keyframe(40, 2)]);
-    brings(&mut pull, 2).await;
+    pull.brings(2).await;
     assert_eq!(node.metrics.pulls_in.with_label_values(&["native"]).get(), 1);
 
     // It stalls, and begins anew; then its stream is gone, and comes back.
-    assert!(ends(&mut pull).await.contains("nothing arrived"));
+    assert!(pull.ends().await.contains("nothing arrived"));
     drop(source);
     // The step's part: the hub ends streams whose grace time is over while somebody asks it what is wanted.
     let keeper = hub.clone();
     let _keeper = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(async move {
         keeper.demand().await;
     }));
-    while !ends(&mut pull).await.contains(NOT_FOUND) {}
+    while !pull.ends().await.contains(NOT_FOUND) {}
     let _source = show(&hub, "x", 3);
-    brings(&mut pull, 3).await;
+    pull.begins().await;
+    pull.brings(3).await;
 
     drop(pull);
     eventually("the end of the pull", || {
         node.metrics.pulls_in.with_label_values(&["native"]).get() == 0 && node.metrics.viewers.get() == 0
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_pull_that_pauses_begins_at_once_when_its_stream_is_there_again() {
+    let mut node = Node::start();
+    let hub = node.hub("src", Admission::Live, Settings::default());
+    let nudge = std::sync::Arc::new(tokio::sync::Notify::new());
+    let location = Location::parse(&format!("rtmp://127.0.0.1:{}/src/x", node.port)).unwrap();
+    let pause = Duration::from_secs(3600);
+    let settings = pull::Settings { retry_min: pause, retry_max: pause, ..pull_settings() };
+    let (feeds, metrics) = (node.feeds.clone(), node.metrics.clone());
+    let limits = lb::rtmp::Limits::default();
+    let (_running, mut events) = pull::start(location, settings, limits, feeds, metrics, nudge.clone());
+    let refused = soon("a refusal", events.recv()).await;
+    assert!(matches!(refused, Some(PullEvent::Ended { retry_in, .. }) if retry_in >= pause), "{refused:?}");
+    let _source = show(&hub, "x", 1);
+    nudge.notify_one();
+    assert!(matches!(soon("media", events.recv()).await, Some(PullEvent::Began(_))));
 }
 
 #[tokio::test]

@@ -20,6 +20,8 @@ use std::collections::HashMap;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+use tokio::sync::Notify;
 
 /// The most bytes of media that a feed without an outlet keeps: ten seconds of 12 Mb/s. Workflows start in milliseconds;
 /// a group of pictures that is longer than this is given up, and the next keyframe is waited for.
@@ -27,6 +29,9 @@ const START_BYTES: usize = 16 << 20;
 
 /// The most messages that a feed without an outlet keeps, of a stream without video: about a second of audio.
 const START_SOUND: usize = 50;
+
+/// How long a pull waits for its first outlet: workflows take a millisecond, on a busy machine some ten.
+const WAIT: Duration = Duration::from_millis(250);
 
 /// Names a feed, as the id of the engine's stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -56,8 +61,13 @@ pub trait Outlet: Send + fmt::Debug {
 pub enum PullEvent {
     /// An attempt brings media.
     Began(FeedRef),
-    /// The attempt ended, for this reason; with or without media. Another one follows by itself.
-    Ended(String),
+    /// The attempt ended, with or without media. Another one follows by itself.
+    Ended {
+        /// Why, for people.
+        reason: String,
+        /// When, unless the pull is told that the stream is there again.
+        retry_in: Duration,
+    },
 }
 
 /// All feeds of a process, to be found by their ids.
@@ -91,6 +101,8 @@ struct Shared {
     upstream: Option<RelayId>,
     feeds: Arc<Feeds>,
     state: Mutex<State>,
+    /// An outlet was attached.
+    attached: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -111,8 +123,8 @@ impl Feeds {
     /// A feed begins. `upstream`: it is a pull that plays this relay stream.
     pub fn begin(self: &Arc<Self>, upstream: Option<RelayId>) -> Feed {
         let id = FeedId(rand::random());
-        let state = Mutex::default();
-        let shared = Arc::new(Shared { id, upstream, feeds: self.clone(), state });
+        let (feeds, state, attached) = (self.clone(), Mutex::default(), Notify::new());
+        let shared = Arc::new(Shared { id, upstream, feeds, state, attached });
         self.table().insert(id, Arc::downgrade(&shared));
         Feed { shared }
     }
@@ -135,6 +147,22 @@ impl Feed {
     /// For those who attach to it.
     pub fn reference(&self) -> FeedRef {
         FeedRef(self.shared.clone())
+    }
+
+    /// Waits until there is an outlet, for a moment at most. A pull's first messages are a whole group of pictures and what
+    /// follows it; who has announced the feed and waits here need not fear that the start of it is given up.
+    pub async fn wait_attached(&self) {
+        let attached = async {
+            loop {
+                let attached = self.shared.attached.notified();
+                if !self.shared.state().outlets.is_empty() {
+                    return;
+                }
+                attached.await;
+            }
+        };
+        // Nobody takes the stream: it goes on, and what is lost is counted.
+        drop(tokio::time::timeout(WAIT, attached).await);
     }
 
     /// Hands packets to all outlets, in the caller's task.
@@ -195,6 +223,7 @@ impl FeedRef {
             state.outlets.push((number, outlet));
         }
         drop(state);
+        self.0.attached.notify_one();
         Attachment { shared: self.0.clone(), number }
     }
 }

@@ -1,5 +1,6 @@
 //! One publisher, many viewers.
 //!
+//! A [`Feed`] is media on its way in; it goes to outlets, of which a stream is one.
 //! A [`Hub`] knows the streams of one watch point by name and says which of them somebody wants. A [`Stream`] keeps one
 //! [`ring`] of recent messages as wire-ready bytes. A [`Viewer`] is a cursor into that ring: no queue of its own, no copy,
 //! no serialisation. A pump per stream writes what is new to all who are at the head; who blocks gets its own turns
@@ -11,7 +12,6 @@
 pub mod feed;
 pub mod headers;
 pub mod hub;
-pub mod pull;
 mod pump;
 pub mod ring;
 pub mod settings;

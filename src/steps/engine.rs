@@ -4,17 +4,17 @@ use super::definition::{Config, ConfigError, ReactorDefinition, Workflow};
 use super::executor::{self, Settings};
 use super::forwarder::{self, Directory};
 use super::parameters::{ParameterError, Parameters};
-use super::pull;
+use super::pull::{self, Pull};
 use super::reactors::{Identity, Reactors};
 use super::{rtmp_receive, rtmp_watch};
 use crate::client::{ClientMetrics, Http, Published};
-use crate::ffmpeg::{self, PullEvent};
+use crate::ffmpeg;
+use crate::ids::StreamName;
 use crate::net;
 use crate::net::location::Location;
 use crate::net::routes::Routes;
-use crate::relay;
-use crate::relay::pull::{Event, Pull};
-use crate::telemetry::{Counted, Metrics};
+use crate::relay::{self, Feeds};
+use crate::telemetry::Metrics;
 use mmids_core::event_hub::start_event_hub;
 use mmids_core::workflows::definitions::{WorkflowStepDefinition, WorkflowStepType};
 use mmids_core::workflows::manager::{
@@ -30,8 +30,6 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
-use tokio_stream::StreamExt;
-use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -54,6 +52,8 @@ pub struct Parts {
     pub identity: Identity,
     /// Where steps add their routes.
     pub routes: Arc<Routes>,
+    /// Where the media of streams is found.
+    pub feeds: Arc<Feeds>,
     /// The list of this node's publishers.
     pub published: Arc<Published>,
     /// How streams are relayed.
@@ -213,6 +213,7 @@ impl Engine {
             Box::new(rtmp_watch::Generator {
                 routes: parts.routes,
                 reactors: reactors.clone(),
+                feeds: parts.feeds.clone(),
                 settings: parts.relay,
                 metrics: parts.metrics.clone(),
                 tasks: tasks.clone(),
@@ -220,20 +221,26 @@ impl Engine {
             }),
         )?;
         let (settings, limits, metrics) = (parts.pull, parts.rtmp, parts.metrics.clone());
-        let native = move |step: &WorkflowStepDefinition, location: &str| {
+        let (feeds, nudges) = (parts.feeds.clone(), reactors.clone());
+        let native = move |step: &WorkflowStepDefinition, name: &StreamName, location: &str| {
             let mut settings = settings.clone();
             let [connect, start, silence] = pull::deadlines(step)?;
             settings.connect = connect.unwrap_or(settings.connect);
             settings.start = start.unwrap_or(settings.start);
             settings.silence = silence.unwrap_or(settings.silence);
-            Ok(net::pull::start(read_location(location)?, settings, limits, metrics.clone()))
+            let (location, nudge) = (read_location(location)?, nudges.nudge(name));
+            let (feeds, metrics) = (feeds.clone(), metrics.clone());
+            let (pull, events) = net::pull::start(location, settings, limits, feeds, metrics, nudge);
+            Ok(Pull { events, running: Box::new(pull) })
         };
         register("rtmp_pull", Box::new(pull::Generator::new(Arc::new(native), reactors.clone())))?;
-        let (settings, metrics) = (parts.ffmpeg, parts.metrics);
-        let by_ffmpeg = move |_: &WorkflowStepDefinition, location: &str| {
+        let (settings, feeds, metrics) = (parts.ffmpeg, parts.feeds, parts.metrics);
+        let by_ffmpeg = move |_: &WorkflowStepDefinition, _: &StreamName, location: &str| {
             let location = ffmpeg::Location::parse(location);
             let location = location.map_err(|error| ParameterError(format!("location: {error}")))?;
-            Ok(pull_by_ffmpeg(location, settings.clone(), &metrics))
+            let (puller, events) =
+                ffmpeg::Puller::start(settings.clone(), location, feeds.clone(), metrics.clone());
+            Ok(Pull { events, running: Box::new(puller) })
         };
         register("ffmpeg_pull", Box::new(pull::Generator::new(Arc::new(by_ffmpeg), reactors.clone())))?;
 
@@ -342,26 +349,6 @@ impl Engine {
             tracing::debug!("the workflow manager is gone");
         }
     }
-}
-
-fn pull_by_ffmpeg(location: ffmpeg::Location, settings: ffmpeg::Settings, metrics: &Metrics) -> Pull {
-    const KIND: &[&str] = &["ffmpeg"];
-    let counted = Counted::new(&metrics.pulls_in.with_label_values(KIND));
-    let started = metrics.pulls_started_total.with_label_values(KIND);
-    started.inc();
-    let (puller, events) = ffmpeg::Puller::start(settings, location);
-    Pull::new(ReceiverStream::new(events).map(move |event| {
-        // The process and its count last as long as somebody listens.
-        let _owned = (&puller, &counted);
-        match event {
-            PullEvent::Started => Event::Started,
-            PullEvent::Media(packets) => Event::Packets(packets),
-            PullEvent::Ended { reason, .. } => {
-                started.inc();
-                Event::Ended(reason.to_string())
-            }
-        }
-    }))
 }
 
 fn describe(definition: &WorkflowStepDefinition, status: &StepStatus) -> Value {

@@ -1,4 +1,5 @@
-//! The step `workflow_forwarder` (also `forward_to_workflow`) towards one named workflow.
+//! The step `workflow_forwarder` (also `forward_to_workflow`) towards one named workflow: tells it which streams begin and
+//! end.
 //!
 //! `mmids-core` has this step, and where it routes by a reactor that one is used. But each of its instances keeps an entry
 //! and a future for every workflow of the node, so a playback node that pulls a thousand streams, each in a workflow of
@@ -117,8 +118,8 @@ struct Forwarder {
     status: StepStatus,
     target: watch::Receiver<Option<Channel>>,
     stop: CancellationToken,
-    /// What a target that starts late must have of each stream.
-    streams: HashMap<StreamId, Vec<MediaNotification>>,
+    /// The beginnings of the streams that are there, for a target that starts late.
+    streams: HashMap<StreamId, MediaNotification>,
 }
 
 struct TargetChanged(watch::Receiver<Option<Channel>>);
@@ -156,17 +157,10 @@ impl Forwarder {
     fn remember(&mut self, media: &MediaNotification) {
         match &media.content {
             MediaNotificationContent::NewIncomingStream { .. } => {
-                self.streams.insert(media.stream_id.clone(), vec![media.clone()]);
+                self.streams.insert(media.stream_id.clone(), media.clone());
             }
             MediaNotificationContent::StreamDisconnected => {
                 self.streams.remove(&media.stream_id);
-            }
-            MediaNotificationContent::Video { is_sequence_header: true, .. }
-            | MediaNotificationContent::Audio { is_sequence_header: true, .. }
-            | MediaNotificationContent::MediaPayload { is_required_for_decoding: true, .. } => {
-                if let Some(required) = self.streams.get_mut(&media.stream_id) {
-                    required.push(media.clone());
-                }
             }
             _ => {}
         }
@@ -186,7 +180,7 @@ impl WorkflowStep for Forwarder {
         for notification in inputs.notifications.drain(..) {
             if let Ok(changed) = notification.downcast::<TargetChanged>() {
                 outputs.futures.push(wait(changed.0, self.stop.clone()));
-                self.streams.values().flatten().for_each(|media| self.send(media.clone()));
+                self.streams.values().for_each(|begin| self.send(begin.clone()));
             }
         }
         for media in inputs.media.drain(..) {

@@ -6,10 +6,10 @@
 //! | [`engine`] | the engine's parts put together, and its step types |
 //! | [`reactors`] | follows the names that steps ask for, and runs the workflows that come back |
 //! | [`executor`] | how an mmids reactor asks its web service: `simple_http` |
-//! | [`bridge`] | packets as the engine's notifications, and back |
+//! | [`announce`] | feeds as the engine's streams: that one begins, and that it ends |
 //! | [`rtmp_receive`], [`rtmp_watch`], [`pull`], [`forwarder`] | the steps |
 
-pub mod bridge;
+pub mod announce;
 pub mod definition;
 pub mod engine;
 pub mod executor;

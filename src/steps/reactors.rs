@@ -96,6 +96,8 @@ struct Follower {
     status: watch::Sender<Status>,
     /// Ask again now.
     poke: Notify,
+    /// The stream is published again: who pauses before the next attempt to pull it need not.
+    nudge: Arc<Notify>,
 }
 
 impl std::fmt::Debug for Reactors {
@@ -138,7 +140,7 @@ impl Reactors {
             return follower.status.subscribe();
         }
         let (status, receiver) = watch::channel(Status::Asking);
-        let follower = Arc::new(Follower { status, poke: Notify::new() });
+        let follower = Arc::new(Follower { status, poke: Notify::new(), nudge: Arc::default() });
         followed.insert(key.clone(), follower.clone());
         let task = Task {
             reactors: self.clone(),
@@ -146,6 +148,7 @@ impl Reactors {
             lookup: lookup.clone(),
             run: self.runs.fetch_add(1, Ordering::Relaxed),
             running: Vec::new(),
+            epoch: None,
             follower,
             key,
         };
@@ -162,6 +165,13 @@ impl Reactors {
                 follower.poke.notify_one();
             }
         }
+    }
+
+    /// Ends the pause of a pull when its stream is published again, also at the address it had before.
+    pub fn nudge(&self, name: &StreamName) -> Arc<Notify> {
+        let followed = self.lock();
+        let watched = |reactor: &String| followed.get(&(reactor.clone(), name.clone(), Asker::Watcher));
+        self.reactors.keys().find_map(watched).map(|follower| follower.nudge.clone()).unwrap_or_default()
     }
 
     /// Changes may have been missed: everybody who watches asks again.
@@ -248,6 +258,8 @@ struct Task {
     /// Tells this run's workflows from those of an earlier run that are still being stopped.
     run: u64,
     running: Vec<Arc<String>>,
+    /// The order of the session that was last heard of.
+    epoch: Option<u64>,
 }
 
 impl Task {
@@ -388,6 +400,9 @@ impl Task {
             self.request(WorkflowManagerRequestOperation::UpsertWorkflow { definition });
         }
         self.running = running;
+        if epoch.is_some() && std::mem::replace(&mut self.epoch, epoch) != epoch {
+            self.follower.nudge.notify_one();
+        }
         self.tell(Status::Valid { epoch, routable: Arc::new(routable) });
     }
 
