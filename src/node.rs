@@ -349,6 +349,7 @@ impl Node {
                 rtmp_port,
                 native_pull: args.pull == PullBy::Native,
             },
+            default_port: rtmp_port,
             routes: routes.clone(),
             feeds: feeds.clone(),
             published: published.clone(),
@@ -360,6 +361,7 @@ impl Node {
             metrics: metrics.clone(),
             client_metrics: client_metrics.clone(),
             reactor_back: Arc::new(agent.poker()),
+            health: health.clone(),
             tasks: TaskTracker::new(),
         };
         let configs = plan.configs(rtmp_port, urls)?;

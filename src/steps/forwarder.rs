@@ -8,7 +8,6 @@
 use super::parameters::{ParameterError, Parameters};
 use futures::future::BoxFuture;
 use mmids_core::StreamId;
-use mmids_core::event_hub::{SubscriptionRequest, WorkflowStartedOrStoppedEvent};
 use mmids_core::workflows::definitions::WorkflowStepDefinition;
 use mmids_core::workflows::steps::factory::StepGenerator;
 use mmids_core::workflows::steps::workflow_forwarder::WorkflowForwarderStepGenerator;
@@ -20,7 +19,7 @@ use mmids_core::workflows::{
 };
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -30,7 +29,8 @@ pub const NAMES: [&str; 2] = ["workflow_forwarder", "forward_to_workflow"];
 /// The parameters the step knows.
 pub const PARAMETERS: [&str; 2] = ["target_workflow", "reactor"];
 
-type Channel = UnboundedSender<WorkflowRequest>;
+/// Where a workflow takes requests.
+pub type Channel = UnboundedSender<WorkflowRequest>;
 
 /// The workflows that run, for those who forward to one.
 #[derive(Debug, Default)]
@@ -39,30 +39,8 @@ pub struct Directory {
 }
 
 impl Directory {
-    /// Subscribes to the engine's events; the future that is returned follows them until the engine is gone.
-    pub fn subscribe(
-        events: &UnboundedSender<SubscriptionRequest>,
-    ) -> (Arc<Self>, impl Future<Output = ()> + Send + 'static) {
-        let directory = Arc::new(Directory::default());
-        let (channel, receiver) = unbounded_channel();
-        if events.send(SubscriptionRequest::WorkflowStartedOrStopped { channel }).is_err() {
-            tracing::error!("the engine's event hub is gone");
-        }
-        (directory.clone(), directory.follow(receiver))
-    }
-
-    async fn follow(self: Arc<Self>, mut events: UnboundedReceiver<WorkflowStartedOrStoppedEvent>) {
-        while let Some(event) = events.recv().await {
-            match event {
-                WorkflowStartedOrStoppedEvent::WorkflowStarted { name, channel } => {
-                    self.set(name.as_str(), Some(channel));
-                }
-                WorkflowStartedOrStoppedEvent::WorkflowEnded { name } => self.set(name.as_str(), None),
-            }
-        }
-    }
-
-    fn set(&self, name: &str, channel: Option<Channel>) {
+    /// A workflow runs, or does not any more.
+    pub fn set(&self, name: &str, channel: Option<Channel>) {
         let mut workflows = self.lock();
         let gone = channel.is_none();
         let entry = workflows.entry(name.to_owned()).or_insert_with(|| watch::channel(None).0);
@@ -74,6 +52,18 @@ impl Directory {
 
     fn watch(&self, name: &str) -> watch::Receiver<Option<Channel>> {
         self.lock().entry(name.to_owned()).or_insert_with(|| watch::channel(None).0).subscribe()
+    }
+
+    /// Where a workflow takes requests, as soon as it runs.
+    #[cfg(test)]
+    pub async fn channel(&self, name: &str) -> Channel {
+        let mut target = self.watch(name);
+        loop {
+            if let Some(channel) = target.borrow_and_update().clone().filter(|channel| !channel.is_closed()) {
+                return channel;
+            }
+            target.changed().await.expect("the directory lives");
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, watch::Sender<Option<Channel>>>> {

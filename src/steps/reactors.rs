@@ -42,6 +42,9 @@ const RETRY_GONE: Duration = Duration::from_secs(1);
 /// When every follower should ask again at once, they do so within this time of one another.
 const SPREAD: Duration = Duration::from_millis(300);
 
+/// Stands between a workflow's name and the number of the run that it belongs to.
+const RUN: char = '~';
+
 /// What is known of a followed name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Status {
@@ -87,7 +90,9 @@ pub struct Reactors {
     manager: UnboundedSender<WorkflowManagerRequest>,
     tasks: TaskTracker,
     followed: Mutex<HashMap<Key, Arc<Follower>>>,
-    runs: AtomicU64,
+    /// The followers by the number that is part of their workflows' names.
+    runs: Mutex<HashMap<u64, Arc<Follower>>>,
+    next_run: AtomicU64,
 }
 
 type Key = (String, StreamName, Asker);
@@ -119,7 +124,8 @@ impl Reactors {
             manager,
             tasks: TaskTracker::new(),
             followed: Mutex::default(),
-            runs: AtomicU64::new(0),
+            runs: Mutex::default(),
+            next_run: AtomicU64::new(0),
         })
     }
 
@@ -142,11 +148,13 @@ impl Reactors {
         let (status, receiver) = watch::channel(Status::Asking);
         let follower = Arc::new(Follower { status, poke: Notify::new(), nudge: Arc::default() });
         followed.insert(key.clone(), follower.clone());
+        let run = self.next_run.fetch_add(1, Ordering::Relaxed);
+        self.runs().insert(run, follower.clone());
         let task = Task {
             reactors: self.clone(),
             settings: settings.clone(),
             lookup: lookup.clone(),
-            run: self.runs.fetch_add(1, Ordering::Relaxed),
+            run,
             running: Vec::new(),
             epoch: None,
             follower,
@@ -172,6 +180,14 @@ impl Reactors {
         let followed = self.lock();
         let watched = |reactor: &String| followed.get(&(reactor.clone(), name.clone(), Asker::Watcher));
         self.reactors.keys().find_map(watched).map(|follower| follower.nudge.clone()).unwrap_or_default()
+    }
+
+    /// A workflow ended. If a follower runs it and did not stop it, it asks again at once, and so starts it again.
+    pub fn workflow_ended(&self, name: &str) {
+        let run = name.rsplit_once(RUN).and_then(|(_, run)| run.parse().ok());
+        if let Some(follower) = run.and_then(|run: u64| self.runs().get(&run).cloned()) {
+            follower.poke.notify_one();
+        }
     }
 
     /// Changes may have been missed: everybody who watches asks again.
@@ -212,6 +228,10 @@ impl Reactors {
                 }
             }
         }
+    }
+
+    fn runs(&self) -> MutexGuard<'_, HashMap<u64, Arc<Follower>>> {
+        self.runs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Key, Arc<Follower>>> {
@@ -374,7 +394,7 @@ impl Task {
     fn apply(&mut self, mut workflows: Vec<WorkflowDefinition>, epoch: Option<u64>) {
         let own: HashMap<Arc<String>, Arc<String>> = workflows
             .iter()
-            .map(|workflow| (workflow.name.clone(), Arc::new(format!("{}~{}", workflow.name, self.run))))
+            .map(|workflow| (workflow.name.clone(), Arc::new(format!("{}{RUN}{}", workflow.name, self.run))))
             .collect();
         let mut routable = HashSet::new();
         for workflow in &mut workflows {
@@ -427,6 +447,7 @@ impl Task {
                 return false;
             }
             followed.remove(&self.key);
+            self.reactors.runs().remove(&self.run);
         }
         self.stop_workflows();
         true

@@ -194,6 +194,10 @@ impl WatchStep {
     }
 
     fn begin(&mut self, stream: &StreamId, stream_name: &str) {
+        if self.attached.contains_key(stream) {
+            // The engine tells steps again of streams that they know when other steps of their workflow change.
+            return;
+        }
         static UNWATCHABLE: Seldom = Seldom::new(Duration::from_secs(10));
         let name = match &self.key {
             KeyPattern::Exact(name) => Ok(name.clone()),
