@@ -88,7 +88,7 @@ pub fn server_session(data: &[u8]) {
                 Event::Connect(_) => server.reject_connect("no"),
                 Event::Publish(_) if steer & 128 == 0 => server.accept_publish(),
                 Event::Publish(_) => server.reject_publish(PublishRefusal::BadName, "no"),
-                Event::Play(_) if steer & 128 == 0 => server.accept_play(),
+                Event::Play(_) if steer & 128 == 0 => server.accept_play(Some(steer.into())),
                 Event::Play(_) => server.reject_play("no"),
                 _ => {}
             }

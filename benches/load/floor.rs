@@ -114,7 +114,7 @@ impl Floor {
                 Event::Connect(_) => session.accept_connect(),
                 Event::Publish(_) => session.accept_publish(),
                 Event::Play(_) => {
-                    session.accept_play();
+                    session.accept_play(None);
                     plays = true;
                 }
                 Event::Media(message) => self.take(match message.type_id {

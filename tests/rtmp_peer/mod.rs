@@ -255,7 +255,7 @@ impl Peer {
         async move {
             loop {
                 match self.event().await {
-                    Some(ClientEvent::Playing | ClientEvent::Publishing) => return,
+                    Some(ClientEvent::Playing { .. } | ClientEvent::Publishing) => return,
                     Some(ClientEvent::Connected) => {}
                     Some(ClientEvent::Status { level, .. }) if level == "status" => {}
                     other => panic!("{place}: {other:?}"),

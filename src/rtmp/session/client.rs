@@ -2,7 +2,7 @@
 
 use super::event::Redacted;
 use super::link::{Arrival, Link};
-use super::{CAN_FORWARD, CAPS_EX, PLAY_STREAM_ID, WINDOW_ACK_SIZE, names};
+use super::{CAN_FORWARD, CAPS_EX, PLAY_STREAM_ID, RELAY_ID, WINDOW_ACK_SIZE, names};
 use crate::rtmp::amf0::{self, Value};
 use crate::rtmp::handshake::{self, Nonce, Progress};
 use crate::rtmp::message::{self, Command, Control, Message, SET_DATA_FRAME, UserControl};
@@ -58,7 +58,10 @@ pub enum ClientEvent {
     /// The connect was accepted.
     Connected,
     /// The server starts to play (`NetStream.Play.Start`).
-    Playing,
+    Playing {
+        /// What identifies the relay stream at the server, if it is an lb node: as given to [`super::Server::accept_play`].
+        relay: Option<u64>,
+    },
     /// The server takes media (`NetStream.Publish.Start`).
     Publishing,
     /// Audio, video or data of the stream that is played, in the form of [`super::Event::Media`].
@@ -369,7 +372,9 @@ impl Client {
         match (code, self.purpose) {
             ("NetStream.Play.Start", Purpose::Play) if !self.started => {
                 self.started = true;
-                self.events.push_back(ClientEvent::Playing);
+                let relay = info.and_then(|info| info.get(RELAY_ID)?.as_str());
+                let relay = relay.and_then(|digits| u64::from_str_radix(digits, 16).ok());
+                self.events.push_back(ClientEvent::Playing { relay });
             }
             ("NetStream.Publish.Start", Purpose::Publish) if !self.started => {
                 self.started = true;

@@ -49,6 +49,10 @@ pub fn chunk_stream(type_id: u8) -> u32 {
 /// Reconnect requests (bit 0) are not followed.
 const CAPS_EX: u32 = 0b1110;
 
+/// The property of `NetStream.Play.Start` that identifies the relay stream which is played, in hexadecimal digits. Only lb
+/// writes and reads it.
+const RELAY_ID: &str = "relayId";
+
 /// "Can forward", in the codec maps of Enhanced RTMP v2.
 const CAN_FORWARD: f64 = 4.0;
 

@@ -2,7 +2,7 @@
 
 use super::event::{Connect, Event, Play, Publish, PublishKind, PublishRefusal};
 use super::link::{Arrival, Link, info};
-use super::{CAN_FORWARD, CAPS_EX, PLAY_STREAM_ID, WINDOW_ACK_SIZE, names};
+use super::{CAN_FORWARD, CAPS_EX, PLAY_STREAM_ID, RELAY_ID, WINDOW_ACK_SIZE, names};
 use crate::rtmp::amf0::{self, Value};
 use crate::rtmp::handshake::{self, Nonce};
 use crate::rtmp::message::{self, Command, Control, Message, UserControl};
@@ -190,9 +190,10 @@ impl Server {
         }
     }
 
-    /// Answers [`Event::Play`]: `StreamBegin`, `NetStream.Play.Reset` if a reset was asked for, `NetStream.Play.Start`, and
-    /// leave to look at samples. The media follows from elsewhere; see the module's head.
-    pub fn accept_play(&mut self) {
+    /// Answers [`Event::Play`]: `StreamBegin`, `NetStream.Play.Reset` if a reset was asked for, `NetStream.Play.Start`. The
+    /// media follows from elsewhere; see the module's head. `relay` identifies the relay stream that is played: a pull that
+    /// reconnects compares it ([`super::ClientEvent::Playing`]) to know whether it gets the same one. Other players ignore it.
+    pub fn accept_play(&mut self, relay: Option<u64>) {
         let State::PlayAsked { reset } = self.state else {
             return;
         };
@@ -201,7 +202,12 @@ impl Server {
         if reset {
             self.link.status("status", "NetStream.Play.Reset", "Playing and resetting.");
         }
-        self.link.status("status", "NetStream.Play.Start", "Started playing.");
+        let mut start = info("status", "NetStream.Play.Start", "Started playing.");
+        if let (Some(relay), Value::Object(start)) = (relay, &mut start) {
+            // In text, as a number of AMF 0 has 53 bits.
+            start.push((RELAY_ID.to_owned(), Value::string(format!("{relay:x}"))));
+        }
+        self.link.command(PLAY_STREAM_ID, Command::new("onStatus", 0.0, Value::Null, [start]));
         self.resume();
     }
 

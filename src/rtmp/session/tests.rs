@@ -60,7 +60,7 @@ impl Raw {
         let mut raw = Raw::connected("live");
         raw.call("play", 5.0, [Value::string("x")]);
         assert!(matches!(raw.server.event(), Some(Event::Play(_))));
-        raw.server.accept_play();
+        raw.server.accept_play(None);
         raw.replies();
         raw
     }
@@ -136,7 +136,7 @@ fn established(mut client: Client, piece: usize) -> (Client, Server, Event) {
     let request = server.event().unwrap();
     match request {
         Event::Publish(_) => server.accept_publish(),
-        _ => server.accept_play(),
+        _ => server.accept_play(None),
     }
     exchange(&mut client, &mut server, piece);
     assert_eq!(client.event(), Some(ClientEvent::Connected));
@@ -179,7 +179,7 @@ fn a_client_plays_from_a_server_in_pieces_of_any_size() {
         assert!(
             matches!(&request, Event::Play(play) if play.stream_key == "x" && play.start < 0.0 && play.reset)
         );
-        assert_eq!(client_events(&mut client).last(), Some(&ClientEvent::Playing));
+        assert_eq!(client_events(&mut client).last(), Some(&ClientEvent::Playing { relay: None }));
 
         let sent = [media(message::VIDEO, 3, &[9; 100_000]), media(message::AUDIO, u32::MAX, b"a")];
         for message in &sent {
@@ -246,6 +246,30 @@ fn a_client_repeats_its_request_on_the_stream_that_it_gets() {
     let play = reader.read(&mut input).unwrap().unwrap();
     assert_eq!(play.stream_id, 7);
     assert_eq!(Command::parse(&play, &Limits::default()).unwrap().name, "play");
+}
+
+#[test]
+fn a_client_learns_which_relay_stream_it_plays() {
+    for relay in [None, Some(0), Some(0x1234_5678_9abc_def0), Some(u64::MAX)] {
+        let mut client = Client::play(&target("x"), Limits::default(), NONCE);
+        let mut server = Server::new(Limits::default(), NONCE);
+        exchange(&mut client, &mut server, usize::MAX);
+        server.accept_connect();
+        server.accept_play(relay);
+        exchange(&mut client, &mut server, usize::MAX);
+        assert_eq!(client_events(&mut client).last(), Some(&ClientEvent::Playing { relay }));
+    }
+
+    // What another server calls so, or a wrong value, is no relay stream.
+    for value in [Value::Number(5.0), Value::string(""), Value::string("x"), Value::string("1".repeat(17))] {
+        let mut client = Client::play(&target("x"), Limits::default(), NONCE);
+        client.input(&[&[3][..], &[0; 2 * 1536]].concat()).unwrap();
+        let info = Value::object([("code", Value::string("NetStream.Play.Start")), ("relayId", value)]);
+        let mut reply = BytesMut::new();
+        Command::new("onStatus", 0.0, Value::Null, [info]).write(&mut reply, 3, 1, 128);
+        client.input(&reply).unwrap();
+        assert_eq!(client_events(&mut client), [ClientEvent::Playing { relay: None }]);
+    }
 }
 
 #[test]
@@ -324,7 +348,7 @@ fn answers_to_a_pipelined_round_leave_together_and_in_order() {
 fn a_viewer_gets_its_status_messages_in_the_order_players_expect() {
     let mut raw = Raw::connected("live");
     raw.call("play", 5.0, [Value::string("x"), Value::Number(-1000.0)]);
-    raw.server.accept_play();
+    raw.server.accept_play(None);
     let begin = "User(StreamBegin(1))";
     let want = [begin, "onStatus 0 NetStream.Play.Reset", "onStatus 0 NetStream.Play.Start"];
     assert_eq!(raw.replies(), want);
@@ -335,7 +359,7 @@ fn a_viewer_gets_its_status_messages_in_the_order_players_expect() {
     let mut raw = Raw::connected("live");
     let arguments = [Value::string("x"), Value::Number(-2.0), Value::Number(-1.0), Value::Boolean(false)];
     raw.call("play", 5.0, arguments);
-    raw.server.accept_play();
+    raw.server.accept_play(None);
     assert_eq!(raw.replies(), [begin, "onStatus 0 NetStream.Play.Start"]);
 }
 
@@ -371,7 +395,7 @@ fn answers_that_nobody_waits_for_do_nothing() {
     let mut raw = Raw::connected("live");
     raw.server.accept_connect();
     raw.server.accept_publish();
-    raw.server.accept_play();
+    raw.server.accept_play(None);
     raw.server.reject_play("no");
     raw.server.end_play();
     raw.server.end_publish(PublishRefusal::Denied, "no");
