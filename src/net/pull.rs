@@ -49,7 +49,7 @@ pub struct Settings {
     pub silence: Duration,
     /// The shortest pause before it begins anew; doubled with each failure, and jittered.
     pub retry_min: Duration,
-    /// The longest pause.
+    /// The longest pause, jitter included.
     pub retry_max: Duration,
     /// This node, for [`hops`].
     pub node: NodeId,
@@ -67,6 +67,22 @@ impl Settings {
             retry_max: Duration::from_secs(2),
             node,
         }
+    }
+
+    /// The pauses before the next attempts, without end: none is longer than `retry_max`, jitter included.
+    fn pauses(&self) -> impl Iterator<Item = Duration> + use<> {
+        let longest = self.retry_max;
+        ExponentialBuilder::default()
+            .with_min_delay(self.retry_min)
+            // The jitter adds up to as much again.
+            .with_max_delay(longest / 2)
+            .with_jitter()
+            // Without a seed of their own all pulls would draw the same pauses.
+            .with_jitter_seed(rand::random())
+            .without_max_times()
+            .build()
+            // The first one is the shortest and its jitter, whatever the longest is.
+            .map(move |pause| pause.min(longest))
     }
 }
 
@@ -116,13 +132,13 @@ struct Puller {
 impl Puller {
     async fn run(&self) {
         let _counted = crate::telemetry::Counted::new(&self.metrics.pulls_in.with_label_values(&["native"]));
-        let mut pauses = self.pauses();
+        let mut pauses = self.settings.pauses();
         loop {
             self.metrics.pulls_started_total.with_label_values(&["native"]).inc();
             let begun = Instant::now();
             let Err(error) = self.pull().await;
             if begun.elapsed() >= HEALTHY {
-                pauses = self.pauses();
+                pauses = self.settings.pauses();
             }
             let pause = pauses.next().unwrap_or(self.settings.retry_max);
             tracing::info!(location = %self.location, ?pause, "pull ended: {error}");
@@ -134,17 +150,6 @@ impl Puller {
                 () = self.events.closed() => return,
             }
         }
-    }
-
-    fn pauses(&self) -> impl Iterator<Item = Duration> + use<> {
-        ExponentialBuilder::default()
-            .with_min_delay(self.settings.retry_min)
-            .with_max_delay(self.settings.retry_max)
-            .with_jitter()
-            // Without a seed of their own all pulls would draw the same pauses.
-            .with_jitter_seed(rand::random())
-            .without_max_times()
-            .build()
     }
 
     async fn pull(&self) -> Result<std::convert::Infallible, Error> {
@@ -257,4 +262,39 @@ async fn send(socket: &TcpStream, client: &mut Client) -> io::Result<()> {
 
 async fn receive(socket: &TcpStream, client: &mut Client) -> Result<usize, Error> {
     socket::receive(socket, |bytes| client.input(bytes).map_err(Error::from)).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn settings(min: u64, max: u64) -> Settings {
+        let (retry_min, retry_max) = (Duration::from_millis(min), Duration::from_millis(max));
+        Settings { retry_min, retry_max, ..Settings::new("n".parse().unwrap()) }
+    }
+
+    proptest! {
+        #[test]
+        fn no_pause_is_longer_than_the_longest_or_shorter_than_the_shortest(
+            min in 1..5_000u64,
+            max in 1..5_000u64,
+        ) {
+            let settings = settings(min, max);
+            for pause in settings.pauses().take(30) {
+                prop_assert!(pause <= settings.retry_max, "{pause:?}");
+                prop_assert!(pause >= settings.retry_min.min(settings.retry_max / 2), "{pause:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn pauses_grow_and_differ_from_pull_to_pull() {
+        let settings = Settings::new("n".parse().unwrap());
+        let last = || settings.pauses().nth(20).unwrap();
+        let lasts: Vec<Duration> = (0..20).map(|_| last()).collect();
+        assert!(lasts.iter().all(|pause| *pause >= settings.retry_max / 2), "{lasts:?}");
+        assert!(lasts.iter().any(|pause| *pause != lasts[0]), "{lasts:?}");
+        assert!(settings.pauses().next().unwrap() <= settings.retry_min * 2);
+    }
 }
