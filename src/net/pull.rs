@@ -4,6 +4,7 @@
 //! dropped. It does not know why the stream is wanted, nor whether another server has it by now.
 
 use super::location::Location;
+use super::origins::Origins;
 use super::socket;
 use crate::ids::NodeId;
 use crate::media::Packet;
@@ -53,6 +54,8 @@ pub struct Settings {
     pub retry_max: Duration,
     /// This node, for [`hops`].
     pub node: NodeId,
+    /// The servers that take all calls of a pull at once. Shared by all pulls of a node.
+    pub origins: Origins,
 }
 
 impl Settings {
@@ -66,6 +69,7 @@ impl Settings {
             retry_min: Duration::from_millis(50),
             retry_max: Duration::from_secs(2),
             node,
+            origins: Origins::new(),
         }
     }
 
@@ -104,6 +108,8 @@ enum Error {
     Silence(Duration),
     #[error("refused: {0}")]
     Refused(String),
+    #[error("another server than before answers at this address")]
+    Changed,
     #[error("the stream ended")]
     Ended,
     #[error("the server closed the connection")]
@@ -155,24 +161,43 @@ impl Puller {
     async fn pull(&self) -> Result<std::convert::Infallible, Error> {
         let socket = self.connect().await?;
         socket::prepare(&socket);
+        let origins = &self.settings.origins;
+        let pipelined = origins.is_lb(&self.location);
         let target = Target {
             app: self.location.app.clone(),
             tc_url: self.location.tc_url(),
-            stream_key: self.stream_key(),
+            stream_key: self.stream_key(true),
         };
-        let mut client = Client::play(&target, self.limits, super::nonce());
+        let mut client = match pipelined {
+            true => Client::play(&target, self.limits, super::nonce()),
+            false => Client::connect(&target, self.limits, super::nonce()),
+        };
+        let end = self.play(&socket, &mut client, pipelined).await;
+        if pipelined && !client.is_lb() {
+            // It may be another server by now, which does not take calls before it has answered connect.
+            origins.learn(&self.location, false);
+        }
+        end
+    }
+
+    async fn play(
+        &self,
+        socket: &TcpStream,
+        client: &mut Client,
+        pipelined: bool,
+    ) -> Result<std::convert::Infallible, Error> {
         let mut started = false;
         let mut deadline = Instant::now() + self.settings.start;
         loop {
-            send(&socket, &mut client).await?;
-            let n = match tokio::time::timeout_at(deadline, receive(&socket, &mut client)).await {
+            send(socket, client).await?;
+            let n = match tokio::time::timeout_at(deadline, receive(socket, client)).await {
                 Ok(n) => n?,
                 Err(_) if started => return Err(Error::Silence(self.settings.silence)),
                 Err(_) => return Err(Error::Silence(self.settings.start)),
             };
             self.metrics.received_bytes_total.inc_by(n as u64);
             let mut packets = Vec::new();
-            let end = self.consider(&mut client, &mut packets);
+            let end = self.consider(client, pipelined, &mut packets);
             if !packets.is_empty() {
                 self.metrics.received_messages_total.inc_by(packets.len() as u64);
                 if !std::mem::replace(&mut started, true) {
@@ -192,7 +217,7 @@ impl Puller {
         }
     }
 
-    fn consider(&self, client: &mut Client, packets: &mut Vec<Packet>) -> Result<(), Error> {
+    fn consider(&self, client: &mut Client, pipelined: bool, packets: &mut Vec<Packet>) -> Result<(), Error> {
         while let Some(event) = client.event() {
             match event {
                 ClientEvent::Media(message) => match message.type_id {
@@ -201,6 +226,14 @@ impl Puller {
                     18 => packets.push(Packet::data(message.timestamp, message.body)),
                     _ => {}
                 },
+                ClientEvent::Connected => {
+                    let is_lb = client.is_lb();
+                    if pipelined && !is_lb {
+                        return Err(Error::Changed);
+                    }
+                    self.settings.origins.learn(&self.location, is_lb);
+                    client.play_stream(&self.stream_key(is_lb));
+                }
                 ClientEvent::Status { level, code, description } if level == "error" => {
                     return Err(Error::Refused(format!("{code} {description}")));
                 }
@@ -219,9 +252,13 @@ impl Puller {
         self.events.send(event).await.map_err(|_| Error::Ended)
     }
 
-    /// The stream key with its own query and this node among the hops.
-    fn stream_key(&self) -> String {
+    /// The stream key with its own query and, for an lb node, this node among the hops: another server may take the query
+    /// for a part of the key.
+    fn stream_key(&self, is_lb: bool) -> String {
         let Location { name, query, .. } = &self.location;
+        if !is_lb {
+            return query.as_ref().map_or_else(|| name.clone(), |query| format!("{name}?{query}"));
+        }
         let own = query.as_deref().unwrap_or_default();
         let before: Vec<&str> = hops(own).collect();
         let mut kept: Vec<&str> = own.split('&').filter(|p| !p.is_empty() && !p.starts_with(HOPS)).collect();
