@@ -8,6 +8,7 @@ mod connection;
 pub mod listener;
 pub mod location;
 mod low_water;
+pub mod origins;
 mod play;
 mod publish;
 pub mod pull;

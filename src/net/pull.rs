@@ -4,6 +4,7 @@
 //! dropped. It does not know why the stream is wanted, nor whether another server has it by now.
 
 use super::location::Location;
+use super::origins::Origins;
 use super::socket;
 use crate::ids::NodeId;
 use crate::media::Packet;
@@ -47,10 +48,12 @@ pub struct Settings {
     pub silence: Duration,
     /// The shortest pause before it begins anew; doubled with each failure, and jittered.
     pub retry_min: Duration,
-    /// The longest pause.
+    /// The longest pause, jitter included.
     pub retry_max: Duration,
     /// This node, for [`hops`].
     pub node: NodeId,
+    /// The servers that take all calls of a pull at once. Shared by all pulls of a node.
+    pub origins: Origins,
 }
 
 impl Settings {
@@ -64,7 +67,24 @@ impl Settings {
             retry_min: Duration::from_millis(50),
             retry_max: Duration::from_secs(2),
             node,
+            origins: Origins::new(),
         }
+    }
+
+    /// The pauses before the next attempts, without end: none is longer than `retry_max`, jitter included.
+    fn pauses(&self) -> impl Iterator<Item = Duration> + use<> {
+        let longest = self.retry_max;
+        ExponentialBuilder::default()
+            .with_min_delay(self.retry_min)
+            // The jitter adds up to as much again.
+            .with_max_delay(longest / 2)
+            .with_jitter()
+            // Without a seed of their own all pulls would draw the same pauses.
+            .with_jitter_seed(rand::random())
+            .without_max_times()
+            .build()
+            // The first one is the shortest and its jitter, whatever the longest is.
+            .map(move |pause| pause.min(longest))
     }
 }
 
@@ -86,6 +106,8 @@ enum Error {
     Silence(Duration),
     #[error("refused: {0}")]
     Refused(String),
+    #[error("another server than before answers at this address")]
+    Changed,
     #[error("the stream ended")]
     Ended,
     #[error("the server closed the connection")]
@@ -134,13 +156,13 @@ struct Attempt {
 impl Puller {
     async fn run(&self) {
         let _counted = Counted::new(&self.metrics.pulls_in.with_label_values(&["native"]));
-        let mut pauses = self.pauses();
+        let mut pauses = self.settings.pauses();
         loop {
             self.metrics.pulls_started_total.with_label_values(&["native"]).inc();
             let begun = Instant::now();
             let Err(error) = self.pull().await;
             if begun.elapsed() >= HEALTHY {
-                pauses = self.pauses();
+                pauses = self.settings.pauses();
             }
             let pause = pauses.next().unwrap_or(self.settings.retry_max);
             tracing::info!(location = %self.location, ?pause, "pull ended: {error}");
@@ -154,38 +176,41 @@ impl Puller {
             }
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
-                () = self.nudge.notified() => pauses = self.pauses(),
+                () = self.nudge.notified() => pauses = self.settings.pauses(),
                 () = self.events.closed() => return,
             }
         }
     }
 
-    fn pauses(&self) -> impl Iterator<Item = Duration> + use<> {
-        ExponentialBuilder::default()
-            .with_min_delay(self.settings.retry_min)
-            .with_max_delay(self.settings.retry_max)
-            .with_jitter()
-            // Without a seed of their own all pulls would draw the same pauses.
-            .with_jitter_seed(rand::random())
-            .without_max_times()
-            .build()
-    }
-
     async fn pull(&self) -> Result<std::convert::Infallible, Error> {
         let socket = self.connect().await?;
         socket::prepare(&socket);
+        let origins = &self.settings.origins;
+        let pipelined = origins.is_lb(&self.location);
         let target = Target {
             app: self.location.app.clone(),
             tc_url: self.location.tc_url(),
-            stream_key: self.stream_key(),
+            stream_key: self.stream_key(true),
         };
-        let mut client = Client::play(&target, self.limits, super::nonce());
-        let ended = self.play(&socket, &mut client).await;
+        let mut client = match pipelined {
+            true => Client::play(&target, self.limits, super::nonce()),
+            false => Client::connect(&target, self.limits, super::nonce()),
+        };
+        let end = self.play(&socket, &mut client, pipelined).await;
         self.metrics.lost(Loss::Unusable, client.ignored());
-        ended
+        if pipelined && !client.is_lb() {
+            // It may be another server by now, which does not take calls before it has answered connect.
+            origins.learn(&self.location, false);
+        }
+        end
     }
 
-    async fn play(&self, socket: &TcpStream, client: &mut Client) -> Result<std::convert::Infallible, Error> {
+    async fn play(
+        &self,
+        socket: &TcpStream,
+        client: &mut Client,
+        pipelined: bool,
+    ) -> Result<std::convert::Infallible, Error> {
         let mut attempt = Attempt::default();
         let mut deadline = Instant::now() + self.settings.start;
         loop {
@@ -197,7 +222,7 @@ impl Puller {
             };
             self.metrics.received_bytes_total.inc_by(n as u64);
             let mut packets = Vec::new();
-            let end = self.consider(client, &mut attempt, &mut packets);
+            let end = self.consider(client, &mut attempt, pipelined, &mut packets);
             if !packets.is_empty() {
                 self.metrics.received_messages_total.inc_by(packets.len() as u64);
                 self.hand_on(&mut attempt, &packets).await?;
@@ -234,6 +259,7 @@ impl Puller {
         &self,
         client: &mut Client,
         attempt: &mut Attempt,
+        pipelined: bool,
         packets: &mut Vec<Packet>,
     ) -> Result<(), Error> {
         while let Some(event) = client.event() {
@@ -242,6 +268,14 @@ impl Puller {
                     let packet = Packet::from_message(message.type_id, message.timestamp, message.body);
                     self.metrics.lost(Loss::Unusable, u64::from(packet.is_none()));
                     packets.extend(packet);
+                }
+                ClientEvent::Connected => {
+                    let is_lb = client.is_lb();
+                    if pipelined && !is_lb {
+                        return Err(Error::Changed);
+                    }
+                    self.settings.origins.learn(&self.location, is_lb);
+                    client.play_stream(&self.stream_key(is_lb));
                 }
                 ClientEvent::Playing { relay } => attempt.upstream = relay.map(RelayId),
                 ClientEvent::Status { level, code, description } if level == "error" => {
@@ -262,9 +296,13 @@ impl Puller {
         self.events.send(event).await.map_err(|_| Error::Ended)
     }
 
-    /// The stream key with its own query and this node among the hops.
-    fn stream_key(&self) -> String {
+    /// The stream key with its own query and, for an lb node, this node among the hops: another server may take the query
+    /// for a part of the key.
+    fn stream_key(&self, is_lb: bool) -> String {
         let Location { name, query, .. } = &self.location;
+        if !is_lb {
+            return query.as_ref().map_or_else(|| name.clone(), |query| format!("{name}?{query}"));
+        }
         let own = query.as_deref().unwrap_or_default();
         let before: Vec<&str> = hops(own).collect();
         let mut kept: Vec<&str> = own.split('&').filter(|p| !p.is_empty() && !p.starts_with(HOPS)).collect();
@@ -305,4 +343,39 @@ async fn send(socket: &TcpStream, client: &mut Client) -> io::Result<()> {
 
 async fn receive(socket: &TcpStream, client: &mut Client) -> Result<usize, Error> {
     socket::receive(socket, |bytes| client.input(bytes).map_err(Error::from)).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn settings(min: u64, max: u64) -> Settings {
+        let (retry_min, retry_max) = (Duration::from_millis(min), Duration::from_millis(max));
+        Settings { retry_min, retry_max, ..Settings::new("n".parse().unwrap()) }
+    }
+
+    proptest! {
+        #[test]
+        fn no_pause_is_longer_than_the_longest_or_shorter_than_the_shortest(
+            min in 1..5_000u64,
+            max in 1..5_000u64,
+        ) {
+            let settings = settings(min, max);
+            for pause in settings.pauses().take(30) {
+                prop_assert!(pause <= settings.retry_max, "{pause:?}");
+                prop_assert!(pause >= settings.retry_min.min(settings.retry_max / 2), "{pause:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn pauses_grow_and_differ_from_pull_to_pull() {
+        let settings = Settings::new("n".parse().unwrap());
+        let last = || settings.pauses().nth(20).unwrap();
+        let lasts: Vec<Duration> = (0..20).map(|_| last()).collect();
+        assert!(lasts.iter().all(|pause| *pause >= settings.retry_max / 2), "{lasts:?}");
+        assert!(lasts.iter().any(|pause| *pause != lasts[0]), "{lasts:?}");
+        assert!(settings.pauses().next().unwrap() <= settings.retry_min * 2);
+    }
 }

@@ -131,14 +131,27 @@ pub fn fill_text(file: &str, text: &str, variables: &HashMap<&str, String>) -> R
     text.lines().enumerate().map(fill).collect()
 }
 
-/// Replaces `${NAME}`. A list of URLs takes what follows it in the word on each of its members.
+/// Splits a line where its comment begins: at a `#` outside quotation marks, at the line's start or after white space. A
+/// `#` inside a word is part of it.
+fn split_comment(line: &str) -> (&str, &str) {
+    let mut quoted = false;
+    let mut previous = ' ';
+    for (position, c) in line.char_indices() {
+        match c {
+            '"' => quoted = !quoted,
+            '#' if !quoted && previous.is_whitespace() => return line.split_at(position),
+            _ => {}
+        }
+        previous = c;
+    }
+    (line, "")
+}
+
+/// Replaces `${NAME}`, but not in a comment. A list of URLs takes what follows it in the word on each of its members.
 fn fill(line: &str, variables: &HashMap<&str, String>) -> Result<String, String> {
-    let mut rest = line;
+    let (mut rest, comment) = split_comment(line);
     let mut filled = String::new();
     while let Some((before, after)) = rest.split_once("${") {
-        if before.contains('#') {
-            break;
-        }
         let Some((name, after)) = after.split_once('}') else {
             return Err(format!("'${{{after}' has no closing brace"));
         };
@@ -161,26 +174,25 @@ fn fill(line: &str, variables: &HashMap<&str, String>) -> Result<String, String>
         }
     }
     filled.push_str(rest);
+    filled.push_str(comment);
     Ok(filled)
 }
 
 /// A line without its comment, with every character that the grammar's words lack written as `\` and six hexadecimal
 /// digits.
 fn escape_line(line: &str) -> Result<String, String> {
+    let (line, _) = split_comment(line);
     let mut out = String::with_capacity(line.len());
     let mut quoted = false;
     let mut equals = false;
-    let mut previous = ' ';
-    let structural_close = line.split('#').next().unwrap_or_default().trim() == "}";
-    let opening = line.split(" #").next().unwrap_or_default().trim_end();
-    let opening = opening.strip_suffix('{').map(str::len);
+    let structural_close = line.trim() == "}";
+    let opening = line.trim_end().strip_suffix('{').map(str::len);
     for (position, c) in line.char_indices() {
         match c {
             '"' => {
                 quoted = !quoted;
                 out.push(c);
             }
-            '#' if !quoted && previous.is_whitespace() => break,
             ' ' | '\t' => {
                 if !quoted {
                     equals = false;
@@ -200,7 +212,6 @@ fn escape_line(line: &str) -> Result<String, String> {
                 write!(out, "\\{:06x}", u32::from(other)).unwrap_or_default();
             }
         }
-        previous = c;
     }
     if quoted { Err("a quotation mark is not closed on its line".to_owned()) } else { Ok(out) }
 }
@@ -374,6 +385,20 @@ mod tests {
         assert_eq!(config.workflows[0].definition.steps[0].parameters["port"].as_deref(), Some("1940"));
         let error = read("workflow w {\n x port=${NOPE}\n}\n").unwrap_err();
         assert_eq!(error.to_string(), "test.mmids:2: ${NOPE} is not known; REACTOR_URL, RTMP_PORT are");
+    }
+
+    #[test]
+    fn variables_are_filled_up_to_a_comment_and_only_white_space_begins_one() {
+        let text = "# ${NOPE}\nworkflow w { # ${NOPE}\n x port=a#${RTMP_PORT} # ${NOPE}\n\
+                    \ty \"a # ${RTMP_PORT}\"\t# \" ${NOPE}\n}\n";
+        let config = read(text).unwrap();
+        let steps = &config.workflows[0].definition.steps;
+        assert_eq!(steps[0].parameters["port"].as_deref(), Some("a#1940"));
+        assert!(steps[1].parameters.contains_key("a # 1940"), "{:?}", steps[1].parameters);
+        let printed = fill_text("f", text, &HashMap::from([("RTMP_PORT", "1940".to_owned())])).unwrap();
+        assert_eq!(printed, text.replace("${RTMP_PORT}", "1940"));
+        let error = read("workflow w {\n x port=a#${NOPE}\n}\n").unwrap_err();
+        assert!(error.to_string().starts_with("test.mmids:2: ${NOPE} is not known"), "{error}");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::event::Redacted;
 use super::link::{Arrival, Link};
-use super::{CAN_FORWARD, CAPS_EX, PLAY_STREAM_ID, RELAY_ID, WINDOW_ACK_SIZE, names};
+use super::{CAN_FORWARD, CAPS_EX, LB, PLAY_STREAM_ID, RELAY_ID, WINDOW_ACK_SIZE, names};
 use crate::rtmp::amf0::{self, Value};
 use crate::rtmp::handshake::{self, Nonce, Progress};
 use crate::rtmp::message::{self, Command, Control, Message, SET_DATA_FRAME, UserControl};
@@ -91,17 +91,37 @@ enum Purpose {
 
 /// One connection's asking side, handshake included.
 ///
-/// It does not wait: connect, createStream and play or publish leave together with the handshake's last part, for message
-/// stream 1, which is what servers answer. If one answers another, play or publish is repeated there.
+/// [`Client::play`] and [`Client::publish`] do not wait: connect, createStream and play or publish leave together with the
+/// handshake's last part, for message stream 1, which is what servers answer. If one answers another, play or publish is
+/// repeated there. Not every server takes that: `rml_rtmp`, and so mmids, loses or refuses what arrives before it has
+/// answered connect. For servers that are not known, [`Client::connect`] asks for one thing after the other.
 pub struct Client {
     link: Link,
     state: State,
     purpose: Purpose,
     target: Box<Target>,
+    order: Order,
+    /// The server said so in its answer to connect.
+    is_lb: bool,
     stream_id: u32,
     /// The stream was granted: media may be sent.
     started: bool,
     events: VecDeque<ClientEvent>,
+}
+
+/// How far the calls up to play or publish have gone, and what has to wait for an answer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Order {
+    /// All have been sent at once, or will be with the handshake's last part; the message stream is guessed.
+    Pipelined,
+    /// connect has been sent, or will be; nothing else until its answer is here.
+    Connecting,
+    /// connect was answered, and the owner has not said yet what to play.
+    Connected,
+    /// createStream has been sent, and play waits for its answer.
+    Creating,
+    /// Everything has been sent, one after the other.
+    Stepwise,
 }
 
 enum State {
@@ -117,15 +137,21 @@ enum State {
 impl Client {
     /// A connection that will play. `nonce` is random bytes for the handshake. There is output at once.
     pub fn play(target: &Target, limits: Limits, nonce: Nonce) -> Client {
-        Client::new(Purpose::Play, target, limits, nonce)
+        Client::new(Purpose::Play, Order::Pipelined, target, limits, nonce)
     }
 
     /// A connection that will publish. `nonce` is random bytes for the handshake. There is output at once.
     pub fn publish(target: &Target, limits: Limits, nonce: Nonce) -> Client {
-        Client::new(Purpose::Publish, target, limits, nonce)
+        Client::new(Purpose::Publish, Order::Pipelined, target, limits, nonce)
     }
 
-    fn new(purpose: Purpose, target: &Target, limits: Limits, nonce: Nonce) -> Client {
+    /// A connection that will play, to a server that may not take calls before it has answered connect. After
+    /// [`ClientEvent::Connected`] it waits for [`Client::play_stream`]; the stream key of `target` is not used.
+    pub fn connect(target: &Target, limits: Limits, nonce: Nonce) -> Client {
+        Client::new(Purpose::Play, Order::Connecting, target, limits, nonce)
+    }
+
+    fn new(purpose: Purpose, order: Order, target: &Target, limits: Limits, nonce: Nonce) -> Client {
         let mut link = Link::new(limits);
         let handshake = Box::new(handshake::Client::new(nonce, &mut link.out));
         Client {
@@ -133,6 +159,8 @@ impl Client {
             state: State::Handshake { handshake, asked: false },
             purpose,
             target: Box::new(target.clone()),
+            order,
+            is_lb: false,
             stream_id: PLAY_STREAM_ID,
             started: false,
             events: VecDeque::new(),
@@ -189,6 +217,27 @@ impl Client {
         self.link.ignored
     }
 
+    /// Whether the server has said, in its answer to connect, that it is lb: then calls may be pipelined.
+    pub fn is_lb(&self) -> bool {
+        self.is_lb
+    }
+
+    /// Plays a stream over a connection of [`Client::connect`]; once, and not before [`ClientEvent::Connected`]. To an lb
+    /// server createStream and play leave together; from any other, the message stream is awaited first.
+    pub fn play_stream(&mut self, stream_key: &str) {
+        if self.order != Order::Connected || !matches!(self.state, State::Open) {
+            return;
+        }
+        self.target.stream_key = stream_key.to_owned();
+        self.link.command(0, Command::new("createStream", CREATE_STREAM, Value::Null, []));
+        if self.is_lb {
+            self.order = Order::Pipelined;
+            self.ask_for_stream();
+        } else {
+            self.order = Order::Creating;
+        }
+    }
+
     /// The message stream that the server gave, for media written elsewhere.
     pub fn stream_id(&self) -> u32 {
         self.stream_id
@@ -231,13 +280,14 @@ impl Client {
         self.state = State::Closed;
     }
 
-    /// Sends everything up to play or publish.
+    /// Sends everything up to play or publish, or connect alone.
     fn ask(&mut self) {
         let connect = Command::new("connect", CONNECT, self.connect_object(), []);
-        // The chunk size comes after the connect: some servers expect that to be the first message.
         self.link.command(0, connect);
-        self.link.control(Control::WindowAckSize(WINDOW_ACK_SIZE));
-        self.link.announce_chunk_size();
+        if self.order != Order::Pipelined {
+            return;
+        }
+        self.announce();
         if self.purpose == Purpose::Publish {
             let key = || [Value::string(self.target.stream_key.as_str())];
             self.link.command(0, Command::new("releaseStream", RELEASE_STREAM, Value::Null, key()));
@@ -245,6 +295,12 @@ impl Client {
         }
         self.link.command(0, Command::new("createStream", CREATE_STREAM, Value::Null, []));
         self.ask_for_stream();
+    }
+
+    /// Comes after connect: some servers expect that to be the first message.
+    fn announce(&mut self) {
+        self.link.control(Control::WindowAckSize(WINDOW_ACK_SIZE));
+        self.link.announce_chunk_size();
     }
 
     fn ask_for_stream(&mut self) {
@@ -340,22 +396,18 @@ impl Client {
     fn command(&mut self, stream_id: u32, command: &Command) {
         let is_answer_to = |call: f64| command.transaction == call;
         match command.name.as_str() {
-            "_result" if is_answer_to(CONNECT) => self.events.push_back(ClientEvent::Connected),
-            "_result" if is_answer_to(CREATE_STREAM) => {
-                let id = command.argument(0).and_then(Value::as_number).unwrap_or(PLAY_STREAM_ID.into());
-                // The cast saturates, so any number is safe.
-                if id as u32 != self.stream_id {
-                    self.stream_id = id as u32;
-                    self.ask_for_stream();
-                }
-            }
+            "_result" if is_answer_to(CONNECT) => self.connected(command),
+            "_result" if is_answer_to(CREATE_STREAM) => self.created(command.argument(0)),
             "_error" if is_answer_to(CONNECT) || is_answer_to(CREATE_STREAM) => {
                 self.push_status(command.argument(0));
                 self.finish();
             }
             "_result" | "_error" => {}
             // The stream that was guessed is not the one that was given: what became of it does not matter.
-            "onStatus" if stream_id == PLAY_STREAM_ID && self.stream_id != PLAY_STREAM_ID => {}
+            "onStatus"
+                if self.order == Order::Pipelined
+                    && stream_id == PLAY_STREAM_ID
+                    && self.stream_id != PLAY_STREAM_ID => {}
             "onStatus" => self.status(command.argument(0)),
             "close" => self.finish(),
             "onBWDone" | "onFCPublish" | "onFCSubscribe" | "onFCUnpublish" => {}
@@ -366,10 +418,39 @@ impl Client {
         }
     }
 
+    fn connected(&mut self, answer: &Command) {
+        self.is_lb = answer.object.get(LB).and_then(Value::as_str).is_some();
+        if self.order == Order::Connecting {
+            self.order = Order::Connected;
+            self.announce();
+        }
+        self.events.push_back(ClientEvent::Connected);
+    }
+
+    fn created(&mut self, id: Option<&Value>) {
+        let id = id.and_then(Value::as_number).unwrap_or(PLAY_STREAM_ID.into());
+        // The cast saturates, so any number is safe.
+        let guessed = std::mem::replace(&mut self.stream_id, id as u32);
+        match self.order {
+            Order::Creating => {
+                self.order = Order::Stepwise;
+                self.ask_for_stream();
+            }
+            Order::Pipelined if guessed != self.stream_id => self.ask_for_stream(),
+            // Nobody asked.
+            _ => self.stream_id = guessed,
+        }
+    }
+
     fn status(&mut self, info: Option<&Value>) {
         let code = info.and_then(|info| info.get("code")?.as_str()).unwrap_or_default();
         let level = info.and_then(|info| info.get("level")?.as_str()).unwrap_or_default();
         match (code, self.purpose) {
+            // `rml_rtmp` refuses with this code, too.
+            _ if level == "error" => {
+                self.push_status(info);
+                self.finish();
+            }
             ("NetStream.Play.Start", Purpose::Play) if !self.started => {
                 self.started = true;
                 let relay = info.and_then(|info| info.get(RELAY_ID)?.as_str());
@@ -381,9 +462,8 @@ impl Client {
                 self.events.push_back(ClientEvent::Publishing);
             }
             _ => {
-                let ends = level == "error" || code == "NetConnection.Connect.Closed";
                 self.push_status(info);
-                if ends {
+                if code == "NetConnection.Connect.Closed" {
                     self.finish();
                 }
             }

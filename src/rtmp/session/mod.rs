@@ -53,6 +53,10 @@ const CAPS_EX: u32 = 0b1110;
 /// writes and reads it.
 const RELAY_ID: &str = "relayId";
 
+/// The property of the answer to `connect` by which an lb node says that it is one, with its version. It takes all calls of
+/// a client at once, in any order of arrival and answer, and keeps the query apart from the stream key.
+const LB: &str = "lb";
+
 /// "Can forward", in the codec maps of Enhanced RTMP v2.
 const CAN_FORWARD: f64 = 4.0;
 

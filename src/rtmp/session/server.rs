@@ -2,7 +2,7 @@
 
 use super::event::{Connect, Event, Play, Publish, PublishKind, PublishRefusal};
 use super::link::{Arrival, Link, info};
-use super::{CAN_FORWARD, CAPS_EX, PLAY_STREAM_ID, RELAY_ID, WINDOW_ACK_SIZE, names};
+use super::{CAN_FORWARD, CAPS_EX, LB, PLAY_STREAM_ID, RELAY_ID, WINDOW_ACK_SIZE, names};
 use crate::rtmp::amf0::{self, Value};
 use crate::rtmp::handshake::{self, Nonce};
 use crate::rtmp::message::{self, Command, Control, Message, UserControl};
@@ -137,6 +137,7 @@ impl Server {
             ("fmsVer".to_owned(), Value::string("FMS/3,5,7,7009")),
             ("capabilities".to_owned(), Value::Number(31.0)),
             ("mode".to_owned(), Value::Number(1.0)),
+            (LB.to_owned(), Value::string(env!("CARGO_PKG_VERSION"))),
         ];
         properties.extend(enhanced);
         let mut info = info("status", "NetConnection.Connect.Success", "Connection succeeded.");

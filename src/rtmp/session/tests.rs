@@ -228,6 +228,95 @@ fn a_client_asks_for_everything_in_one_round_with_c2() {
     }
 }
 
+/// What a client has to say, as the names of its commands, with the message stream and the first argument of each.
+fn calls(client: &mut Client, reader: &mut Reader) -> Vec<String> {
+    let output = client.output();
+    let mut input = &output[..];
+    let mut calls = Vec::new();
+    while let Some(message) = reader.read(&mut input).unwrap() {
+        match Control::parse(&message).unwrap() {
+            Some(Control::SetChunkSize(size)) => reader.set_chunk_size(size).unwrap(),
+            Some(_) => {}
+            None => {
+                let command = Command::parse(&message, &Limits::default()).unwrap();
+                let key = command.argument(0).and_then(Value::as_str).unwrap_or_default();
+                calls.push(format!("{} {} {key}", command.name, message.stream_id));
+            }
+        }
+    }
+    calls
+}
+
+fn answer(client: &mut Client, transaction: f64, object: Value, argument: Value) {
+    let mut reply = BytesMut::new();
+    Command::new("_result", transaction, object, [argument]).write(&mut reply, 3, 0, 128);
+    client.input(&reply).unwrap();
+}
+
+fn play_start(client: &mut Client, level: &str) {
+    let info = [("code", Value::string("NetStream.Play.Start")), ("level", Value::string(level))];
+    let mut reply = BytesMut::new();
+    Command::new("onStatus", 0.0, Value::Null, [Value::object(info)]).write(&mut reply, 3, 1, 128);
+    client.input(&reply).unwrap();
+}
+
+#[test]
+fn a_client_asks_an_unknown_server_for_one_thing_after_the_other() {
+    let mut client = Client::connect(&target(""), Limits::default(), NONCE);
+    client.output();
+    client.input(&[&[3][..], &[0; 2 * 1536]].concat()).unwrap();
+    let mut reader = Reader::new(&Limits::default());
+    let output = client.output();
+    let mut input = &output[1536..];
+    let connect = reader.read(&mut input).unwrap().unwrap();
+    assert_eq!(Command::parse(&connect, &Limits::default()).unwrap().name, "connect");
+    assert!(input.is_empty(), "not even a chunk size comes with it");
+    client.play_stream("early");
+    assert!(calls(&mut client, &mut reader).is_empty(), "connect has not been answered");
+    answer(&mut client, 4.0, Value::Null, Value::Number(9.0));
+    assert!(calls(&mut client, &mut reader).is_empty(), "nobody asked for a stream");
+
+    answer(&mut client, 1.0, Value::object([("fmsVer", Value::string("FMS/3"))]), Value::Null);
+    assert_eq!(client_events(&mut client), [ClientEvent::Connected]);
+    assert!(!client.is_lb());
+    assert!(calls(&mut client, &mut reader).is_empty(), "the owner says what to play");
+    client.play_stream("x");
+    client.play_stream("y");
+    assert_eq!(calls(&mut client, &mut reader), ["createStream 0 "]);
+    for _ in 0..2 {
+        answer(&mut client, 4.0, Value::Null, Value::Number(7.0));
+    }
+    assert_eq!(calls(&mut client, &mut reader), ["play 7 x"]);
+    // No stream was guessed, so what is said on stream 1 counts.
+    play_start(&mut client, "status");
+    assert_eq!(client_events(&mut client), [ClientEvent::Playing { relay: None }]);
+}
+
+#[test]
+fn a_client_asks_an_lb_server_for_all_the_rest_once_it_says_so() {
+    let mut client = Client::connect(&target(""), Limits::default(), NONCE);
+    let mut server = Server::new(Limits::default(), NONCE);
+    exchange(&mut client, &mut server, usize::MAX);
+    server.accept_connect();
+    exchange(&mut client, &mut server, usize::MAX);
+    assert_eq!(client_events(&mut client), [ClientEvent::Connected]);
+    assert!(client.is_lb());
+    client.play_stream("x");
+    let mut reader = Reader::new(&Limits::default());
+    assert_eq!(calls(&mut client, &mut reader), ["createStream 0 ", "play 1 x"]);
+}
+
+#[test]
+fn a_client_takes_an_error_for_one_whatever_its_code() {
+    let mut client = Client::play(&target("x"), Limits::default(), NONCE);
+    client.input(&[&[3][..], &[0; 2 * 1536]].concat()).unwrap();
+    play_start(&mut client, "error");
+    let events = client_events(&mut client);
+    assert!(
+        matches!(&events[..], [ClientEvent::Status { level, .. }, ClientEvent::Closed] if level == "error")
+    );
+}
+
 #[test]
 fn a_client_repeats_its_request_on_the_stream_that_it_gets() {
     let mut client = Client::play(&target("x"), Limits::default(), NONCE);
