@@ -6,7 +6,7 @@
 use super::bridge;
 use super::parameters::{ParameterError, Parameters};
 use super::reactors::{Asker, Reactors, Status, next_status};
-use crate::client::{Published, Registration};
+use crate::published::{Published, Registration};
 use crate::ids::{SessionId, StreamName};
 use crate::net::routes::{
     Incoming, Place, Publication, PublishRequest, PublishRoute, Refused, RouteGuard, Routes,
