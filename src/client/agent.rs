@@ -86,6 +86,7 @@ impl Agent {
         let (poke, stop) = (Arc::new(Notify::new()), CancellationToken::new());
         let (releases, waiting) = releases::queue(metrics.clone());
         published.on_end(move |release| releases.push(release));
+        published.start_over();
         let worker = Worker {
             reactors: Reactors::new(settings.http.clone(), &settings.reactors),
             settings,
@@ -135,7 +136,9 @@ impl Agent {
             Err(_) => {
                 let seconds = SHUTDOWN_DEADLINE.as_secs();
                 let reason = match &*self.contact.borrow() {
-                    Contact::Unreachable { error, .. } => format!("no answer within {seconds} s, after {error}"),
+                    Contact::Unreachable { error, .. } => {
+                        format!("no answer within {seconds} s, after {error}")
+                    }
                     _ => format!("no answer within {seconds} s"),
                 };
                 missed("timeout", &reason);
@@ -247,8 +250,9 @@ impl Worker {
             }
             // What it told is in the next report.
             Err(Some(error)) => (Beat::Failed, "failed", self.not_reached(error)),
+            // Whoever takes the place of these servers knows nothing.
             Err(None) => {
-                self.published.nobody_listens();
+                self.published.start_over();
                 (Beat::Plain, "plain", Contact::Plain)
             }
         };
@@ -262,7 +266,11 @@ impl Worker {
         if forgotten > 0 {
             self.metrics.releases.with_label_values(&["forgotten"]).inc_by(forgotten);
             if let Some(held_back) = self.forgotten_log.pass() {
-                tracing::warn!(forgotten, held_back, "more publishes ended than are kept for a reactor that is away");
+                tracing::warn!(
+                    forgotten,
+                    held_back,
+                    "more publishes ended than are kept for a reactor that is away"
+                );
             }
         }
         Heartbeat {

@@ -286,8 +286,9 @@ fn judge(reply: &Reply, validate: &Validate) -> Result<Answer, Failure> {
         200..=299 => {
             let text = std::str::from_utf8(&reply.body)
                 .map_err(|error| Failure::BadAnswer(format!("the answer is not UTF-8: {error}")))?;
-            validate(text)
-                .map_err(|why| Failure::BadAnswer(format!("the answer cannot be used: {}", printable(&why))))?;
+            validate(text).map_err(|why| {
+                Failure::BadAnswer(format!("the answer cannot be used: {}", printable(&why)))
+            })?;
             let (epoch, origin) = (header(reply, EPOCH_HEADER), header(reply, ORIGIN_HEADER));
             Ok(Answer::Found { text: text.into(), epoch, origin, fresh: true })
         }

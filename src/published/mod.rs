@@ -144,10 +144,10 @@ impl Published {
         state.roster.answered(reply)
     }
 
-    /// There is no reactor to tell anything: what ended is not kept for one, and one that is found later hears of
-    /// everything that is published then.
-    pub fn nobody_listens(&self) {
-        self.lock().roster.nobody_listens();
+    /// Nobody was told anything, or those who were do not matter any more: what ended is not kept, and the next reports
+    /// carry everything that is published.
+    pub fn start_over(&self) {
+        self.lock().roster.start_over();
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

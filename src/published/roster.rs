@@ -292,8 +292,8 @@ impl Roster {
         }
     }
 
-    /// There is no reactor that could be told: whoever is found later is told everything.
-    pub(super) fn nobody_listens(&mut self) {
+    /// Nobody was told anything: whoever is found is told everything.
+    pub(super) fn start_over(&mut self) {
         self.unanswered();
         self.ended.clear();
         self.begin_again();
@@ -356,7 +356,8 @@ mod tests {
                 }
             }
             self.word += 1;
-            let owned = report.streams.iter().map(|stream| PublishedStream { epoch: Some(1), ..stream.clone() });
+            let owned =
+                report.streams.iter().map(|stream| PublishedStream { epoch: Some(1), ..stream.clone() });
             HeartbeatReply {
                 since: self.word.to_string(),
                 owned: owned.collect(),
@@ -373,7 +374,12 @@ mod tests {
         Epoch(u8),
         Mark(u8),
         /// To this reactor; whether it hears it, and whether it is heard.
-        Beat { reactor: usize, regular: bool, heard: bool, answered: bool },
+        Beat {
+            reactor: usize,
+            regular: bool,
+            heard: bool,
+            answered: bool,
+        },
         /// What happens while a heartbeat is on its way.
         EndMeanwhile(u8),
         PublishMeanwhile(u8),

@@ -6,11 +6,11 @@
 use super::bridge;
 use super::parameters::{ParameterError, Parameters};
 use super::reactors::{Asker, Reactors, Status, next_status};
-use crate::published::{Published, Registration};
 use crate::ids::{SessionId, StreamName};
 use crate::net::routes::{
     Incoming, Place, Publication, PublishRequest, PublishRoute, Refused, RouteGuard, Routes,
 };
+use crate::published::{Published, Registration};
 use futures::future::BoxFuture;
 use mmids_core::StreamId;
 use mmids_core::workflows::definitions::WorkflowStepDefinition;
