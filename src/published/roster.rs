@@ -430,8 +430,14 @@ mod tests {
             self.live.get(usize::from(key) % self.live.len().max(1)).copied()
         }
 
-        fn beat(&mut self, reactor: usize, occasion: Occasion) -> Next {
+        fn report(&mut self, occasion: Occasion) -> Report {
             let report = self.roster.next(occasion);
+            assert!(!report.complete || self.roster.changed.is_empty(), "complete, and yet there is more");
+            report
+        }
+
+        fn beat(&mut self, reactor: usize, occasion: Occasion) -> Next {
+            let report = self.report(occasion);
             let reply = self.reactors[reactor].heartbeat(&report, &self.roster.sizes);
             self.roster.answered(&reply)
         }
@@ -450,7 +456,7 @@ mod tests {
                     }
                     Step::Beat { reactor, regular, heard, answered } => {
                         let occasion = if regular { Occasion::Regular } else { Occasion::Early };
-                        let report = self.roster.next(occasion);
+                        let report = self.report(occasion);
                         let reply =
                             heard.then(|| self.reactors[reactor].heartbeat(&report, &self.roster.sizes));
                         for step in meanwhile.drain(..) {
