@@ -151,8 +151,9 @@ pub struct PublishedStream {
 /// What a reactor thinks of a heartbeat.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HeartbeatReply {
-    /// A word that the node sends back with its next heartbeat, so that the reactor sees whether they speak of the same
-    /// state. Its meaning is the reactor's. Empty in the replies of older programs, which keep no list.
+    /// The node sends this word back with its next heartbeat, so that a reactor sees whether they speak of the same list.
+    /// Its meaning is the reactor's. Empty in the replies of older programs, which keep no list, and while the store
+    /// cannot be reached.
     #[serde(default)]
     pub since: String,
     /// Of those in [`Heartbeat::streams`], the ones that own their name, with their epochs.
@@ -161,8 +162,8 @@ pub struct HeartbeatReply {
     /// Of those in [`Heartbeat::streams`], the ones that own their name no longer: the node closes their publishers.
     #[serde(default)]
     pub superseded: Vec<PublisherRelease>,
-    /// The other streams of the node are not known: it is to send all of them, in calls of at most
-    /// [`HEARTBEAT_STREAMS`], the last of them [`Heartbeat::complete`].
+    /// The rest of the node's streams is not known, or no longer: it sends all of them, from the beginning, in calls of
+    /// at most [`HEARTBEAT_STREAMS`], the last of them [`Heartbeat::complete`].
     #[serde(default)]
     pub want_all: bool,
 }

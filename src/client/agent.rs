@@ -202,22 +202,22 @@ impl Worker {
             if let (Beat::Taken(_), Occasion::Regular) = (&beat, occasion) {
                 due = Instant::now() + jittered(self.settings.interval);
             }
+            let pause = |pause: Option<Duration>| pause.unwrap_or(retry_max).min(self.settings.interval);
             let until = match beat {
                 Beat::Taken(Next::More) if !self.stop.is_cancelled() => continue,
                 // Once: a reactor that asks for everything each time must not have it as fast as the network goes.
-                Beat::Taken(Next::Again) if !told_again && !self.stop.is_cancelled() => {
+                Beat::Taken(Next::Again | Next::Silent) if !told_again && !self.stop.is_cancelled() => {
                     told_again = true;
                     continue;
                 }
+                Beat::Taken(Next::Again) => Instant::now() + pause(retry.next()),
                 Beat::Taken(next) => {
-                    told_again = next == Next::Again;
+                    told_again = next == Next::Silent;
                     retry = pauses(RETRY_FIRST, retry_max);
                     due
                 }
                 Beat::Plain => Instant::now() + PLAIN_SERVER_RETRY,
-                Beat::Failed => {
-                    Instant::now() + retry.next().unwrap_or(retry_max).min(self.settings.interval)
-                }
+                Beat::Failed => Instant::now() + pause(retry.next()),
             };
             tokio::select! {
                 () = self.stop.cancelled() => return,

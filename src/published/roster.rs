@@ -5,13 +5,14 @@
 //! sessions, while the list goes on changing.
 //!
 //! ```text
-//!               ┌───────── want_all; the audit is not known there; an end was forgotten ────────┐
-//!               ▼                                                                               │
-//!  start ─▶ Sending { after } ─── the last piece is answered, and nothing is wanted ──▶ Complete { audited }
-//!             │        ▲                                                                │         ▲
-//!             └────────┘ a piece is answered                           an answer to     └─────────┘
-//!                                                                      changes and audit
+//!           ┌── want_all; nothing named is known there; an end was forgotten ──┐
+//!           ▼                                                                    │
+//!  start ─▶ Sending { after } ─────── the last piece is answered ──────▶ Complete { audited }
+//!           │     ▲                                                      │     ▲
+//!           └─────┘ a piece is answered                                  └─────┘ changes and audit are answered
 //! ```
+//!
+//! A reactor that asks for everything while it is being sent has lost what it was told so far: the list begins anew.
 //!
 //! One report is in flight at a time. What it carried counts as told once it is answered; until then it is carried
 //! again, with what changed since. No step looks at more entries than a report may have, however long the list is.
@@ -121,8 +122,11 @@ pub enum Next {
     Rest,
     /// The rest of what was to be told: now.
     More,
-    /// Everything from its beginning, because the reactor does not know it: now, unless it was told just so.
+    /// Everything from the beginning, because the reactor asks for it: now, unless it asked just before.
     Again,
+    /// Everything from the beginning, because the reactor says nothing of the streams that were named: it has lost them,
+    /// or no room for them.
+    Silent,
 }
 
 impl Roster {
@@ -263,25 +267,22 @@ impl Roster {
         self.ended.drain(..in_flight.ended.min(self.ended.len()));
         self.since = Some(reply.since.clone()).filter(|since| !since.is_empty());
         let silent = in_flight.names && reply.owned.is_empty() && reply.superseded.is_empty();
-        let wanted = reply.want_all || silent;
-        match in_flight.then {
-            // A reactor may ask until it has everything; whether it has is told by its answer to the last piece.
-            Then::Sending { after } => {
-                self.state = State::Sending { after };
-                return Next::More;
-            }
-            Then::Sent | Then::Complete { .. } if wanted => {
-                self.state = State::Sending { after: None };
-                return Next::Again;
-            }
+        self.state = match in_flight.then {
+            _ if reply.want_all => State::Sending { after: None },
+            Then::Sending { after } => State::Sending { after },
+            _ if silent => State::Sending { after: None },
             // A reactor of an older program keeps no list: it gets the whole one each time.
-            Then::Sent | Then::Complete { .. } if self.since.is_none() => {
-                self.state = State::Sending { after: None };
-            }
-            Then::Sent => self.state = State::Complete { audited: None },
-            Then::Complete { audited } => self.state = State::Complete { audited },
+            _ if self.since.is_none() => State::Sending { after: None },
+            Then::Sent => State::Complete { audited: None },
+            Then::Complete { audited } => State::Complete { audited },
+        };
+        match self.state {
+            _ if reply.want_all => Next::Again,
+            State::Sending { after: Some(_) } => Next::More,
+            _ if silent => Next::Silent,
+            _ if self.changed.is_empty() && self.ended.is_empty() => Next::Rest,
+            _ => Next::More,
         }
-        if self.changed.is_empty() && self.ended.is_empty() { Next::Rest } else { Next::More }
     }
 
     /// Nobody answered the report in flight.
@@ -317,52 +318,41 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::BTreeMap;
 
-    /// As a reactor keeps it: what it was told of a node, and whether that is the whole list.
-    #[derive(Default)]
+    /// A reactor, as far as the list of one node goes. It takes a list for complete only if no piece of it can be missing.
     struct Reactor {
         list: BTreeMap<SessionId, StreamName>,
-        word: u64,
-        /// What was named since it asked for everything; nothing: it has everything.
-        asked: Option<BTreeSet<SessionId>>,
+        round: u64,
+        /// What was named in this round; nothing: the list is complete.
+        named: Option<BTreeSet<SessionId>>,
     }
 
     impl Reactor {
-        fn empty(word: u64) -> Self {
-            Reactor { word, asked: Some(BTreeSet::new()), ..Reactor::default() }
+        fn empty(round: u64) -> Self {
+            Reactor { list: BTreeMap::new(), round, named: Some(BTreeSet::new()) }
         }
 
         fn heartbeat(&mut self, report: &Report, sizes: &Sizes) -> HeartbeatReply {
             assert!(report.streams.len() + report.ended.len() <= sizes.report);
-            if report.since != Some(self.word.to_string()) {
-                self.asked = Some(BTreeSet::new());
+            let goes_on = report.since == Some(self.round.to_string());
+            if !goes_on {
+                self.round += 1;
+                self.named = Some(BTreeSet::new());
             }
-            for ended in &report.ended {
-                self.list.remove(&ended.session);
-            }
+            report.ended.iter().for_each(|ended| drop(self.list.remove(&ended.session)));
             for stream in &report.streams {
                 self.list.insert(stream.session, stream.stream_name.clone());
-                self.asked.as_mut().map(|named| named.insert(stream.session));
+                self.named.as_mut().map(|named| named.insert(stream.session));
             }
-            if let Some(named) = &mut self.asked
-                && report.complete
-            {
-                // It counts, since what was named before a lapse of memory is not named now.
-                match named.len() as u64 >= report.published {
-                    true => {
-                        self.list.retain(|session, _| named.contains(session));
-                        self.asked = None;
-                    }
-                    false => named.clear(),
-                }
+            let whole = report.streams.len() as u64 >= report.published;
+            if let Some(named) = self.named.take_if(|_| whole || (goes_on && report.complete)) {
+                self.list.retain(|session, _| named.contains(session));
             }
-            self.word += 1;
-            let owned =
-                report.streams.iter().map(|stream| PublishedStream { epoch: Some(1), ..stream.clone() });
+            let epoch = |stream: &PublishedStream| PublishedStream { epoch: Some(1), ..stream.clone() };
             HeartbeatReply {
-                since: self.word.to_string(),
-                owned: owned.collect(),
+                since: self.round.to_string(),
+                owned: report.streams.iter().map(epoch).collect(),
                 superseded: Vec::new(),
-                want_all: self.asked.is_some(),
+                want_all: !goes_on && self.named.is_some(),
             }
         }
     }
@@ -452,7 +442,7 @@ mod tests {
                     Step::Mark(key) => self.one(key).into_iter().for_each(|s| self.roster.mark(s)),
                     Step::EndMeanwhile(_) | Step::PublishMeanwhile(_) => meanwhile.push(step),
                     Step::Forget(reactor) => {
-                        self.reactors[reactor] = Reactor::empty(self.reactors[reactor].word + 7);
+                        self.reactors[reactor] = Reactor::empty(self.reactors[reactor].round + 7);
                     }
                     Step::Beat { reactor, regular, heard, answered } => {
                         let occasion = if regular { Occasion::Regular } else { Occasion::Early };
@@ -569,7 +559,7 @@ mod tests {
         roster.insert(SessionId::random(), name(1), None);
         roster.next(Occasion::Regular);
         let silent = HeartbeatReply { since: "1".to_owned(), ..HeartbeatReply::default() };
-        assert_eq!(roster.answered(&silent), Next::Again);
+        assert_eq!(roster.answered(&silent), Next::Silent);
         assert_eq!(roster.next(Occasion::Early).streams.len(), 1);
     }
 }

@@ -24,7 +24,7 @@ struct Reactor {
     known: BTreeSet<SessionId>,
     /// Whether the whole list was received.
     whole: bool,
-    word: u64,
+    round: u64,
     beats: Vec<Heartbeat>,
     greatest: usize,
 }
@@ -38,18 +38,19 @@ impl Reactor {
         assert!(beat.streams.len() <= HEARTBEAT_STREAMS && beat.ended.len() <= HEARTBEAT_STREAMS);
         self.known.retain(|session| beat.ended.iter().all(|ended| ended.session != *session));
         self.known.extend(beat.streams.iter().map(|stream| stream.session));
-        let same = beat.since == Some(self.word.to_string());
-        self.whole = (self.whole && same) || beat.complete;
-        self.word += 1;
-        let owned = beat
-            .streams
-            .iter()
-            .map(|stream| PublishedStream { epoch: stream.epoch.or(Some(EPOCH)), ..stream.clone() });
+        let goes_on = beat.since == Some(self.round.to_string());
+        self.round += u64::from(!goes_on);
+        let whole = beat.streams.len() as u64 == beat.published;
+        self.whole = whole || (goes_on && (self.whole || beat.complete));
+        let given = |stream: &PublishedStream| PublishedStream {
+            epoch: stream.epoch.or(Some(EPOCH)),
+            ..stream.clone()
+        };
         let reply = HeartbeatReply {
-            since: self.word.to_string(),
-            owned: owned.collect(),
+            since: self.round.to_string(),
+            owned: beat.streams.iter().map(given).collect(),
             superseded: Vec::new(),
-            want_all: !self.whole,
+            want_all: !goes_on && !self.whole,
         };
         let reply = serde_json::to_string(&reply).unwrap();
         self.greatest = self.greatest.max(reply.len()).max(request.body.len());
@@ -58,7 +59,7 @@ impl Reactor {
     }
 
     fn forget(&mut self) {
-        *self = Reactor { word: self.word + 1000, greatest: self.greatest, ..Reactor::default() };
+        *self = Reactor { round: self.round + 1000, greatest: self.greatest, ..Reactor::default() };
     }
 }
 
