@@ -7,8 +7,7 @@
 use crate::api::Heartbeat;
 use crate::cli::PullBy;
 use crate::client::{
-    Agent, AgentSettings, ClientMetrics, Contact, Event, Events, EventsSettings, Http, KEEP_ALIVE, Published,
-    Urls,
+    Agent, AgentSettings, ClientMetrics, Contact, Event, Events, EventsSettings, Http, KEEP_ALIVE, Urls,
 };
 use crate::config::{self, Plan};
 use crate::drain::Drain;
@@ -16,6 +15,7 @@ use crate::health::Health;
 use crate::ids::NodeId;
 use crate::listen;
 use crate::net::{self, routes::Routes};
+use crate::published::Published;
 use crate::registry::{self, Memory, Redis, Registry};
 use crate::relay::{self, Feeds, Gather};
 use crate::steps::reactors::{Identity, Reactors};
@@ -275,8 +275,7 @@ fn admin_view(engine: Option<Arc<Engine>>, metrics: &Arc<Metrics>, health: &Heal
 struct Node {
     drain: Drain,
     engine: Arc<Engine>,
-    published: Arc<Published>,
-    agent: Arc<Agent>,
+    agent: Agent,
     draining: CancellationToken,
     _events: (Events, tokio_util::task::AbortOnDropHandle<()>),
     _contact: tokio_util::task::AbortOnDropHandle<()>,
@@ -317,7 +316,6 @@ impl Node {
                 plan: plan.clone(),
                 rtmp_port,
                 origin: origin.clone(),
-                published: published.clone(),
                 metrics: metrics.clone(),
                 draining: draining.clone(),
             };
@@ -327,20 +325,8 @@ impl Node {
                 node: node.clone(),
                 interval: args.heartbeat,
             };
-            let answered = published.clone();
-            Arc::new(Agent::start(
-                settings,
-                move || beat.picture(),
-                move |reply| {
-                    for owned in reply.owned {
-                        owned.epoch.into_iter().for_each(|epoch| answered.set_epoch(owned.session, epoch));
-                    }
-                    reply.superseded.iter().for_each(|lost| answered.supersede(lost.session));
-                },
-                client_metrics.clone(),
-            ))
+            Agent::start(settings, published.clone(), move || beat.load(), client_metrics.clone())
         };
-        published.set_agent(Some(agent.clone()));
         let feeds = Feeds::new(metrics.clone());
         let parts = Parts {
             identity: Identity {
@@ -384,7 +370,7 @@ impl Node {
         }
         let contact = tokio::spawn(watch_contact(agent.contact(), health.register("reactor")));
         let contact = tokio_util::task::AbortOnDropHandle::new(contact);
-        Ok(Node { drain, engine, published, agent, draining, _events: events, _contact: contact })
+        Ok(Node { drain, engine, agent, draining, _events: events, _contact: contact })
     }
 
     /// Tells everybody, waits, and ends what is left.
@@ -398,45 +384,40 @@ impl Node {
         if !self.engine.stop(LAST_STEPS).await {
             tracing::warn!("some workflows did not end in time");
         }
-        self.published.set_agent(None);
-        if let Some(agent) = Arc::into_inner(self.agent) {
-            agent.shutdown().await;
-        }
+        self.agent.shutdown().await;
     }
 }
 
-/// What a heartbeat is made from.
+/// What a heartbeat says beside what is published.
 struct Beat {
     plan: Plan,
     rtmp_port: u16,
     origin: Option<crate::ids::Origin>,
-    published: Arc<Published>,
     metrics: Arc<Metrics>,
     draining: CancellationToken,
 }
 
 impl Beat {
-    fn picture(&self) -> Heartbeat {
+    fn load(&self) -> Heartbeat {
         let count = |value: i64| u64::try_from(value).unwrap_or(0);
         let pulls = ["native", "ffmpeg"].map(|kind| self.metrics.pulls_in.with_label_values(&[kind]).get());
         Heartbeat {
-            interval_ms: 0,
             origin: self.origin.clone(),
             rtmp_port: Some(self.rtmp_port),
             draining: self.draining.is_cancelled(),
             roles: self.plan.roles.names(),
-            streams: self.published.streams(),
             viewers: count(self.metrics.viewers.get()),
             pulls: count(pulls.iter().sum()),
             received_bytes: self.metrics.received_bytes_total.get(),
             sent_bytes: self.metrics.sent_bytes_total.get(),
             capacity: self.plan.args.max_connections as u64,
+            ..Heartbeat::default()
         }
     }
 }
 
 /// Acts on changes of ownership at once: who watches a stream follows it, and a publisher that lost its name hears of it
-/// from the reply to the heartbeat that is sent now.
+/// from the reply to the heartbeat that is sent now, which names it.
 async fn follow_changes(
     mut changes: mpsc::Receiver<Event>,
     reactors: Arc<Reactors>,
@@ -446,12 +427,12 @@ async fn follow_changes(
     while let Some(event) = changes.recv().await {
         match event {
             Event::Hello => {
-                // Most likely a reactor that was away, and perhaps forgot everything.
+                // Most likely a reactor that was away. It asks for the whole list if it lost it.
                 poke();
                 reactors.changes_missed();
             }
             Event::Change(change) => {
-                if published.is_outdated(&change.stream_name, change.epoch) {
+                if published.changed_hands(&change.stream_name, change.epoch) {
                     poke();
                 }
                 reactors.changed(&change.stream_name);

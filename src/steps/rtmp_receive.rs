@@ -7,9 +7,9 @@
 use super::announce::Announced;
 use super::parameters::{ParameterError, Parameters};
 use super::reactors::{Asker, Reactors, Status, next_status};
-use crate::client::{Published, Registration};
 use crate::ids::{SessionId, StreamName};
 use crate::net::routes::{Place, Publication, PublishRequest, PublishRoute, Refused, RouteGuard, Routes};
+use crate::published::{Published, Registration};
 use crate::relay::FeedRef;
 use futures::future::BoxFuture;
 use mmids_core::workflows::definitions::WorkflowStepDefinition;

@@ -1,9 +1,10 @@
 //! What runs is kept running.
 
 use super::*;
-use crate::client::{ClientMetrics, Http, Published};
+use crate::client::{ClientMetrics, Http};
 use crate::health::Health;
 use crate::net::routes::Routes;
+use crate::published::Published;
 use crate::relay::Feeds;
 use crate::steps::definition;
 use crate::steps::reactors::Identity;
