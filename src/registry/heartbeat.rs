@@ -234,7 +234,7 @@ fn decide(
     let mut all = Decision { record: None, change: None, takeover: false, reply: Vec::new() };
     for session in &said.ended {
         let decision = rules::release(name, *session, all.record.as_ref().unwrap_or(before), scene);
-        let _ = all.add(decision);
+        all.add(decision);
     }
     for stream in &said.streams {
         let decision = rules::restore(stream, speaker, all.record.as_ref().unwrap_or(before), scene);

@@ -466,15 +466,20 @@ impl<'a> Draft<'a> {
         scene: &Scene,
     ) {
         let now = scene.now;
-        match self.owner(scene).map(|owner| (owner.id, is_draining(owner, scene))) {
-            Some((former, leaves)) => {
-                let memory = match former {
-                    Identity::Session(_) => ENDED_MEMORY,
-                    // Long enough for the next time the old node asks again, and no longer: its address is all it is
-                    // known by.
-                    Identity::Source(_) => scene.settings.lease,
-                };
-                self.record.remember_ended(former, now, memory);
+        let alive = self.owner(scene).map(|owner| is_draining(owner, scene));
+        match (self.record.owner.as_ref().map(|owner| owner.id), alive) {
+            // Also one that was silent: it is older than whoever has come.
+            (Some(former @ Identity::Session(_)), _) => {
+                self.record.remember_ended(former, now, ENDED_MEMORY);
+            }
+            // Long enough for the next time the old node asks again, and no longer: its address is all it is known by.
+            (Some(former @ Identity::Source(_)), Some(_)) => {
+                self.record.remember_ended(former, now, scene.settings.lease);
+            }
+            _ => {}
+        }
+        match alive {
+            Some(leaves) => {
                 if !leaves {
                     self.record.hold_down.count(now);
                 }
@@ -482,7 +487,9 @@ impl<'a> Draft<'a> {
             }
             None => self.record.hold_down = HoldDown::default(),
         }
-        self.record.epoch = epoch.unwrap_or_else(|| self.record.epoch.saturating_add(1));
+        // Of equal epochs the winner gets a higher one, so that nobody is taken for the other.
+        let next = self.record.epoch.saturating_add(1);
+        self.record.epoch = epoch.filter(|epoch| *epoch > self.record.epoch).unwrap_or(next);
         self.record.owner = Some(Owner {
             id,
             origin: origin.clone(),
