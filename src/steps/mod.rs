@@ -5,6 +5,7 @@
 //! | [`definition`] | the configuration text, read as the contract writes it |
 //! | [`engine`] | the engine's parts put together, and its step types |
 //! | [`reactors`] | follows the names that steps ask for, and runs the workflows that come back |
+//! | `runs` | which workflows run for a followed name, and on whose account |
 //! | [`executor`] | how an mmids reactor asks its web service: `simple_http` |
 //! | [`announce`] | feeds as the engine's streams: that one begins, and that it ends |
 //! | [`rtmp_receive`], [`rtmp_watch`], [`pull`], [`forwarder`] | the steps |
@@ -19,6 +20,7 @@ pub mod pull;
 pub mod reactors;
 pub mod rtmp_receive;
 pub mod rtmp_watch;
+mod runs;
 
 pub use definition::{Config, ConfigError};
 pub use engine::{Engine, Parts};

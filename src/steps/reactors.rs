@@ -1,7 +1,7 @@
 //! Follows stream names at mmids reactors, and runs the workflows that their answers name.
 //!
 //! It stands where `mmids-core` has its reactor manager, and serves that one's requests too, because the engine's
-//! forwarder makes them. Its own is left out for three faults that a stream server meets daily: each request that arrives
+//! forwarder makes them. What runs for whom is kept in [`super::runs`]. Its own is left out for three faults that a stream server meets daily: each request that arrives
 //! before the first answer makes a lookup and an endless timer of its own; a name that is dropped and wanted again keeps
 //! its old timers; and a workflow that is stopped and started again under its name within a moment is forgotten by the
 //! manager while it runs on. Here a followed name is one task with one lookup at a time, however many ask, and each run
@@ -10,6 +10,7 @@
 //! An answer is final only if it is one: where no reactor answers, what runs goes on.
 
 use super::executor::{self, Settings};
+use super::runs::{self, Followed, Runs};
 use crate::api::{ACCEPT_RTMP_PULL, PublisherLookup, WatcherLookup};
 use crate::client::{Answer, Lookup};
 use crate::ids::{NodeId, Origin, SessionId, StreamName};
@@ -18,7 +19,6 @@ use mmids_core::reactors::manager::ReactorManagerRequest;
 use mmids_core::workflows::definitions::WorkflowDefinition;
 use mmids_core::workflows::manager::{WorkflowManagerRequest, WorkflowManagerRequestOperation};
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
@@ -41,9 +41,6 @@ const RETRY_GONE: Duration = Duration::from_secs(1);
 
 /// When every follower should ask again at once, they do so within this time of one another.
 const SPREAD: Duration = Duration::from_millis(300);
-
-/// Stands between a workflow's name and the number of the run that it belongs to.
-const RUN: char = '~';
 
 /// What is known of a followed name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,9 +87,7 @@ pub struct Reactors {
     manager: UnboundedSender<WorkflowManagerRequest>,
     tasks: TaskTracker,
     followed: Mutex<HashMap<Key, Arc<Follower>>>,
-    /// The followers by the number that is part of their workflows' names.
-    runs: Mutex<HashMap<u64, Arc<Follower>>>,
-    next_run: AtomicU64,
+    runs: Mutex<Runs<Follower>>,
 }
 
 type Key = (String, StreamName, Asker);
@@ -125,7 +120,6 @@ impl Reactors {
             tasks: TaskTracker::new(),
             followed: Mutex::default(),
             runs: Mutex::default(),
-            next_run: AtomicU64::new(0),
         })
     }
 
@@ -148,12 +142,13 @@ impl Reactors {
         let (status, receiver) = watch::channel(Status::Asking);
         let follower = Arc::new(Follower { status, poke: Notify::new(), nudge: Arc::default() });
         followed.insert(key.clone(), follower.clone());
-        let run = self.next_run.fetch_add(1, Ordering::Relaxed);
-        self.runs().insert(run, follower.clone());
+        let place = (key.0.clone(), key.1.clone());
+        let run = self.runs().join(&place, follower.clone());
         let task = Task {
             reactors: self.clone(),
             settings: settings.clone(),
             lookup: lookup.clone(),
+            place,
             run,
             running: Vec::new(),
             epoch: None,
@@ -184,10 +179,7 @@ impl Reactors {
 
     /// A workflow ended. If a follower runs it and did not stop it, it asks again at once, and so starts it again.
     pub fn workflow_ended(&self, name: &str) {
-        let run = name.rsplit_once(RUN).and_then(|(_, run)| run.parse().ok());
-        if let Some(follower) = run.and_then(|run: u64| self.runs().get(&run).cloned()) {
-            follower.poke.notify_one();
-        }
+        self.runs().followers(name).iter().for_each(|follower| follower.poke.notify_one());
     }
 
     /// Changes may have been missed: everybody who watches asks again.
@@ -230,7 +222,7 @@ impl Reactors {
         }
     }
 
-    fn runs(&self) -> MutexGuard<'_, HashMap<u64, Arc<Follower>>> {
+    fn runs(&self) -> MutexGuard<'_, Runs<Follower>> {
         self.runs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -275,6 +267,8 @@ struct Task {
     lookup: Lookup,
     follower: Arc<Follower>,
     key: Key,
+    /// The name at its reactor.
+    place: Followed,
     /// Tells this run's workflows from those of an earlier run that are still being stopped.
     run: u64,
     running: Vec<Arc<String>>,
@@ -394,7 +388,7 @@ impl Task {
     fn apply(&mut self, mut workflows: Vec<WorkflowDefinition>, epoch: Option<u64>) {
         let own: HashMap<Arc<String>, Arc<String>> = workflows
             .iter()
-            .map(|workflow| (workflow.name.clone(), Arc::new(format!("{}{RUN}{}", workflow.name, self.run))))
+            .map(|workflow| (workflow.name.clone(), runs::name(&workflow.name, self.run)))
             .collect();
         let mut routable = HashSet::new();
         for workflow in &mut workflows {
@@ -413,13 +407,10 @@ impl Task {
             }
         }
         let running: Vec<_> = workflows.iter().map(|workflow| workflow.name.clone()).collect();
-        for gone in self.running.iter().filter(|name| !running.contains(name)) {
-            self.request(WorkflowManagerRequestOperation::StopWorkflow { name: gone.clone() });
-        }
+        self.set_running(running);
         for definition in workflows {
             self.request(WorkflowManagerRequestOperation::UpsertWorkflow { definition });
         }
-        self.running = running;
         if epoch.is_some() && std::mem::replace(&mut self.epoch, epoch) != epoch {
             self.follower.nudge.notify_one();
         }
@@ -427,9 +418,18 @@ impl Task {
     }
 
     fn stop_workflows(&mut self) {
-        for name in std::mem::take(&mut self.running) {
+        self.set_running(Vec::new());
+    }
+
+    /// Takes note of what runs now, and stops what nobody wants any more.
+    fn set_running(&mut self, running: Vec<Arc<String>>) {
+        let mut runs = self.reactors.runs();
+        // Told while the lock is held: whoever wants one of them a moment later starts it after this.
+        for name in runs.change(&self.place, &self.running, &running) {
             self.request(WorkflowManagerRequestOperation::StopWorkflow { name });
         }
+        drop(runs);
+        self.running = running;
     }
 
     fn request(&self, operation: WorkflowManagerRequestOperation) {
@@ -447,9 +447,9 @@ impl Task {
                 return false;
             }
             followed.remove(&self.key);
-            self.reactors.runs().remove(&self.run);
         }
         self.stop_workflows();
+        self.reactors.runs().leave(&self.place, &self.follower);
         true
     }
 }
