@@ -471,6 +471,91 @@ async fn a_viewer_that_zaps_in_one_breath_gets_what_it_asked_for_last() {
     eventually("no viewer", || node.metrics.viewers.get() == 0).await;
 }
 
+/// Viewers wait for a stream for longer than a test may take.
+fn patient() -> Settings {
+    Settings { start: SOON * 10, ..Settings::default() }
+}
+
+#[tokio::test]
+async fn a_viewer_that_waits_for_a_stream_and_stops_is_heard_at_once() {
+    let mut node = Node::start();
+    let hub = node.hub("live", Admission::OnDemand, patient());
+    let mut raw = Raw::connect(&node).await;
+    raw.write(&wire().connect("live").call("createStream", 2.0, []).0).await;
+    raw.hears("_result 2 -").await;
+    for (name, end) in [
+        ("a", wire().call("closeStream", 0.0, [])),
+        ("b", wire().call("deleteStream", 0.0, [Value::Number(1.0)])),
+        ("c", wire().call("play", 0.0, [Value::Boolean(false)])),
+        // What else waits behind the play stands in nobody's way.
+        ("d", wire().call("pause", 0.0, [Value::Boolean(true)]).call("closeStream", 0.0, [])),
+    ] {
+        raw.write(&wire().call("play", 4.0, [Value::string(name)]).0).await;
+        assert_eq!(soon("the wish", hub.demand()).await, [Demand::Wanted(name.parse().unwrap())]);
+        assert_eq!(node.metrics.viewers.get(), 1);
+        raw.write(&end.0).await;
+        assert_eq!(soon(name, hub.demand()).await, [Demand::Unwanted(name.parse().unwrap())]);
+        eventually("no viewer", || node.metrics.viewers.get() == 0).await;
+    }
+    // The connection is as good as before.
+    raw.write(&wire().call("createStream", 5.0, []).0).await;
+    raw.hears("_result 5 -").await;
+}
+
+#[tokio::test]
+async fn a_viewer_that_waits_for_a_stream_and_zaps_gets_the_other_one_at_once() {
+    let mut node = Node::start();
+    let hub = node.hub("live", Admission::OnDemand, patient());
+    let _b = show(&hub, "b", 2);
+    for zap in [
+        wire().call("play", 5.0, [Value::string("b")]),
+        wire().call("play2", 5.0, [Value::object([("streamName", Value::string("b"))])]),
+        wire().call("deleteStream", 0.0, [Value::Number(1.0)]).call("play", 5.0, [Value::string("b")]),
+        wire().call("play", 5.0, [Value::string("c")]).call("play", 6.0, [Value::string("b")]),
+    ] {
+        let mut raw = Raw::connect(&node).await;
+        raw.write(&wire().connect("live").call("play", 4.0, [Value::string("a")]).0).await;
+        eventually("the viewer", || node.metrics.viewers.get() == 1).await;
+        raw.write(&zap.0).await;
+        soon("the other stream", async { while raw.media().await.body != keyframe(0, 2).body {} }).await;
+        eventually("one viewer", || node.metrics.viewers.get() == 1).await;
+        drop(raw);
+        eventually("no viewer", || node.metrics.viewers.get() == 0).await;
+    }
+    // The same in one breath, before anything was answered.
+    let mut raw = Raw::connect(&node).await;
+    let zapping = wire()
+        .connect("live")
+        .call("play", 4.0, [Value::string("a")])
+        .call("pause", 0.0, [Value::Boolean(true)])
+        .call("closeStream", 0.0, [])
+        .call("play", 5.0, [Value::string("b")]);
+    raw.write(&zapping.0).await;
+    soon("the other stream", async { while raw.media().await.body != keyframe(0, 2).body {} }).await;
+}
+
+#[tokio::test]
+async fn a_publisher_that_waits_and_stops_is_heard_at_once() {
+    let mut node = Node::start();
+    let mut publishers = node.publishers("live");
+    let mut raw = Raw::connect(&node).await;
+    raw.write(&wire().connect("live").0).await;
+    for end in ["FCUnpublish", "closeStream", "deleteStream"] {
+        // Media is sent without waiting for the answer, as encoders do.
+        let eager = wire().call("publish", 4.0, [Value::string("x")]).message(9, 0, &keyframe(0, 1).body);
+        raw.write(&eager.0).await;
+        let request = publishers.next().await;
+        raw.write(&wire().call(end, 0.0, [Value::string("x")]).0).await;
+        soon(end, request.gone.cancelled()).await;
+    }
+    // It may ask for another name; what it sent for the first one is not part of it.
+    raw.write(&wire().call("publish", 5.0, [Value::string("y")]).0).await;
+    let mut accepted = publishers.accept("y").await;
+    raw.hears("onStatus 0 NetStream.Publish.Start").await;
+    raw.write(&wire().message(9, 0, &keyframe(0, 9).body).0).await;
+    assert_eq!(accepted.packets(1).await, [keyframe(0, 9)]);
+}
+
 #[tokio::test]
 async fn a_viewer_that_asks_and_never_listens_costs_no_memory() {
     /// More than the kernel holds in both directions.

@@ -191,7 +191,11 @@ async fn send_away(
                     if !read? {
                         return Ok(Outcome::Left);
                     }
-                    while connection.session.event().is_some() {}
+                    while let Some(event) = connection.session.event() {
+                        if matches!(event, Event::StopPlay) {
+                            return finish(viewer, Outcome::Stopped).await;
+                        }
+                    }
                     answer(connection, viewer);
                 }
             }

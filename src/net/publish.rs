@@ -27,7 +27,11 @@ const READS: u32 = 64;
 pub(super) async fn run(connection: &mut Connection<'_>, name: StreamName) -> Result<bool, Error> {
     let gone = CancellationToken::new();
     let _gone = gone.clone().drop_guard();
-    let Some(mut publication) = ask(connection, &name, gone).await? else { return Ok(false) };
+    let mut publication = match ask(connection, &name, gone).await? {
+        Asked::Accepted(publication) => publication,
+        Asked::Withdrawn => return Ok(true),
+        Asked::Left => return Ok(false),
+    };
     let _counted = Counted::new(&connection.server.metrics.publishers);
     let media = publication.media.clone();
     let id = publication.id;
@@ -39,18 +43,26 @@ pub(super) async fn run(connection: &mut Connection<'_>, name: StreamName) -> Re
     result
 }
 
-/// Asks the route's owner. Nothing: the peer left meanwhile.
+/// What came of asking for leave to publish; a refusal is an error.
+enum Asked {
+    Accepted(Publication),
+    /// The peer does not want to any more; the connection may be used again.
+    Withdrawn,
+    Left,
+}
+
+/// Asks the route's owner, and listens to the peer meanwhile.
 async fn ask(
     connection: &mut Connection<'_>,
     name: &StreamName,
     gone: CancellationToken,
-) -> Result<Option<Publication>, Error> {
+) -> Result<Asked, Error> {
     let route = connection.server.routes.publish(connection.port, &connection.app, name, connection.peer);
     let route = match route {
         Ok(route) => route,
         Err(no) => {
             connection.refuse_publish(no.reason(), &no.to_string()).await?;
-            return Ok(None);
+            return Ok(Asked::Left);
         }
     };
     let (reply, mut answer) = oneshot::channel();
@@ -71,14 +83,15 @@ async fn ask(
             answer = &mut answer => break answer,
             read = connection.read() => {
                 if !read? {
-                    return Ok(None);
+                    return Ok(Asked::Left);
                 }
-                // Nothing a publisher says before it may publish matters; what it pipelined is media without a stream.
+                // What else comes before the answer is kept for it by the session.
                 while let Some(event) = connection.session.event() {
                     if matches!(event, Event::Unpublish) {
-                        return Ok(None);
+                        return Ok(Asked::Withdrawn);
                     }
                 }
+                connection.flush().await?;
             }
         }
     };
@@ -86,15 +99,15 @@ async fn ask(
         Ok(Ok(publication)) => {
             connection.session.accept_publish();
             connection.flush().await?;
-            Ok(Some(publication))
+            Ok(Asked::Accepted(publication))
         }
         Ok(Err(Refused(text))) => {
             connection.refuse_publish("publish", &text).await?;
-            Ok(None)
+            Ok(Asked::Left)
         }
         Err(_) => {
             connection.refuse_publish("closed", "the app is closed").await?;
-            Ok(None)
+            Ok(Asked::Left)
         }
     }
 }

@@ -15,9 +15,9 @@ pub enum Event {
     /// Audio, video or data of an accepted publisher. Data is always [`DATA_AMF0`](crate::rtmp::message::DATA_AMF0) without its `@setDataFrame`;
     /// aggregates come as the messages in them.
     Media(Message),
-    /// The publisher is done.
+    /// The publisher is done, or withdraws its request before it was answered.
     Unpublish,
-    /// The viewer wants no more.
+    /// The viewer wants no more, or withdraws its request before it was answered.
     StopPlay,
     /// The viewer pauses or goes on. It has been answered.
     Pause {

@@ -12,13 +12,15 @@ use std::collections::VecDeque;
 
 /// One connection's answering side, handshake included.
 ///
-/// A request that waits for its answer holds back all commands and media behind it, so answers leave in order. Methods that
-/// answer do nothing when no such request waits.
+/// A request that waits for its answer holds back all commands and media behind it, so answers leave in order. What ends or
+/// replaces the request is not held back: the request is withdrawn at once, by [`Event::StopPlay`] or [`Event::Unpublish`],
+/// or unheard if its own event has not been taken yet. So take all events after each input, before answering anything.
+/// Methods that answer do nothing when no request waits.
 pub struct Server {
     link: Link,
     state: State,
     events: VecDeque<Event>,
-    deferred: VecDeque<Message>,
+    deferred: VecDeque<(Message, Effect)>,
     deferred_bytes: usize,
     instance: String,
     query: Option<String>,
@@ -40,6 +42,16 @@ enum State {
     Playing,
     /// The connect was refused: nothing is taken any more.
     Closed,
+}
+
+/// What a message does to a publish or play that has no answer yet.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Effect {
+    None,
+    /// Ends it.
+    Ends,
+    /// Ends a play, and begins another.
+    Plays,
 }
 
 /// What the answer to a connect needs to know.
@@ -79,7 +91,7 @@ impl Server {
         }
         while !matches!(self.state, State::Closed) {
             match self.link.arrival(&mut input)? {
-                Some(Arrival::Message(message)) if self.is_waiting() => self.defer(message)?,
+                Some(Arrival::Message(message)) if self.is_waiting() => self.behind_request(message)?,
                 Some(Arrival::Message(message)) => self.message(message)?,
                 Some(Arrival::User(UserControl::PingResponse(time))) => {
                     self.events.push_back(Event::Pong(time))
@@ -258,20 +270,62 @@ impl Server {
         matches!(self.state, State::ConnectAsked(_) | State::PublishAsked | State::PlayAsked { .. })
     }
 
-    fn defer(&mut self, message: Message) -> Result<(), Error> {
+    /// Takes a message that came behind a request which has no answer yet.
+    fn behind_request(&mut self, message: Message) -> Result<(), Error> {
+        let effect = self.effect(&message);
+        // What was held back behind one request may be another one, to which the same applies.
+        while self.is_withdrawn_by(effect) {
+            self.stop();
+            self.resume();
+        }
+        match self.failed.take() {
+            Some(error) => Err(error),
+            None if self.is_waiting() => self.defer(message, effect),
+            None => self.message(message),
+        }
+    }
+
+    fn effect(&self, message: &Message) -> Effect {
+        if !matches!(message.type_id, message::COMMAND_AMF0 | message::COMMAND_AMF3) {
+            return Effect::None;
+        }
+        // A command that cannot be read is an error when its turn comes.
+        let command = Command::parse(message, &self.link.limits);
+        match command.as_ref().map(|command| command.name.as_str()) {
+            Ok("closeStream" | "deleteStream" | "FCUnpublish") => Effect::Ends,
+            Ok("play" | "play2") => Effect::Plays,
+            _ => Effect::None,
+        }
+    }
+
+    fn is_withdrawn_by(&self, effect: Effect) -> bool {
+        match self.state {
+            State::PublishAsked => effect == Effect::Ends,
+            State::PlayAsked { .. } => effect != Effect::None,
+            _ => false,
+        }
+    }
+
+    fn defer(&mut self, message: Message, effect: Effect) -> Result<(), Error> {
         let Limits { deferred_messages: messages, deferred_bytes: bytes, .. } = self.link.limits;
         self.deferred_bytes += message.body.len();
         if self.deferred.len() >= messages || self.deferred_bytes > bytes {
             return Err(Error::Impatient { messages, bytes });
         }
-        self.deferred.push_back(message);
+        self.deferred.push_back((message, effect));
         Ok(())
     }
 
     /// Goes on with what was held back, up to the next request that waits.
     fn resume(&mut self) {
-        while !self.is_waiting() {
-            let Some(message) = self.deferred.pop_front() else {
+        loop {
+            if self.is_waiting() {
+                if !self.deferred.iter().any(|(_, effect)| self.is_withdrawn_by(*effect)) {
+                    return;
+                }
+                self.stop();
+            }
+            let Some((message, _)) = self.deferred.pop_front() else {
                 self.deferred = VecDeque::new();
                 return;
             };
@@ -474,12 +528,19 @@ impl Server {
         if length > max { Err(Error::NameTooLong { what, length, max }) } else { Ok(()) }
     }
 
-    /// Ends what the one stream does.
+    /// Ends what the one stream does, or withdraws what was asked for it.
     fn stop(&mut self) {
-        match self.state {
-            State::Publishing => self.events.push_back(Event::Unpublish),
-            State::Playing => self.events.push_back(Event::StopPlay),
+        let end = match self.state {
+            State::Publishing | State::PublishAsked => Event::Unpublish,
+            State::Playing | State::PlayAsked { .. } => Event::StopPlay,
             _ => return,
+        };
+        // The owner need not hear of a request that is withdrawn before it was taken.
+        let untaken =
+            self.events.iter().rposition(|event| matches!(event, Event::Publish(_) | Event::Play(_)));
+        match untaken.filter(|_| self.is_waiting()) {
+            Some(index) => drop(self.events.remove(index)),
+            None => self.events.push_back(end),
         }
         self.state = State::Idle;
     }

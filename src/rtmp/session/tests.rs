@@ -453,6 +453,68 @@ fn a_viewer_gets_its_status_messages_in_the_order_players_expect() {
 }
 
 #[test]
+fn a_request_that_waits_is_withdrawn_by_what_ends_it() {
+    for (request, taken) in [("publish", Event::Unpublish), ("play", Event::StopPlay)] {
+        for end in ["FCUnpublish", "closeStream", "deleteStream"] {
+            // The owner has taken the request.
+            let mut raw = Raw::connected("live");
+            raw.call(request, 5.0, [Value::string("x")]);
+            assert!(matches!(raw.server.event(), Some(Event::Publish(_) | Event::Play(_))));
+            raw.send_message(&media(message::VIDEO, 1, b"early"));
+            raw.call(end, 0.0, []);
+            assert_eq!((raw.server.event(), raw.server.event()), (Some(taken.clone()), None), "{end}");
+            assert_eq!(raw.server.ignored(), 1, "media without a stream");
+            raw.server.accept_publish();
+            raw.server.accept_play(None);
+            let replies = raw.replies();
+            assert!(!replies.iter().any(|reply| reply.ends_with(".Start")), "{replies:?}");
+            raw.call("createStream", 6.0, []);
+            assert_eq!(raw.replies(), ["_result 6 -"]);
+
+            // The owner has not.
+            let mut raw = Raw::connected("live");
+            raw.call(request, 5.0, [Value::string("x")]);
+            raw.call(end, 0.0, []);
+            raw.call(request, 6.0, [Value::string("y")]);
+            let key = match raw.server.event() {
+                Some(Event::Publish(publish)) => publish.stream_key,
+                Some(Event::Play(play)) => play.stream_key,
+                other => panic!("{other:?}"),
+            };
+            assert_eq!((&key[..], raw.server.event()), ("y", None));
+        }
+    }
+}
+
+#[test]
+fn a_play_that_waits_is_replaced_and_a_publish_is_not() {
+    let mut raw = Raw::connected("live");
+    raw.call("play", 5.0, [Value::string("x")]);
+    assert!(matches!(raw.server.event(), Some(Event::Play(play)) if play.stream_key == "x"));
+    raw.call("publish", 6.0, [Value::string("p")]);
+    raw.call("play", 7.0, [Value::string("y")]);
+    assert_eq!(raw.server.event(), Some(Event::StopPlay));
+    assert!(matches!(raw.server.event(), Some(Event::Publish(publish)) if publish.stream_key == "p"));
+    raw.server.accept_publish();
+    assert_eq!(raw.server.event(), None);
+    assert_eq!(raw.replies().last().unwrap(), "onStatus 0 NetStream.Play.Failed");
+}
+
+#[test]
+fn endless_zapping_keeps_nothing() {
+    let mut raw = Raw::connected("live");
+    for round in 0..10_000 {
+        raw.call("play", 5.0, [Value::string(format!("x{round}"))]);
+        raw.call("publish", 5.0, [Value::string("p")]);
+        raw.call("closeStream", 0.0, []);
+        raw.server.output();
+    }
+    assert_eq!(raw.server.event(), None);
+    raw.call("play", 5.0, [Value::string("y")]);
+    assert!(matches!(raw.server.event(), Some(Event::Play(play)) if play.stream_key == "y"));
+}
+
+#[test]
 fn a_publisher_is_refused_and_evicted_by_bad_name() {
     let mut raw = Raw::connected("live");
     raw.call("publish", 5.0, [Value::string("x")]);
