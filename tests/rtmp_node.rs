@@ -18,7 +18,7 @@ use lb::rtmp::session::{Client, ClientEvent};
 use rtmp_peer::*;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
 const BAD_NAME: &str = "NetStream.Publish.BadName";
@@ -605,6 +605,44 @@ async fn a_drain_sends_everybody_away_in_the_way_they_understand() {
     assert!(soon("the drain", stop).await.unwrap());
     assert!(begun.elapsed() < Duration::from_secs(8), "nobody's deadline held the drain up");
     assert!(TcpStream::connect(node.address()).await.is_err(), "nobody new is taken");
+}
+
+/// Plays `x`, takes nothing of what comes, and reads it all when the node has given up; `drains`: in the middle of a drain.
+async fn left_over(drains: bool) -> Vec<u8> {
+    let mut node = Node::with_spread(Limits::default(), SOON);
+    let settings = Settings { stall: Duration::from_millis(300), ..Settings::default() };
+    let hub = node.hub("watch", Admission::Live, settings);
+    let source = show(&hub, "x", 1);
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(16 << 10).unwrap();
+    let mut raw = Raw::over(socket.connect(node.address()).await.unwrap()).await;
+    raw.write(&wire().connect("watch").call("play", 4.0, [Value::string("x")]).0).await;
+    raw.media().await;
+    // More than the kernel holds, so it ends somewhere in a message.
+    for time in 0..100 {
+        source.push([&Packet::video(time, vec![0x27; 100_000].into())]);
+    }
+    let drain = node.drain.clone();
+    let stop =
+        drains.then(|| tokio::spawn(async move { drain.stop(SOON * 2, Duration::from_secs(1)).await }));
+    eventually("the stall", || node.metrics.viewer_stalls_total.get() == 1).await;
+    let mut rest = Vec::new();
+    soon("the close", raw.socket.read_to_end(&mut rest)).await.unwrap();
+    if let Some(stop) = stop {
+        drop(raw);
+        assert!(soon("the drain", stop).await.unwrap());
+    }
+    rest
+}
+
+#[tokio::test]
+async fn nothing_is_written_into_the_middle_of_a_message_that_a_viewer_did_not_take() {
+    for drains in [false, true] {
+        let rest = left_over(drains).await;
+        assert!(rest.len() < 9_000_000, "it took everything");
+        let said = rest.windows(10).filter(|bytes| bytes == b"NetStream.").count();
+        assert_eq!(said, 0, "drains: {drains}");
+    }
 }
 
 async fn next(pull: &mut Pull) -> Vec<Event> {

@@ -140,22 +140,25 @@ async fn watch(
         }
         answer(connection, viewer);
         tokio::select! {
-            turn = viewer.turn() => {
-                return match turn {
-                    Turn::Ended(_) | Turn::Stopped => Ok(Outcome::Ended),
-                    Turn::Gone(error) => Err(error.into()),
-                    Turn::Stalled => {
-                        tracing::info!(id = connection.id, peer = %connection.peer, "viewer closed: it took nothing for too long");
-                        Ok(Outcome::Left)
-                    }
-                };
-            }
+            turn = viewer.turn() => return after(connection, turn),
             read = connection.read() => {
                 if !read? {
                     return Ok(Outcome::Left);
                 }
             }
             () = draining.cancelled() => return Box::pin(send_away(connection, route, viewer)).await,
+        }
+    }
+}
+
+/// What the end of a viewer's turn means. One that stalled may stand in the middle of a message, so it is told nothing more.
+fn after(connection: &Connection<'_>, turn: Turn) -> Result<Outcome, Error> {
+    match turn {
+        Turn::Ended(_) | Turn::Stopped => Ok(Outcome::Ended),
+        Turn::Gone(error) => Err(error.into()),
+        Turn::Stalled => {
+            tracing::info!(id = connection.id, peer = %connection.peer, "viewer closed: it stopped reading (stalled)");
+            Ok(Outcome::Left)
         }
     }
 }
@@ -181,12 +184,7 @@ async fn send_away(
         loop {
             tokio::select! {
                 () = &mut moment => break,
-                turn = viewer.turn() => {
-                    return match turn {
-                        Turn::Gone(error) => Err(error.into()),
-                        _ => Ok(Outcome::Ended),
-                    };
-                }
+                turn = viewer.turn() => return after(connection, turn),
                 read = connection.read() => {
                     if !read? {
                         return Ok(Outcome::Left);

@@ -68,9 +68,13 @@ impl Node {
     }
 
     pub fn with(limits: Limits) -> Node {
+        Node::with_spread(limits, Duration::from_millis(50))
+    }
+
+    /// A node that sends its viewers away over so much time when it drains.
+    pub fn with_spread(limits: Limits, spread: Duration) -> Node {
         let (routes, drain) = (Routes::new(), Drain::new());
         let metrics = Arc::new(Metrics::new().unwrap());
-        let spread = Duration::from_millis(50);
         let server = Server::new(
             routes.clone(),
             limits,
