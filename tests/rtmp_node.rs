@@ -52,16 +52,20 @@ async fn a_port_an_app_and_a_key_lead_to_one_place() {
     viewer.started().await;
     assert_eq!(viewer.media().await.body, video_header().body);
     for (app, key) in [("watch", "y"), ("live", "x")] {
-        assert_eq!(Peer::play(&node, app, key).await.last_words().await, [NOT_FOUND], "{app}/{key}");
+        assert_eq!(
+            Peer::play(&node, app, key).await.statuses_until_closed().await,
+            [NOT_FOUND],
+            "{app}/{key}"
+        );
     }
-    assert_eq!(Peer::publish(&node, "watch", "x").await.last_words().await, [BAD_NAME]);
+    assert_eq!(Peer::publish(&node, "watch", "x").await.statuses_until_closed().await, [BAD_NAME]);
     for address in [node.address(), SocketAddr::from((Ipv4Addr::LOCALHOST, other))] {
-        let words = Peer::play_at(address, "other", "x").await.last_words().await;
+        let words = Peer::play_at(address, "other", "x").await.statuses_until_closed().await;
         assert_eq!(words, ["NetConnection.Connect.Rejected"], "{address}");
     }
     let elsewhere = SocketAddr::from((Ipv4Addr::LOCALHOST, other));
     assert_eq!(
-        Peer::play_at(elsewhere, "watch", "x").await.last_words().await,
+        Peer::play_at(elsewhere, "watch", "x").await.statuses_until_closed().await,
         ["NetConnection.Connect.Rejected"]
     );
 }
@@ -83,8 +87,16 @@ async fn names_come_without_query_slashes_and_instance_or_not_at_all() {
     }
     let before = node.refused("stream_name");
     for key in ["", "a b", "a{b}", "a/../b", "a//b", "ä", &"n".repeat(256)] {
-        assert_eq!(Peer::publish(&node, "live", key).await.last_words().await, [BAD_NAME], "{key:?}");
-        assert_eq!(Peer::play(&node, "live", key).await.last_words().await, [NOT_FOUND], "{key:?}");
+        assert_eq!(
+            Peer::publish(&node, "live", key).await.statuses_until_closed().await,
+            [BAD_NAME],
+            "{key:?}"
+        );
+        assert_eq!(
+            Peer::play(&node, "live", key).await.statuses_until_closed().await,
+            [NOT_FOUND],
+            "{key:?}"
+        );
     }
     assert_eq!(node.refused("stream_name") - before, 14);
     assert!(publishers.is_quiet());
@@ -111,12 +123,12 @@ async fn addresses_are_allowed_and_denied_in_both_families() {
 
     Peer::play(&node, "open", "x").await.started().await;
     for source in [TcpStream::connect(v6).await.unwrap(), Peer::connect_from(second, node.address()).await] {
-        assert_eq!(peer(source, play()).last_words().await, [NOT_FOUND]);
+        assert_eq!(peer(source, play()).statuses_until_closed().await, [NOT_FOUND]);
     }
     let mut allowed = peer(TcpStream::connect(node.address()).await.unwrap(), publish());
     let (_, _accepted) = tokio::join!(allowed.started(), publishers.accept("x"));
     for source in [TcpStream::connect(v6).await.unwrap(), Peer::connect_from(second, node.address()).await] {
-        assert_eq!(peer(source, publish()).last_words().await, [BAD_NAME]);
+        assert_eq!(peer(source, publish()).statuses_until_closed().await, [BAD_NAME]);
     }
     assert_eq!(node.refused("address"), 4);
 }
@@ -384,13 +396,13 @@ async fn a_refused_publisher_hears_why_and_is_closed_while_it_sends() {
     let (_, mut accepted) = tokio::join!(peer.started(), publishers.accept("x"));
     peer.send(&keyframe(0, 1)).await;
     accepted.evict.take().unwrap().send("another came".into()).unwrap();
-    assert_eq!(peer.last_words().await, [BAD_NAME]);
+    assert_eq!(peer.statuses_until_closed().await, [BAD_NAME]);
 
     // A step that is gone closes its publishers, too.
     let mut peer = Peer::publish(&node, "live", "x").await;
     let (_, accepted) = tokio::join!(peer.started(), publishers.accept("x"));
     drop(accepted);
-    assert_eq!(peer.last_words().await, [BAD_NAME]);
+    assert_eq!(peer.statuses_until_closed().await, [BAD_NAME]);
 }
 
 #[tokio::test]
@@ -597,9 +609,15 @@ async fn a_drain_sends_everybody_away_in_the_way_they_understand() {
     let begun = tokio::time::Instant::now();
     let drain = node.drain.clone();
     let stop = tokio::spawn(async move { drain.stop(SOON, Duration::from_secs(1)).await });
-    assert!(publisher.last_words().await.is_empty(), "an encoder comes back only after a bare disconnect");
+    assert!(
+        publisher.statuses_until_closed().await.is_empty(),
+        "an encoder comes back only after a bare disconnect"
+    );
     accepted.ended().await;
-    assert_eq!(viewer.last_words().await, ["NetStream.Play.UnpublishNotify", "NetStream.Play.Stop"]);
+    assert_eq!(
+        viewer.statuses_until_closed().await,
+        ["NetStream.Play.UnpublishNotify", "NetStream.Play.Stop"]
+    );
     idle.closed().await;
     drop((publisher, viewer, idle));
     assert!(soon("the drain", stop).await.unwrap());
@@ -719,7 +737,7 @@ async fn a_pull_that_went_round_in_a_circle_is_refused_unless_the_stream_is_here
     let published = node.hub("src", Admission::Live, Settings::default());
     let _source = show(&published, "x", 1);
     let looped = "x?lb_hops=other,node-under-test";
-    assert_eq!(Peer::play(&node, "live", looped).await.last_words().await, [NOT_FOUND]);
+    assert_eq!(Peer::play(&node, "live", looped).await.statuses_until_closed().await, [NOT_FOUND]);
     assert_eq!(node.refused("loop"), 1);
     Peer::play(&node, "src", looped).await.started().await;
     // Other nodes' names are no circle.
@@ -741,7 +759,7 @@ async fn many_viewers_are_one_wish() {
     assert_eq!(soon("the wish", hub.demand()).await, [Demand::Wanted("x".parse().unwrap())]);
     assert!(hub.refuse(&"x".parse().unwrap(), "nobody has it"));
     for mut viewer in viewers {
-        assert_eq!(viewer.last_words().await, [NOT_FOUND]);
+        assert_eq!(viewer.statuses_until_closed().await, [NOT_FOUND]);
     }
     eventually("no viewer", || node.metrics.viewers.get() == 0).await;
     let keeper = hub.clone();

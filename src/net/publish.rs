@@ -7,7 +7,7 @@ use super::socket;
 use crate::ids::StreamName;
 use crate::media::Packet;
 use crate::rtmp::Message;
-use crate::rtmp::session::{Event, PublishRefusal};
+use crate::rtmp::session::Event;
 use crate::telemetry::Counted;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
@@ -194,8 +194,8 @@ async fn relay(connection: &mut Connection<'_>, publication: &mut Publication) -
 
 async fn end(connection: &mut Connection<'_>, reason: &str) -> Result<bool, Error> {
     tracing::info!(id = connection.id, peer = %connection.peer, "publisher sent away: {reason}");
-    connection.session.end_publish(PublishRefusal::BadName, reason);
-    connection.farewell().await;
+    connection.session.end_publish(reason);
+    connection.close_gracefully().await;
     Ok(false)
 }
 

@@ -279,7 +279,7 @@ impl Peer {
     }
 
     /// All status codes until the node closes the connection, which it must.
-    pub async fn last_words(&mut self) -> Vec<String> {
+    pub async fn statuses_until_closed(&mut self) -> Vec<String> {
         let mut codes = Vec::new();
         while let Some(event) = self.event().await {
             if let ClientEvent::Status { code, .. } = event {
