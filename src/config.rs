@@ -1,4 +1,4 @@
-//! From the command line to what runs: one pure step, and the reading of files.
+//! From the command line to what runs: one pure step, the reading of files, and a look at which loopback address there is.
 
 use crate::cli::{Args, PullBy, Role};
 use crate::client::Urls;
@@ -7,7 +7,7 @@ use crate::steps::{Config, ConfigError, definition, engine};
 use crate::web::{Secret, Template};
 use clap::ValueEnum;
 use std::collections::{BTreeSet, HashMap};
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::Path;
 
 /// The bundled configuration of an ingest node.
@@ -159,10 +159,8 @@ impl Plan {
     pub fn reactor_urls(&self, embedded: Option<SocketAddr>) -> Result<Urls, Error> {
         let own = embedded.map(|mut address| {
             // A wildcard is no destination.
-            match address {
-                SocketAddr::V4(_) if address.ip().is_unspecified() => address.set_ip([127, 0, 0, 1].into()),
-                SocketAddr::V6(_) if address.ip().is_unspecified() => address.set_ip([127, 0, 0, 1].into()),
-                _ => {}
+            if address.ip().is_unspecified() {
+                address.set_ip(loopback(address.ip(), is_own));
             }
             format!("http://{address}")
         });
@@ -223,6 +221,18 @@ fn read(file: &Path) -> Result<String, Error> {
     std::fs::read_to_string(file).map_err(|error| Error::File { file: file.display().to_string(), error })
 }
 
+/// The loopback address at which a host reaches its own listener on a wildcard address. `[::]` takes IPv4 as well, which
+/// most hosts have; not all have both.
+fn loopback(wildcard: IpAddr, is_own: impl Fn(IpAddr) -> bool) -> IpAddr {
+    let (v4, v6) = (IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST));
+    if wildcard.is_ipv6() && !is_own(v4) && is_own(v6) { v6 } else { v4 }
+}
+
+/// Whether this host has an address: only then can it be bound.
+fn is_own(address: IpAddr) -> bool {
+    UdpSocket::bind((address, 0)).is_ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -260,6 +270,21 @@ mod tests {
         let urls = |address: &str| plan.reactor_urls(Some(address.parse().unwrap())).unwrap().to_string();
         assert!(urls("[::]:4711").starts_with("http://127.0.0.1:4711"));
         assert!(urls("[::1]:4711").starts_with("http://[::1]:4711"));
+    }
+
+    #[test]
+    fn a_wildcard_is_reached_by_the_loopback_address_that_the_host_has() {
+        let (any_v4, any_v6) = (IpAddr::from([0; 4]), IpAddr::from([0; 16]));
+        let found = |wildcard, has: &[&str]| {
+            let has: Vec<IpAddr> = has.iter().map(|address| address.parse().unwrap()).collect();
+            loopback(wildcard, |address| has.contains(&address)).to_string()
+        };
+        assert_eq!(found(any_v6, &["127.0.0.1", "::1"]), "127.0.0.1");
+        assert_eq!(found(any_v6, &["::1"]), "::1");
+        assert_eq!(found(any_v6, &["127.0.0.1"]), "127.0.0.1");
+        assert_eq!(found(any_v4, &["127.0.0.1", "::1"]), "127.0.0.1");
+        assert_eq!(found(any_v4, &["::1"]), "127.0.0.1", "it takes no IPv6");
+        assert_eq!(found(any_v6, &[]), "127.0.0.1");
     }
 
     #[test]

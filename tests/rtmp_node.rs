@@ -18,7 +18,7 @@ use lb::telemetry::Loss;
 use rtmp_peer::*;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::mpsc;
 
@@ -53,16 +53,20 @@ async fn a_port_an_app_and_a_key_lead_to_one_place() {
     viewer.started().await;
     assert_eq!(viewer.media().await.body, video_header().body);
     for (app, key) in [("watch", "y"), ("live", "x")] {
-        assert_eq!(Peer::play(&node, app, key).await.last_words().await, [NOT_FOUND], "{app}/{key}");
+        assert_eq!(
+            Peer::play(&node, app, key).await.statuses_until_closed().await,
+            [NOT_FOUND],
+            "{app}/{key}"
+        );
     }
-    assert_eq!(Peer::publish(&node, "watch", "x").await.last_words().await, [BAD_NAME]);
+    assert_eq!(Peer::publish(&node, "watch", "x").await.statuses_until_closed().await, [BAD_NAME]);
     for address in [node.address(), SocketAddr::from((Ipv4Addr::LOCALHOST, other))] {
-        let words = Peer::play_at(address, "other", "x").await.last_words().await;
+        let words = Peer::play_at(address, "other", "x").await.statuses_until_closed().await;
         assert_eq!(words, ["NetConnection.Connect.Rejected"], "{address}");
     }
     let elsewhere = SocketAddr::from((Ipv4Addr::LOCALHOST, other));
     assert_eq!(
-        Peer::play_at(elsewhere, "watch", "x").await.last_words().await,
+        Peer::play_at(elsewhere, "watch", "x").await.statuses_until_closed().await,
         ["NetConnection.Connect.Rejected"]
     );
 }
@@ -84,8 +88,16 @@ async fn names_come_without_query_slashes_and_instance_or_not_at_all() {
     }
     let before = node.refused("stream_name");
     for key in ["", "a b", "a{b}", "a/../b", "a//b", "ä", &"n".repeat(256)] {
-        assert_eq!(Peer::publish(&node, "live", key).await.last_words().await, [BAD_NAME], "{key:?}");
-        assert_eq!(Peer::play(&node, "live", key).await.last_words().await, [NOT_FOUND], "{key:?}");
+        assert_eq!(
+            Peer::publish(&node, "live", key).await.statuses_until_closed().await,
+            [BAD_NAME],
+            "{key:?}"
+        );
+        assert_eq!(
+            Peer::play(&node, "live", key).await.statuses_until_closed().await,
+            [NOT_FOUND],
+            "{key:?}"
+        );
     }
     assert_eq!(node.refused("stream_name") - before, 14);
     assert!(publishers.is_quiet());
@@ -112,12 +124,12 @@ async fn addresses_are_allowed_and_denied_in_both_families() {
 
     Peer::play(&node, "open", "x").await.started().await;
     for source in [TcpStream::connect(v6).await.unwrap(), Peer::connect_from(second, node.address()).await] {
-        assert_eq!(peer(source, play()).last_words().await, [NOT_FOUND]);
+        assert_eq!(peer(source, play()).statuses_until_closed().await, [NOT_FOUND]);
     }
     let mut allowed = peer(TcpStream::connect(node.address()).await.unwrap(), publish());
     let (_, _accepted) = tokio::join!(allowed.started(), publishers.accept("x"));
     for source in [TcpStream::connect(v6).await.unwrap(), Peer::connect_from(second, node.address()).await] {
-        assert_eq!(peer(source, publish()).last_words().await, [BAD_NAME]);
+        assert_eq!(peer(source, publish()).statuses_until_closed().await, [BAD_NAME]);
     }
     assert_eq!(node.refused("address"), 4);
 }
@@ -383,13 +395,13 @@ async fn a_refused_publisher_hears_why_and_is_closed_while_it_sends() {
     let (_, mut accepted) = tokio::join!(peer.started(), publishers.accept("x"));
     peer.send(&keyframe(0, 1)).await;
     accepted.evict.take().unwrap().send("another came".into()).unwrap();
-    assert_eq!(peer.last_words().await, [BAD_NAME]);
+    assert_eq!(peer.statuses_until_closed().await, [BAD_NAME]);
 
     // A step that is gone closes its publishers, too.
     let mut peer = Peer::publish(&node, "live", "x").await;
     let (_, accepted) = tokio::join!(peer.started(), publishers.accept("x"));
     drop(accepted);
-    assert_eq!(peer.last_words().await, [BAD_NAME]);
+    assert_eq!(peer.statuses_until_closed().await, [BAD_NAME]);
 }
 
 #[tokio::test]
@@ -459,6 +471,91 @@ async fn a_viewer_that_zaps_in_one_breath_gets_what_it_asked_for_last() {
     eventually("no viewer", || node.metrics.viewers.get() == 0).await;
 }
 
+/// Viewers wait for a stream for longer than a test may take.
+fn patient() -> Settings {
+    Settings { start: SOON * 10, ..Settings::default() }
+}
+
+#[tokio::test]
+async fn a_viewer_that_waits_for_a_stream_and_stops_is_heard_at_once() {
+    let mut node = Node::start();
+    let hub = node.hub("live", Admission::OnDemand, patient());
+    let mut raw = Raw::connect(&node).await;
+    raw.write(&wire().connect("live").call("createStream", 2.0, []).0).await;
+    raw.hears("_result 2 -").await;
+    for (name, end) in [
+        ("a", wire().call("closeStream", 0.0, [])),
+        ("b", wire().call("deleteStream", 0.0, [Value::Number(1.0)])),
+        ("c", wire().call("play", 0.0, [Value::Boolean(false)])),
+        // What else waits behind the play stands in nobody's way.
+        ("d", wire().call("pause", 0.0, [Value::Boolean(true)]).call("closeStream", 0.0, [])),
+    ] {
+        raw.write(&wire().call("play", 4.0, [Value::string(name)]).0).await;
+        assert_eq!(soon("the wish", hub.demand()).await, [Demand::Wanted(name.parse().unwrap())]);
+        assert_eq!(node.metrics.viewers.get(), 1);
+        raw.write(&end.0).await;
+        assert_eq!(soon(name, hub.demand()).await, [Demand::Unwanted(name.parse().unwrap())]);
+        eventually("no viewer", || node.metrics.viewers.get() == 0).await;
+    }
+    // The connection is as good as before.
+    raw.write(&wire().call("createStream", 5.0, []).0).await;
+    raw.hears("_result 5 -").await;
+}
+
+#[tokio::test]
+async fn a_viewer_that_waits_for_a_stream_and_zaps_gets_the_other_one_at_once() {
+    let mut node = Node::start();
+    let hub = node.hub("live", Admission::OnDemand, patient());
+    let _b = show(&hub, "b", 2);
+    for zap in [
+        wire().call("play", 5.0, [Value::string("b")]),
+        wire().call("play2", 5.0, [Value::object([("streamName", Value::string("b"))])]),
+        wire().call("deleteStream", 0.0, [Value::Number(1.0)]).call("play", 5.0, [Value::string("b")]),
+        wire().call("play", 5.0, [Value::string("c")]).call("play", 6.0, [Value::string("b")]),
+    ] {
+        let mut raw = Raw::connect(&node).await;
+        raw.write(&wire().connect("live").call("play", 4.0, [Value::string("a")]).0).await;
+        eventually("the viewer", || node.metrics.viewers.get() == 1).await;
+        raw.write(&zap.0).await;
+        soon("the other stream", async { while raw.media().await.body != keyframe(0, 2).body {} }).await;
+        eventually("one viewer", || node.metrics.viewers.get() == 1).await;
+        drop(raw);
+        eventually("no viewer", || node.metrics.viewers.get() == 0).await;
+    }
+    // The same in one breath, before anything was answered.
+    let mut raw = Raw::connect(&node).await;
+    let zapping = wire()
+        .connect("live")
+        .call("play", 4.0, [Value::string("a")])
+        .call("pause", 0.0, [Value::Boolean(true)])
+        .call("closeStream", 0.0, [])
+        .call("play", 5.0, [Value::string("b")]);
+    raw.write(&zapping.0).await;
+    soon("the other stream", async { while raw.media().await.body != keyframe(0, 2).body {} }).await;
+}
+
+#[tokio::test]
+async fn a_publisher_that_waits_and_stops_is_heard_at_once() {
+    let mut node = Node::start();
+    let mut publishers = node.publishers("live");
+    let mut raw = Raw::connect(&node).await;
+    raw.write(&wire().connect("live").0).await;
+    for end in ["FCUnpublish", "closeStream", "deleteStream"] {
+        // Media is sent without waiting for the answer, as encoders do.
+        let eager = wire().call("publish", 4.0, [Value::string("x")]).message(9, 0, &keyframe(0, 1).body);
+        raw.write(&eager.0).await;
+        let request = publishers.next().await;
+        raw.write(&wire().call(end, 0.0, [Value::string("x")]).0).await;
+        soon(end, request.gone.cancelled()).await;
+    }
+    // It may ask for another name; what it sent for the first one is not part of it.
+    raw.write(&wire().call("publish", 5.0, [Value::string("y")]).0).await;
+    let mut accepted = publishers.accept("y").await;
+    raw.hears("onStatus 0 NetStream.Publish.Start").await;
+    raw.write(&wire().message(9, 0, &keyframe(0, 9).body).0).await;
+    assert_eq!(accepted.packets(1).await, [keyframe(0, 9)]);
+}
+
 #[tokio::test]
 async fn a_viewer_that_asks_and_never_listens_costs_no_memory() {
     /// More than the kernel holds in both directions.
@@ -500,14 +597,58 @@ async fn a_drain_sends_everybody_away_in_the_way_they_understand() {
     let begun = tokio::time::Instant::now();
     let drain = node.drain.clone();
     let stop = tokio::spawn(async move { drain.stop(SOON, Duration::from_secs(1)).await });
-    assert!(publisher.last_words().await.is_empty(), "an encoder comes back only after a bare disconnect");
+    assert!(
+        publisher.statuses_until_closed().await.is_empty(),
+        "an encoder comes back only after a bare disconnect"
+    );
     accepted.ended().await;
-    assert_eq!(viewer.last_words().await, ["NetStream.Play.UnpublishNotify", "NetStream.Play.Stop"]);
+    assert_eq!(
+        viewer.statuses_until_closed().await,
+        ["NetStream.Play.UnpublishNotify", "NetStream.Play.Stop"]
+    );
     idle.closed().await;
     drop((publisher, viewer, idle));
     assert!(soon("the drain", stop).await.unwrap());
     assert!(begun.elapsed() < Duration::from_secs(8), "nobody's deadline held the drain up");
     assert!(TcpStream::connect(node.address()).await.is_err(), "nobody new is taken");
+}
+
+/// Plays `x`, takes nothing of what comes, and reads it all when the node has given up; `drains`: in the middle of a drain.
+async fn left_over(drains: bool) -> Vec<u8> {
+    let mut node = Node::with_spread(Limits::default(), SOON);
+    let settings = Settings { stall: Duration::from_millis(300), ..Settings::default() };
+    let hub = node.hub("watch", Admission::Live, settings);
+    let source = show(&hub, "x", 1);
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(16 << 10).unwrap();
+    let mut raw = Raw::over(socket.connect(node.address()).await.unwrap()).await;
+    raw.write(&wire().connect("watch").call("play", 4.0, [Value::string("x")]).0).await;
+    raw.media().await;
+    // More than the kernel holds, so it ends somewhere in a message.
+    for time in 0..100 {
+        source.push(&[Packet::video(time, vec![0x27; 100_000].into())]);
+    }
+    let drain = node.drain.clone();
+    let stop =
+        drains.then(|| tokio::spawn(async move { drain.stop(SOON * 2, Duration::from_secs(1)).await }));
+    eventually("the stall", || node.metrics.viewer_stalls_total.get() == 1).await;
+    let mut rest = Vec::new();
+    soon("the close", raw.socket.read_to_end(&mut rest)).await.unwrap();
+    if let Some(stop) = stop {
+        drop(raw);
+        assert!(soon("the drain", stop).await.unwrap());
+    }
+    rest
+}
+
+#[tokio::test]
+async fn nothing_is_written_into_the_middle_of_a_message_that_a_viewer_did_not_take() {
+    for drains in [false, true] {
+        let rest = left_over(drains).await;
+        assert!(rest.len() < 9_000_000, "it took everything");
+        let said = rest.windows(10).filter(|bytes| bytes == b"NetStream.").count();
+        assert_eq!(said, 0, "drains: {drains}");
+    }
 }
 
 /// A running pull, and the media of its attempt.
@@ -620,7 +761,7 @@ async fn a_pull_that_went_round_in_a_circle_is_refused_unless_the_stream_is_here
     let published = node.hub("src", Admission::Live, Settings::default());
     let _source = show(&published, "x", 1);
     let looped = "x?lb_hops=other,node-under-test";
-    assert_eq!(Peer::play(&node, "live", looped).await.last_words().await, [NOT_FOUND]);
+    assert_eq!(Peer::play(&node, "live", looped).await.statuses_until_closed().await, [NOT_FOUND]);
     assert_eq!(node.refused("loop"), 1);
     Peer::play(&node, "src", looped).await.started().await;
     // Other nodes' names are no circle.
@@ -642,7 +783,7 @@ async fn many_viewers_are_one_wish() {
     assert_eq!(soon("the wish", hub.demand()).await, [Demand::Wanted("x".parse().unwrap())]);
     assert!(hub.refuse(&"x".parse().unwrap(), "nobody has it"));
     for mut viewer in viewers {
-        assert_eq!(viewer.last_words().await, [NOT_FOUND]);
+        assert_eq!(viewer.statuses_until_closed().await, [NOT_FOUND]);
     }
     eventually("no viewer", || node.metrics.viewers.get() == 0).await;
     let keeper = hub.clone();

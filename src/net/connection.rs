@@ -4,7 +4,7 @@ use super::listener::Server;
 use super::{play, publish, socket};
 use crate::ids::StreamName;
 use crate::rtmp;
-use crate::rtmp::session::{Event, PublishRefusal, Server as Session};
+use crate::rtmp::session::{Event, Server as Session};
 use crate::telemetry::{Loss, Seldom};
 use bytes::Bytes;
 use socket2::SockRef;
@@ -14,8 +14,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpStream;
 
-/// How long a last message to a peer may take before the connection is closed without it.
-const FAREWELL: Duration = Duration::from_secs(1);
+/// How long a graceful close may take for each of its two steps: sending what is pending, and waiting for the peer's close.
+const GRACEFUL_CLOSE: Duration = Duration::from_secs(1);
 
 /// How many streams one connection may publish or play after one another; players that zap stay far below.
 const STREAMS: usize = 1000;
@@ -80,7 +80,7 @@ pub(super) async fn serve(server: &Arc<Server>, socket: TcpStream, peer: SocketA
 impl Connection<'_> {
     async fn run(&mut self) -> Result<(), Error> {
         for _ in 0..STREAMS {
-            // In a box of its own, so that what only the negotiation needs is gone while the peer watches for hours.
+            // Boxed, so that the negotiation's state takes no memory while the peer plays for hours.
             let deadline = self.server.limits.negotiation;
             let negotiated = Box::pin(self.negotiate());
             let intent = match tokio::time::timeout(deadline, negotiated).await {
@@ -106,8 +106,8 @@ impl Connection<'_> {
     /// Reads until the peer wants to publish or play. Nothing: it left, or the node stops.
     async fn negotiate(&mut self) -> Result<Option<Intent>, Error> {
         let draining = self.server.drain.draining().clone();
-        // Who has asked for nothing yet is not told: an encoder takes an error on its first connect for final, and comes
-        // back after a mere disconnect.
+        // A peer that has asked for nothing yet is disconnected without an error: encoders take an error on their first
+        // connect for final, and reconnect after a mere disconnect.
         while !draining.is_cancelled() {
             while let Some(event) = self.session.event() {
                 if let Some(intent) = self.consider(event).await? {
@@ -115,7 +115,7 @@ impl Connection<'_> {
                 }
             }
             self.flush().await?;
-            // What was held back behind an answer may be an error, and no more bytes may come to show it.
+            // Reports a protocol error in messages that were held back until the answer: no more input may follow them.
             self.session.input(&[])?;
             tokio::select! {
                 read = self.read() => {
@@ -166,13 +166,13 @@ impl Connection<'_> {
         Err(self.refused(reason, text).await)
     }
 
-    /// Tells a publisher no, and closes: OBS hangs on one without the other.
+    /// Refuses a publisher and closes: OBS hangs on one without the other.
     pub async fn refuse_publish(&mut self, reason: &'static str, text: &str) -> Result<(), Error> {
-        self.session.reject_publish(PublishRefusal::BadName, text);
+        self.session.reject_publish(text);
         Err(self.refused(reason, text).await)
     }
 
-    /// Tells a viewer that there is no such stream, and closes.
+    /// Answers a viewer that there is no such stream, and closes.
     pub async fn refuse_play(&mut self, reason: &'static str, text: &str) -> Result<(), Error> {
         self.session.reject_play(text);
         Err(self.refused(reason, text).await)
@@ -184,14 +184,14 @@ impl Connection<'_> {
         if let Some(held_back) = REFUSED.pass() {
             tracing::info!(id = self.id, peer = %self.peer, app = self.app, reason, held_back, "refused: {text}");
         }
-        self.farewell().await;
+        self.close_gracefully().await;
         Error::Refused(text.to_owned())
     }
 
-    /// Sends what is left to say, for a moment at most.
-    pub async fn farewell(&mut self) {
-        if let Ok(Ok(())) = tokio::time::timeout(FAREWELL, self.flush()).await {
-            // The peer reads the last words before it notices the end, which a reset would not let it.
+    /// Closes gracefully: sends what is pending, ends the sending side, and reads until the peer closes or the time is up. A
+    /// close with unread input would be a reset, and could cost the peer what was sent last.
+    pub async fn close_gracefully(&mut self) {
+        if let Ok(Ok(())) = tokio::time::timeout(GRACEFUL_CLOSE, self.flush()).await {
             if let Err(error) = SockRef::from(self.socket.as_ref()).shutdown(std::net::Shutdown::Write) {
                 tracing::debug!(id = self.id, %error, "shutdown");
                 return;
@@ -199,8 +199,8 @@ impl Connection<'_> {
             let ignore = |_: &[u8]| Ok::<(), io::Error>(());
             let drained =
                 async { while matches!(socket::receive(&self.socket, ignore).await, Ok(n) if n > 0) {} };
-            // Running out of time is as good: the connection is closed either way.
-            drop(tokio::time::timeout(FAREWELL, drained).await);
+            // After the timeout the connection is closed all the same.
+            drop(tokio::time::timeout(GRACEFUL_CLOSE, drained).await);
         }
     }
 
@@ -212,7 +212,7 @@ impl Connection<'_> {
         Ok(n > 0)
     }
 
-    /// Writes what the session has to say.
+    /// Writes the session's pending output.
     pub async fn flush(&mut self) -> Result<(), Error> {
         let mut output: Bytes = self.session.output();
         while !output.is_empty() {

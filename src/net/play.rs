@@ -11,7 +11,7 @@ use crate::telemetry::Counted;
 use futures::FutureExt;
 use std::time::Duration;
 
-/// How long a viewer that is sent away may take for its last message.
+/// How long a viewer that is disconnected may take to read the rest of the message that was begun.
 const LAST_MESSAGE: Duration = Duration::from_secs(1);
 
 /// Plays until the peer stops (`true`: the connection may be used again), leaves, or the stream ends.
@@ -26,7 +26,7 @@ pub(super) async fn run(
         Err(no) => return connection.refuse_play(no.reason(), &no.to_string()).await.map(|()| false),
     };
     if looped && route.hub.admission() == Admission::OnDemand {
-        // A stream that is published here may be pulled from here; one that is not would go round in a circle.
+        // A stream that is published here may be pulled from here; one that is not would be pulled in a loop.
         return connection.refuse_play("loop", "this node would pull from itself").await.map(|()| false);
     }
     let gauge = match route.pulls {
@@ -73,7 +73,7 @@ pub(super) async fn run(
         Outcome::Left => Ok(false),
         Outcome::Ended => {
             connection.session.end_play();
-            connection.farewell().await;
+            connection.close_gracefully().await;
             Ok(false)
         }
     }
@@ -91,7 +91,7 @@ async fn wait(connection: &mut Connection<'_>, interest: &Interest) -> Result<Wa
     let draining = connection.server.drain.draining().clone();
     let ready = interest.ready();
     tokio::pin!(ready);
-    // Where there is something to show, all answers go out with it in one write; who has to wait gets them now.
+    // If the stream can start at once, the pending answers go out with it in one write; otherwise they are sent now.
     if let Some(ready) = ready.as_mut().now_or_never() {
         return Ok(ready.map_or_else(Waited::Ended, |()| Waited::Ready));
     }
@@ -130,7 +130,7 @@ async fn watch(
 ) -> Result<Outcome, Error> {
     let draining = connection.server.drain.draining().clone();
     loop {
-        // First of all, as what the peer said before its play was accepted waits here.
+        // Events first: commands that came before the play was accepted are among them.
         while let Some(event) = connection.session.event() {
             match event {
                 Event::StopPlay => return finish(viewer, Outcome::Stopped).await,
@@ -140,22 +140,25 @@ async fn watch(
         }
         answer(connection, viewer);
         tokio::select! {
-            turn = viewer.turn() => {
-                return match turn {
-                    Turn::Ended(_) | Turn::Stopped => Ok(Outcome::Ended),
-                    Turn::Gone(error) => Err(error.into()),
-                    Turn::Stalled => {
-                        tracing::info!(id = connection.id, peer = %connection.peer, "viewer closed: it took nothing for too long");
-                        Ok(Outcome::Left)
-                    }
-                };
-            }
+            turn = viewer.turn() => return after(connection, turn),
             read = connection.read() => {
                 if !read? {
                     return Ok(Outcome::Left);
                 }
             }
             () = draining.cancelled() => return Box::pin(send_away(connection, route, viewer)).await,
+        }
+    }
+}
+
+/// What the end of a viewer's turn means. One that stalled may stand in the middle of a message, so it is told nothing more.
+fn after(connection: &Connection<'_>, turn: Turn) -> Result<Outcome, Error> {
+    match turn {
+        Turn::Ended(_) | Turn::Stopped => Ok(Outcome::Ended),
+        Turn::Gone(error) => Err(error.into()),
+        Turn::Stalled => {
+            tracing::info!(id = connection.id, peer = %connection.peer, "viewer closed: it stopped reading (stalled)");
+            Ok(Outcome::Left)
         }
     }
 }
@@ -168,7 +171,8 @@ fn answer(connection: &mut Connection<'_>, viewer: &mut Viewer) {
     }
 }
 
-/// The node drains: other nodes look elsewhere at once; viewers go one by one, or they would all come back at once.
+/// The node drains: pulls are disconnected at once, viewers at random moments of the drain's spread, so that they do not all
+/// reconnect at once.
 async fn send_away(
     connection: &mut Connection<'_>,
     route: &PlayRoute,
@@ -181,17 +185,16 @@ async fn send_away(
         loop {
             tokio::select! {
                 () = &mut moment => break,
-                turn = viewer.turn() => {
-                    return match turn {
-                        Turn::Gone(error) => Err(error.into()),
-                        _ => Ok(Outcome::Ended),
-                    };
-                }
+                turn = viewer.turn() => return after(connection, turn),
                 read = connection.read() => {
                     if !read? {
                         return Ok(Outcome::Left);
                     }
-                    while connection.session.event().is_some() {}
+                    while let Some(event) = connection.session.event() {
+                        if matches!(event, Event::StopPlay) {
+                            return finish(viewer, Outcome::Stopped).await;
+                        }
+                    }
                     answer(connection, viewer);
                 }
             }
@@ -200,8 +203,8 @@ async fn send_away(
     finish(viewer, Outcome::Ended).await
 }
 
-/// What was begun is finished before anything else is said. A peer that does not take it in time cannot be told anything
-/// any more: it would stand in the middle of a message.
+/// Ends the media at a message border. A peer that does not take the rest of a message in time gets nothing more: it would
+/// be read as a part of that message.
 async fn finish(viewer: &mut Viewer, outcome: Outcome) -> Result<Outcome, Error> {
     viewer.stop();
     match tokio::time::timeout(LAST_MESSAGE, viewer.turn()).await {

@@ -7,7 +7,7 @@ use super::socket;
 use crate::ids::StreamName;
 use crate::media::Packet;
 use crate::relay::{Feed, FeedRef};
-use crate::rtmp::session::{Event, PublishRefusal};
+use crate::rtmp::session::Event;
 use crate::telemetry::{Counted, Loss};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
@@ -33,7 +33,11 @@ pub(super) async fn run(connection: &mut Connection<'_>, name: StreamName) -> Re
     let gone = CancellationToken::new();
     let _gone = gone.clone().drop_guard();
     let mut feed = connection.server.feeds.begin(None);
-    let Some(publication) = ask(connection, &name, feed.reference(), gone).await? else { return Ok(false) };
+    let publication = match ask(connection, &name, feed.reference(), gone).await? {
+        Asked::Accepted(publication) => publication,
+        Asked::Withdrawn => return Ok(true),
+        Asked::Left => return Ok(false),
+    };
     let _counted = Counted::new(&connection.server.metrics.publishers);
     tracing::info!(id = connection.id, peer = %connection.peer, stream = %name, "publish");
     let result = relay(connection, &mut feed, publication).await;
@@ -41,19 +45,27 @@ pub(super) async fn run(connection: &mut Connection<'_>, name: StreamName) -> Re
     result
 }
 
-/// Asks the route's owner. Nothing: the peer left meanwhile.
+/// What came of asking for leave to publish; a refusal is an error.
+enum Asked {
+    Accepted(Publication),
+    /// The peer does not want to any more; the connection may be used again.
+    Withdrawn,
+    Left,
+}
+
+/// Asks the route's owner, and listens to the peer meanwhile.
 async fn ask(
     connection: &mut Connection<'_>,
     name: &StreamName,
     feed: FeedRef,
     gone: CancellationToken,
-) -> Result<Option<Publication>, Error> {
+) -> Result<Asked, Error> {
     let route = connection.server.routes.publish(connection.port, &connection.app, name, connection.peer);
     let route = match route {
         Ok(route) => route,
         Err(no) => {
             connection.refuse_publish(no.reason(), &no.to_string()).await?;
-            return Ok(None);
+            return Ok(Asked::Left);
         }
     };
     let (reply, mut answer) = oneshot::channel();
@@ -74,14 +86,15 @@ async fn ask(
             answer = &mut answer => break answer,
             read = connection.read() => {
                 if !read? {
-                    return Ok(None);
+                    return Ok(Asked::Left);
                 }
-                // Nothing a publisher says before it may publish matters; what it pipelined is media without a stream.
+                // What else comes before the answer is kept for it by the session.
                 while let Some(event) = connection.session.event() {
                     if matches!(event, Event::Unpublish) {
-                        return Ok(None);
+                        return Ok(Asked::Withdrawn);
                     }
                 }
+                connection.flush().await?;
             }
         }
     };
@@ -89,15 +102,15 @@ async fn ask(
         Ok(Ok(publication)) => {
             connection.session.accept_publish();
             connection.flush().await?;
-            Ok(Some(publication))
+            Ok(Asked::Accepted(publication))
         }
         Ok(Err(Refused(text))) => {
             connection.refuse_publish("publish", &text).await?;
-            Ok(None)
+            Ok(Asked::Left)
         }
         Err(_) => {
             connection.refuse_publish("closed", "the app is closed").await?;
-            Ok(None)
+            Ok(Asked::Left)
         }
     }
 }
@@ -215,7 +228,7 @@ async fn hand_on(
 
 async fn end(connection: &mut Connection<'_>, reason: &str) -> Result<bool, Error> {
     tracing::info!(id = connection.id, peer = %connection.peer, "publisher sent away: {reason}");
-    connection.session.end_publish(PublishRefusal::BadName, reason);
-    connection.farewell().await;
+    connection.session.end_publish(reason);
+    connection.close_gracefully().await;
     Ok(false)
 }

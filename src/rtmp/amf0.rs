@@ -162,11 +162,6 @@ impl<'a> Reader<'a> {
         Reader { body, offset: 0, depth: 0, values: 0, limits: *limits }
     }
 
-    /// Bytes read so far.
-    pub fn offset(&self) -> usize {
-        self.offset
-    }
-
     fn take(&mut self, count: usize) -> Result<&'a [u8], Error> {
         let rest = self.body.get(self.offset..).unwrap_or_default();
         let taken = rest.get(..count).ok_or(Error::AmfTruncated { offset: self.offset })?;

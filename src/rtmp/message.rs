@@ -101,9 +101,9 @@ pub enum UserControl {
     },
     /// A stream is a recording.
     StreamIsRecorded(u32),
-    /// Are you there? With the sender's time.
+    /// A ping request, with the sender's timestamp.
     PingRequest(u32),
-    /// I am. With the request's time.
+    /// A ping response, with the request's timestamp.
     PingResponse(u32),
     /// An event of another kind, which is ignored.
     Other(u16),
@@ -237,7 +237,7 @@ impl Command {
         Command { name: name.to_owned(), transaction, object, arguments: arguments.into() }
     }
 
-    /// Reads a command message, in AMF 0 or in AMF 3's disguise of it. Only a missing name is an error. A missing
+    /// Reads a command message, in AMF 0 or of the AMF 3 type. Only a missing name is an error. A missing
     /// transaction id is 0, and arguments are read up to the first that cannot be.
     pub fn parse(message: &Message, limits: &Limits) -> Result<Command, Error> {
         let body = amf0_body(message);
@@ -283,7 +283,7 @@ pub const SET_DATA_FRAME: &[u8] = b"\x02\x00\x0d@setDataFrame";
 
 /// A data message in the form in which it is passed on: type [`DATA_AMF0`], and without the `@setDataFrame` wrapper, so
 /// that the body starts with its real name. `None` if there is no name, or if values are nested deeper than `limits`
-/// allow: such a message could harm those who read it. Other faults are the readers' affair.
+/// allow: such a message could crash a viewer that parses it. Nothing else is checked.
 pub fn plain_data(message: &Message, limits: &amf0::Limits) -> Option<Message> {
     let mut body = amf0_body(message);
     if body.starts_with(SET_DATA_FRAME) {

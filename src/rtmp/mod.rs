@@ -101,7 +101,7 @@ pub enum Error {
         "chunk stream {chunk_stream_id}: the first chunk has a header of format {format}; only 0 is allowed"
     )]
     NoHeader {
-        /// Where.
+        /// The chunk stream.
         chunk_stream_id: u32,
         /// The format of the header that came.
         format: u8,
@@ -111,7 +111,7 @@ pub enum Error {
         "chunk stream {chunk_stream_id}: a header of format {format} inside an unfinished message; only 3 is allowed"
     )]
     HeaderInsideMessage {
-        /// Where.
+        /// The chunk stream.
         chunk_stream_id: u32,
         /// The format of the header that came.
         format: u8,
@@ -121,7 +121,7 @@ pub enum Error {
         "chunk stream {chunk_stream_id}: a message of type {type_id} with {length} bytes; at most {max} are allowed"
     )]
     MessageTooLong {
-        /// Where.
+        /// The chunk stream.
         chunk_stream_id: u32,
         /// The message's type.
         type_id: u8,
@@ -141,7 +141,7 @@ pub enum Error {
     /// More unfinished messages than [`Limits::partial_messages`].
     #[error("chunk stream {chunk_stream_id}: one unfinished message too many; at most {max} are allowed")]
     TooManyPartialMessages {
-        /// Where.
+        /// The chunk stream.
         chunk_stream_id: u32,
         /// The limit.
         max: usize,
@@ -151,7 +151,7 @@ pub enum Error {
         "chunk stream {chunk_stream_id}: unfinished messages are too large; {max} bytes together are allowed"
     )]
     TooManyPartialBytes {
-        /// Where.
+        /// The chunk stream.
         chunk_stream_id: u32,
         /// The limit.
         max: usize,
@@ -207,7 +207,7 @@ pub enum Error {
     /// A command message that does not begin with a name (§7.1.1).
     #[error("command on chunk stream {chunk_stream_id}: it does not begin with a name")]
     Command {
-        /// Where.
+        /// The chunk stream.
         chunk_stream_id: u32,
     },
     /// An app or stream key is too long.

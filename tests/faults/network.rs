@@ -107,6 +107,27 @@ fn hosts_without_ipv4_do_everything() {
     assert_none_lost(&viewers);
 }
 
+/// A node and its reactor in one process, which listens to whatever the host has; a viewer sees what is published there.
+#[track_caller]
+fn one_process_serves(host: &Host) {
+    let flags =
+        ["--role", "all", "--heartbeat", "300ms", "--drain-timeout", "3s", "--reactor-listen", "[::]:0"];
+    let all = Lb::start_on(host, &flags);
+    let _publisher = publish(&all, "x", session(1));
+    wait_for("the stream to be known", SOON, || stream(all.reactor(), "x").is_some());
+    assert_none_lost(&watch(&all, "x", 1, 1));
+}
+
+#[test]
+fn a_node_finds_the_reactor_beside_it_on_hosts_of_one_family() {
+    let _machine = shared_machine();
+    one_process_serves(&Host::start_ipv6_only());
+    let host = Host::start();
+    host.run(&["sh", "-c", "echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6"]);
+    host.run(&["sh", "-c", "! ip -6 address show dev lo | grep -q inet6"]);
+    one_process_serves(&host);
+}
+
 #[test]
 fn clocks_an_hour_apart_change_nothing() {
     let _machine = shared_machine();

@@ -69,10 +69,14 @@ impl Node {
     }
 
     pub fn with(limits: Limits) -> Node {
+        Node::with_spread(limits, Duration::from_millis(50))
+    }
+
+    /// A node that sends its viewers away over so much time when it drains.
+    pub fn with_spread(limits: Limits, spread: Duration) -> Node {
         let (routes, drain) = (Routes::new(), Drain::new());
         let metrics = Arc::new(Metrics::new().unwrap());
         let feeds = Feeds::new(metrics.clone());
-        let spread = Duration::from_millis(50);
         let server = Server::new(
             routes.clone(),
             feeds.clone(),
@@ -307,7 +311,7 @@ impl Peer {
     }
 
     /// All status codes until the node closes the connection, which it must.
-    pub async fn last_words(&mut self) -> Vec<String> {
+    pub async fn statuses_until_closed(&mut self) -> Vec<String> {
         let mut codes = Vec::new();
         while let Some(event) = self.event().await {
             if let ClientEvent::Status { code, .. } = event {

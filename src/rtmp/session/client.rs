@@ -66,7 +66,7 @@ pub enum ClientEvent {
     Publishing,
     /// Audio, video or data of the stream that is played, in the form of [`super::Event::Media`].
     Media(Message),
-    /// Any other status, and every error; what it means is the owner's affair.
+    /// Any other status, and every error; the owner decides what it means.
     Status {
         /// For example `NetStream.Play.StreamNotFound`.
         code: String,
@@ -266,7 +266,7 @@ impl Client {
         }
     }
 
-    /// Takes leave: `FCUnpublish` of a publisher, `deleteStream`. Nothing is taken any more; close the connection once the
+    /// Ends the session: `FCUnpublish` of a publisher, `deleteStream`. Nothing is taken any more; close the connection once the
     /// output is written.
     pub fn close(&mut self) {
         if matches!(self.state, State::Open) {

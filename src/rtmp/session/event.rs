@@ -10,14 +10,14 @@ pub enum Event {
     Connect(Connect),
     /// It wants to publish. Waits for [`super::Server::accept_publish`] or [`super::Server::reject_publish`].
     Publish(Publish),
-    /// It wants to play. Waits for [`super::Server::accept_play`], [`super::Server::reject_play`] or [`super::Server::fail_play`].
+    /// It wants to play. Waits for [`super::Server::accept_play`] or [`super::Server::reject_play`].
     Play(Play),
     /// Audio, video or data of an accepted publisher. Data is always [`DATA_AMF0`](crate::rtmp::message::DATA_AMF0) without its `@setDataFrame`;
     /// aggregates come as the messages in them.
     Media(Message),
-    /// The publisher is done.
+    /// The publisher is done, or withdraws its request before it was answered.
     Unpublish,
-    /// The viewer wants no more.
+    /// The viewer wants no more, or withdraws its request before it was answered.
     StopPlay,
     /// The viewer pauses or goes on. It has been answered.
     Pause {
@@ -25,13 +25,6 @@ pub enum Event {
         paused: bool,
         /// Where the viewer is, in milliseconds, as it says.
         millis: f64,
-    },
-    /// The viewer switches audio or video on or off.
-    Receive {
-        /// Whether it wants audio, if it said so.
-        audio: Option<bool>,
-        /// Whether it wants video, if it said so.
-        video: Option<bool>,
     },
     /// The answer to [`super::Server::ping`], with the time that was given there.
     Pong(u32),
@@ -127,23 +120,5 @@ pub(super) struct Redacted;
 impl fmt::Debug for Redacted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("…")
-    }
-}
-
-/// Why a publisher is refused or sent away. Close the connection as well: OBS waits for ever on one without the other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PublishRefusal {
-    /// `NetStream.Publish.BadName`: the name is bad or taken. The code that every encoder understands.
-    BadName,
-    /// `NetStream.Publish.Denied`: this publisher may not.
-    Denied,
-}
-
-impl PublishRefusal {
-    pub(super) fn code(self) -> &'static str {
-        match self {
-            PublishRefusal::BadName => "NetStream.Publish.BadName",
-            PublishRefusal::Denied => "NetStream.Publish.Denied",
-        }
     }
 }

@@ -1,8 +1,8 @@
 //! One connection, from its first byte to its last: [`Server`] answers, [`Client`] asks.
 //!
 //! Both eat bytes with `input`, hand out events with `event` and bytes with `output`. Acknowledgements, pings and chunk
-//! sizes are their own business; who may do what is not: a server waits for `accept_…` or `reject_…`, and whatever the
-//! peer sends until then is kept in order, within limits.
+//! sizes are their own business; who may do what is not: a server waits for `accept_…` or `reject_…`, and keeps in order,
+//! within limits, what the peer sends until then, unless that withdraws the request.
 //!
 //! The media that a viewer gets does not pass through its session. The relay writes messages once for all viewers, on
 //! message stream [`PLAY_STREAM_ID`] in chunks of [`OUT_CHUNK_SIZE`]; a session's output may stand between any two of them.
@@ -14,7 +14,7 @@ mod names;
 mod server;
 
 pub use client::{Client, ClientEvent, Target};
-pub use event::{Connect, Event, Play, Publish, PublishKind, PublishRefusal};
+pub use event::{Connect, Event, Play, Publish, PublishKind};
 pub use server::Server;
 
 /// The chunk size that both kinds of session announce before they send anything longer than the default's 128 bytes. Most
@@ -53,8 +53,8 @@ const CAPS_EX: u32 = 0b1110;
 /// writes and reads it.
 const RELAY_ID: &str = "relayId";
 
-/// The property of the answer to `connect` by which an lb node says that it is one, with its version. It takes all calls of
-/// a client at once, in any order of arrival and answer, and keeps the query apart from the stream key.
+/// The property of the answer to `connect` by which an lb node says that it is one; its value is the version. Such a server
+/// takes pipelined calls, and does not count the query to the stream key.
 const LB: &str = "lb";
 
 /// "Can forward", in the codec maps of Enhanced RTMP v2.

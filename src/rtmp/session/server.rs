@@ -1,8 +1,10 @@
 //! The answering side of a connection.
 
-use super::event::{Connect, Event, Play, Publish, PublishKind, PublishRefusal};
+mod calls;
+
+use super::event::Event;
 use super::link::{Arrival, Link, info};
-use super::{CAN_FORWARD, CAPS_EX, LB, PLAY_STREAM_ID, RELAY_ID, WINDOW_ACK_SIZE, names};
+use super::{LB, PLAY_STREAM_ID, RELAY_ID, WINDOW_ACK_SIZE};
 use crate::rtmp::amf0::{self, Value};
 use crate::rtmp::handshake::{self, Nonce};
 use crate::rtmp::message::{self, Command, Control, Message, UserControl};
@@ -10,15 +12,20 @@ use crate::rtmp::{Error, Limits};
 use bytes::Bytes;
 use std::collections::VecDeque;
 
+/// The status of a publish that is refused or ended by this side.
+const BAD_NAME: &str = "NetStream.Publish.BadName";
+
 /// One connection's answering side, handshake included.
 ///
-/// A request that waits for its answer holds back all commands and media behind it, so answers leave in order. Methods that
-/// answer do nothing when no such request waits.
+/// A request that waits for its answer holds back all commands and media behind it, so answers leave in order. What ends or
+/// replaces the request is not held back: the request is withdrawn at once, by [`Event::StopPlay`] or [`Event::Unpublish`],
+/// or unheard if its own event has not been taken yet. So take all events after each input, before answering anything.
+/// Methods that answer do nothing when no request waits.
 pub struct Server {
     link: Link,
     state: State,
     events: VecDeque<Event>,
-    deferred: VecDeque<Message>,
+    deferred: VecDeque<(Message, Effect)>,
     deferred_bytes: usize,
     instance: String,
     query: Option<String>,
@@ -40,6 +47,16 @@ enum State {
     Playing,
     /// The connect was refused: nothing is taken any more.
     Closed,
+}
+
+/// What a message does to a publish or play that has no answer yet.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Effect {
+    None,
+    /// Ends it.
+    Ends,
+    /// Ends a play, and begins another.
+    Plays,
 }
 
 /// What the answer to a connect needs to know.
@@ -79,7 +96,7 @@ impl Server {
         }
         while !matches!(self.state, State::Closed) {
             match self.link.arrival(&mut input)? {
-                Some(Arrival::Message(message)) if self.is_waiting() => self.defer(message)?,
+                Some(Arrival::Message(message)) if self.is_waiting() => self.behind_request(message)?,
                 Some(Arrival::Message(message)) => self.message(message)?,
                 Some(Arrival::User(UserControl::PingResponse(time))) => {
                     self.events.push_back(Event::Pong(time))
@@ -171,23 +188,25 @@ impl Server {
         self.resume();
     }
 
-    /// Answers [`Event::Publish`] with a refusal. The media that the publisher sent already is dropped.
-    pub fn reject_publish(&mut self, code: PublishRefusal, description: &str) {
+    /// Answers [`Event::Publish`]: `NetStream.Publish.BadName`, the refusal that every encoder understands. The media that the
+    /// publisher sent already is dropped. Close the connection as well: OBS waits for ever on one without the other.
+    pub fn reject_publish(&mut self, description: &str) {
         if !matches!(self.state, State::PublishAsked) {
             return;
         }
         self.state = State::Idle;
-        self.link.status("error", code.code(), description);
+        self.link.status("error", BAD_NAME, description);
         self.resume();
     }
 
-    /// Sends a publisher away that was accepted before, for example because another one took over.
-    pub fn end_publish(&mut self, code: PublishRefusal, description: &str) {
+    /// Sends a publisher away that was accepted before, for example because another one took over; otherwise as
+    /// [`Server::reject_publish`].
+    pub fn end_publish(&mut self, description: &str) {
         if matches!(self.state, State::Publishing) {
             self.state = State::Idle;
-            self.link.status("error", code.code(), description);
+            self.link.status("error", BAD_NAME, description);
         } else {
-            self.reject_publish(code, description);
+            self.reject_publish(description);
         }
     }
 
@@ -214,18 +233,9 @@ impl Server {
 
     /// Answers [`Event::Play`]: `NetStream.Play.StreamNotFound`.
     pub fn reject_play(&mut self, description: &str) {
-        self.refuse_play("NetStream.Play.StreamNotFound", description);
-    }
-
-    /// Answers [`Event::Play`]: `NetStream.Play.Failed`, for reasons that are not the stream's absence.
-    pub fn fail_play(&mut self, description: &str) {
-        self.refuse_play("NetStream.Play.Failed", description);
-    }
-
-    fn refuse_play(&mut self, code: &str, description: &str) {
         if matches!(self.state, State::PlayAsked { .. }) {
             self.state = State::Idle;
-            self.link.status("error", code, description);
+            self.link.status("error", "NetStream.Play.StreamNotFound", description);
             self.resume();
         }
     }
@@ -258,20 +268,62 @@ impl Server {
         matches!(self.state, State::ConnectAsked(_) | State::PublishAsked | State::PlayAsked { .. })
     }
 
-    fn defer(&mut self, message: Message) -> Result<(), Error> {
+    /// Takes a message that came behind a request which has no answer yet.
+    fn behind_request(&mut self, message: Message) -> Result<(), Error> {
+        let effect = self.effect(&message);
+        // What was held back behind one request may be another one, to which the same applies.
+        while self.is_withdrawn_by(effect) {
+            self.stop();
+            self.resume();
+        }
+        match self.failed.take() {
+            Some(error) => Err(error),
+            None if self.is_waiting() => self.defer(message, effect),
+            None => self.message(message),
+        }
+    }
+
+    fn effect(&self, message: &Message) -> Effect {
+        if !matches!(message.type_id, message::COMMAND_AMF0 | message::COMMAND_AMF3) {
+            return Effect::None;
+        }
+        // A command that cannot be read is an error when its turn comes.
+        let command = Command::parse(message, &self.link.limits);
+        match command.as_ref().map(|command| command.name.as_str()) {
+            Ok("closeStream" | "deleteStream" | "FCUnpublish") => Effect::Ends,
+            Ok("play" | "play2") => Effect::Plays,
+            _ => Effect::None,
+        }
+    }
+
+    fn is_withdrawn_by(&self, effect: Effect) -> bool {
+        match self.state {
+            State::PublishAsked => effect == Effect::Ends,
+            State::PlayAsked { .. } => effect != Effect::None,
+            _ => false,
+        }
+    }
+
+    fn defer(&mut self, message: Message, effect: Effect) -> Result<(), Error> {
         let Limits { deferred_messages: messages, deferred_bytes: bytes, .. } = self.link.limits;
         self.deferred_bytes += message.body.len();
         if self.deferred.len() >= messages || self.deferred_bytes > bytes {
             return Err(Error::Impatient { messages, bytes });
         }
-        self.deferred.push_back(message);
+        self.deferred.push_back((message, effect));
         Ok(())
     }
 
     /// Goes on with what was held back, up to the next request that waits.
     fn resume(&mut self) {
-        while !self.is_waiting() {
-            let Some(message) = self.deferred.pop_front() else {
+        loop {
+            if self.is_waiting() {
+                if !self.deferred.iter().any(|(_, effect)| self.is_withdrawn_by(*effect)) {
+                    return;
+                }
+                self.stop();
+            }
+            let Some((message, _)) = self.deferred.pop_front() else {
                 self.deferred = VecDeque::new();
                 return;
             };
@@ -315,198 +367,20 @@ impl Server {
         }
     }
 
-    fn command(&mut self, command: &Command) -> Result<(), Error> {
-        if matches!(self.state, State::Greeted) {
-            match command.name.as_str() {
-                "connect" => self.connect(command)?,
-                _ => self.link.ignored += 1,
-            }
-            return Ok(());
-        }
-        match command.name.as_str() {
-            "createStream" => match self.state {
-                State::Idle => self.link.result(command, Value::Number(PLAY_STREAM_ID.into())),
-                _ => self.link.error(command, "One stream a connection."),
-            },
-            "releaseStream" | "_checkbw" => self.link.result(command, Value::Undefined),
-            "getStreamLength" => self.link.result(command, Value::Number(0.0)),
-            "FCPublish" => {
-                self.link.result(command, Value::Undefined);
-                self.notify("onFCPublish", "NetStream.Publish.Start", "FCPublish to stream.");
-            }
-            "FCSubscribe" => {
-                self.link.result(command, Value::Undefined);
-                self.notify("onFCSubscribe", "NetStream.Play.Start", "FCSubscribe to stream.");
-            }
-            "FCUnpublish" => {
-                self.link.result(command, Value::Undefined);
-                self.notify("onFCUnpublish", "NetStream.Unpublish.Success", "FCUnpublish to stream.");
-                self.stop();
-            }
-            "publish" => self.publish(command)?,
-            // `play(false)` is how ActionScript stops.
-            "play" if command.argument(0) == Some(&Value::Boolean(false)) => self.stop(),
-            "play" => {
-                let number =
-                    |index, default| command.argument(index).and_then(Value::as_number).unwrap_or(default);
-                let reset = command.argument(3).and_then(Value::as_bool).unwrap_or(true);
-                self.play(command.argument(0), number(1, -2.0), number(2, -1.0), reset)?;
-            }
-            "play2" => {
-                let options = command.argument(0);
-                let number = |name, default| {
-                    options.and_then(|options| options.get(name)?.as_number()).unwrap_or(default)
-                };
-                let key = options.and_then(|options| options.get("streamName"));
-                self.play(key, number("start", -2.0), number("len", -1.0), true)?;
-            }
-            "pause" | "pauseRaw" if matches!(self.state, State::Playing) => {
-                let paused = command.argument(0).and_then(Value::as_bool).unwrap_or(true);
-                let millis = command.argument(1).and_then(Value::as_number).unwrap_or(0.0);
-                match paused {
-                    true => self.link.status("status", "NetStream.Pause.Notify", "Paused."),
-                    false => self.link.status("status", "NetStream.Unpause.Notify", "Playing again."),
-                }
-                self.events.push_back(Event::Pause { paused, millis });
-            }
-            "receiveAudio" => {
-                let audio = command.argument(0).and_then(Value::as_bool);
-                self.events.push_back(Event::Receive { audio, video: None });
-            }
-            "receiveVideo" => {
-                let video = command.argument(0).and_then(Value::as_bool);
-                self.events.push_back(Event::Receive { audio: None, video });
-            }
-            // A warning, as players take an error for the end.
-            "seek" => {
-                self.link.status("warning", "NetStream.Seek.Failed", "A live stream has one place only.")
-            }
-            "closeStream" => {
-                match self.state {
-                    State::Publishing => {
-                        self.link.status("status", "NetStream.Unpublish.Success", "Stopped publishing.");
-                    }
-                    State::Playing => self.link.status("status", "NetStream.Play.Stop", "Stopped playing."),
-                    _ => {}
-                }
-                self.stop();
-            }
-            "deleteStream" => self.stop(),
-            // Answers to what was never asked: an answer to them could go on for ever.
-            "_result" | "_error" | "onStatus" => self.link.ignored += 1,
-            _ => {
-                self.link.ignored += 1;
-                self.link.error(command, "Unknown call.");
-            }
-        }
-        Ok(())
-    }
-
-    fn connect(&mut self, command: &Command) -> Result<(), Error> {
-        let text = |name| command.object.get(name).and_then(Value::as_str).unwrap_or_default();
-        let (app, tc_url) = (text("app"), text("tcUrl"));
-        self.check_length("app", app)?;
-        self.check_length("tcUrl", tc_url)?;
-        let names::App { app, instance, query } = names::split_app(app);
-        let (tc_url, tc_query) = names::split_query(tc_url);
-        self.instance = instance;
-        self.query = query.or(tc_query);
-        let connect = Connect {
-            app,
-            query: self.query.clone(),
-            tc_url: tc_url.to_owned(),
-            flash_ver: text("flashVer").to_owned(),
-        };
-        self.state = State::ConnectAsked(Box::new(ConnectCall {
-            transaction: command.transaction,
-            enhanced: enhanced_answer(&command.object),
-        }));
-        self.events.push_back(Event::Connect(connect));
-        Ok(())
-    }
-
-    fn publish(&mut self, command: &Command) -> Result<(), Error> {
-        if !matches!(self.state, State::Idle) {
-            self.link.status(
-                "error",
-                PublishRefusal::BadName.code(),
-                "This connection has a stream already.",
-            );
-            return Ok(());
-        }
-        let (stream_key, query) = self.stream_key(command.argument(0))?;
-        let kind = command.argument(1).and_then(Value::as_str).unwrap_or_default();
-        let kind = match kind.to_ascii_lowercase().as_str() {
-            "record" => PublishKind::Record,
-            "append" => PublishKind::Append,
-            _ => PublishKind::Live,
-        };
-        self.state = State::PublishAsked;
-        self.events.push_back(Event::Publish(Publish { stream_key, query, kind }));
-        Ok(())
-    }
-
-    fn play(&mut self, key: Option<&Value>, start: f64, duration: f64, reset: bool) -> Result<(), Error> {
-        match self.state {
-            State::Idle => {}
-            // Another play replaces the one that runs.
-            State::Playing => self.stop(),
-            _ => {
-                self.link.status("error", "NetStream.Play.Failed", "This connection publishes.");
-                return Ok(());
-            }
-        }
-        let (stream_key, query) = self.stream_key(key)?;
-        self.state = State::PlayAsked { reset };
-        self.events.push_back(Event::Play(Play { stream_key, query, start, duration, reset }));
-        Ok(())
-    }
-
-    fn stream_key(&self, value: Option<&Value>) -> Result<(String, Option<String>), Error> {
-        let key = value.and_then(Value::as_str).unwrap_or_default();
-        self.check_length("stream key", key)?;
-        let (name, query) = names::stream_key(&self.instance, key);
-        Ok((name, query.or_else(|| self.query.clone())))
-    }
-
-    fn check_length(&self, what: &'static str, text: &str) -> Result<(), Error> {
-        let (length, max) = (text.len(), self.link.limits.name_bytes);
-        if length > max { Err(Error::NameTooLong { what, length, max }) } else { Ok(()) }
-    }
-
-    /// Ends what the one stream does.
+    /// Ends what the one stream does, or withdraws what was asked for it.
     fn stop(&mut self) {
-        match self.state {
-            State::Publishing => self.events.push_back(Event::Unpublish),
-            State::Playing => self.events.push_back(Event::StopPlay),
+        let end = match self.state {
+            State::Publishing | State::PublishAsked => Event::Unpublish,
+            State::Playing | State::PlayAsked { .. } => Event::StopPlay,
             _ => return,
+        };
+        // The owner need not hear of a request that is withdrawn before it was taken.
+        let untaken =
+            self.events.iter().rposition(|event| matches!(event, Event::Publish(_) | Event::Play(_)));
+        match untaken.filter(|_| self.is_waiting()) {
+            Some(index) => drop(self.events.remove(index)),
+            None => self.events.push_back(end),
         }
         self.state = State::Idle;
     }
-
-    fn notify(&mut self, name: &str, code: &str, description: &str) {
-        let info = [info("status", code, description)];
-        self.link.command(0, Command::new(name, 0.0, Value::Null, info));
-    }
-}
-
-/// Answers in kind to the fields of Enhanced RTMP in a connect's object: every codec can be forwarded, as bodies are
-/// passed on verbatim.
-fn enhanced_answer(object: &Value) -> amf0::Properties {
-    let mut answer = Vec::new();
-    if let Some(Value::StrictArray(codecs)) = object.get("fourCcList") {
-        let codecs = codecs.iter().filter(|codec| codec.as_str().is_some()).cloned().collect();
-        answer.push(("fourCcList".to_owned(), Value::StrictArray(codecs)));
-    }
-    for name in ["videoFourCcInfoMap", "audioFourCcInfoMap"] {
-        if object.get(name).is_some() {
-            let any_codec = Value::object([("*", Value::Number(CAN_FORWARD))]);
-            answer.push((name.to_owned(), any_codec));
-        }
-    }
-    if let Some(caps) = object.get("capsEx").and_then(Value::as_number) {
-        // The cast saturates, so any number is safe.
-        answer.push(("capsEx".to_owned(), Value::Number((caps as u32 & CAPS_EX).into())));
-    }
-    answer
 }
