@@ -4,10 +4,11 @@
 
 use bytes::Bytes;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use lb::client::{ClientMetrics, Http, Published};
+use lb::client::{ClientMetrics, Http};
 use lb::ids::{NodeId, StreamName};
 use lb::media::Packet;
 use lb::net::routes::{Incoming, Publication, PublishRequest, Routes};
+use lb::published::Published;
 use lb::relay::ring::Ring;
 use lb::relay::{Admission, Gather, Hub, Settings, Sink};
 use lb::steps::reactors::Identity;

@@ -3,10 +3,11 @@
 //! Events are a shortcut, not the truth: whatever is missed, on the way or because the reader is behind, is made up for by
 //! one [`Event::Hello`], on which the node asks again for everything that it follows.
 
+use super::http::{CALL_DEADLINE, Http, cause};
+use super::metrics::ClientMetrics;
 use super::retry::pauses;
-use super::targets::{Target, Targets};
-use super::urls::endpoint;
-use super::{CALL_DEADLINE, ClientMetrics, Http, PLAIN_SERVER_RETRY, Urls};
+use super::targets::{PLAIN_SERVER_RETRY, Target, Targets};
+use super::urls::{Urls, endpoint};
 use crate::api::Change;
 use bytes::Bytes;
 use eventsource_stream::EventStream;
@@ -140,7 +141,7 @@ impl Follower {
 
     /// Hands on the events of one connection until it ends; says why it did.
     async fn follow(&mut self, response: Response, silence: Duration) -> Result<String, Gone> {
-        let bytes = response.bytes_stream().map(|chunk| chunk.map_err(|error| super::http::cause(&error)));
+        let bytes = response.bytes_stream().map(|chunk| chunk.map_err(|error| cause(&error)));
         let mut events = pin!(EventStream::new(guarded(bytes, silence)));
         let mut greeted = false;
         loop {
