@@ -2,7 +2,7 @@
 //! between modules of a floor or between files of a module, and on a name that has one place.
 
 // A test fails by panicking; Clippy's switch for tests does not reach helpers outside of `#[test]` functions.
-#![allow(clippy::expect_used)]
+#![allow(clippy::expect_used, clippy::indexing_slicing)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
