@@ -37,6 +37,9 @@ pub(super) struct Roster {
     streams: BTreeMap<SessionId, Stream>,
     /// To be told, beside what [`State::Sending`] has yet to send. All of them are in `streams`.
     changed: BTreeSet<SessionId>,
+    /// Told, and a reactor said neither that they own their name nor that they do not: it has no room, or has just
+    /// started. Regular heartbeats name them again.
+    unjudged: BTreeSet<SessionId>,
     /// To be told, the oldest first.
     ended: VecDeque<PublisherRelease>,
     forgotten: u64,
@@ -74,8 +77,8 @@ struct InFlight {
     /// So many from the front of [`Roster::ended`].
     ended: usize,
     then: Then,
-    /// It names streams, so that an answer without a word on any of them is one of a reactor that forgot.
-    names: bool,
+    /// The streams that it names.
+    named: BTreeSet<SessionId>,
 }
 
 /// The state once the report is answered.
@@ -139,6 +142,7 @@ impl Roster {
             sizes,
             streams: BTreeMap::new(),
             changed: BTreeSet::new(),
+            unjudged: BTreeSet::new(),
             ended: VecDeque::new(),
             forgotten: 0,
             since: None,
@@ -156,6 +160,7 @@ impl Roster {
     pub(super) fn end(&mut self, release: PublisherRelease) {
         self.streams.remove(&release.session);
         self.changed.remove(&release.session);
+        self.unjudged.remove(&release.session);
         if self.ended.len() >= self.sizes.ended_kept {
             self.unanswered();
             self.ended.pop_front();
@@ -195,18 +200,24 @@ impl Roster {
         self.unanswered();
         let ended: Vec<_> = self.ended.iter().take(self.sizes.report / 2).cloned().collect();
         let room = self.sizes.report - ended.len();
-        let mut chosen = match self.state {
+        let mut named: BTreeSet<SessionId> = match self.state {
             State::Sending { after } => self.changed_before(after, room / 2),
             State::Complete { .. } => self.changed.iter().take(room).copied().collect(),
         };
-        let in_turn = match self.state {
-            State::Sending { after } => self.behind(after).take(room - chosen.len()).collect(),
-            State::Complete { audited } => self.audit(audited, room - chosen.len(), occasion),
+        if occasion == Occasion::Regular {
+            let most = (room - named.len()).min(self.sizes.report / 2);
+            named.extend(self.unjudged.iter().take(most));
+        }
+        let room = room - named.len();
+        let in_turn: Vec<SessionId> = match (&self.state, occasion) {
+            (State::Sending { after }, _) => self.behind(*after).take(room).collect(),
+            (State::Complete { audited }, Occasion::Regular) => self.audit(*audited, &named, room),
+            (State::Complete { .. }, Occasion::Early) => Vec::new(),
         };
         let last = in_turn.last().copied();
-        chosen.extend(in_turn);
-        let streams: Vec<_> = chosen.iter().filter_map(|session| self.named(*session)).collect();
-        let changed = chosen.into_iter().filter(|session| self.changed.remove(session)).collect();
+        named.extend(in_turn);
+        let streams = named.iter().filter_map(|session| self.named(*session)).collect();
+        let changed = named.iter().copied().filter(|session| self.changed.remove(session)).collect();
         let then = match self.state {
             State::Sending { after } => {
                 let after = last.or(after);
@@ -216,7 +227,7 @@ impl Roster {
             State::Complete { audited } => Then::Complete { audited: last.or(audited) },
         };
         let complete = matches!(then, Then::Sent);
-        self.in_flight = Some(InFlight { changed, ended: ended.len(), then, names: !streams.is_empty() });
+        self.in_flight = Some(InFlight { changed, ended: ended.len(), then, named });
         Report {
             since: self.since.clone(),
             published: u64::try_from(self.streams.len()).unwrap_or(u64::MAX),
@@ -228,20 +239,17 @@ impl Roster {
     }
 
     /// What changed among the streams that were sent already. It gets half of a piece at most: the list must get on.
-    fn changed_before(&self, after: Option<SessionId>, most: usize) -> Vec<SessionId> {
+    fn changed_before(&self, after: Option<SessionId>, most: usize) -> BTreeSet<SessionId> {
         let sent = after.map(|after| self.changed.range(..=after).take(most).copied());
         sent.into_iter().flatten().collect()
     }
 
     /// The next unchanged streams in turn, all around the list at most once.
-    fn audit(&self, audited: Option<SessionId>, room: usize, occasion: Occasion) -> Vec<SessionId> {
-        if occasion == Occasion::Early {
-            return Vec::new();
-        }
+    fn audit(&self, audited: Option<SessionId>, named: &BTreeSet<SessionId>, room: usize) -> Vec<SessionId> {
         let around = audited.map(|audited| self.streams.range(..=audited).map(|(session, _)| *session));
         let in_turn = self.behind(audited).chain(around.into_iter().flatten());
-        let unchanged = in_turn.filter(|session| !self.changed.contains(session));
-        unchanged.take(room.min(self.sizes.audit)).collect()
+        let others = in_turn.filter(|session| !named.contains(session));
+        others.take(room.min(self.sizes.audit)).collect()
     }
 
     fn behind(&self, after: Option<SessionId>) -> impl Iterator<Item = SessionId> {
@@ -266,7 +274,7 @@ impl Roster {
         };
         self.ended.drain(..in_flight.ended.min(self.ended.len()));
         self.since = Some(reply.since.clone()).filter(|since| !since.is_empty());
-        let silent = in_flight.names && reply.owned.is_empty() && reply.superseded.is_empty();
+        let silent = self.judge(&in_flight.named, reply);
         self.state = match in_flight.then {
             _ if reply.want_all => State::Sending { after: None },
             Then::Sending { after } => State::Sending { after },
@@ -283,6 +291,20 @@ impl Roster {
             _ if self.changed.is_empty() && self.ended.is_empty() => Next::Rest,
             _ => Next::More,
         }
+    }
+
+    /// Keeps account of what a reactor said nothing of; true if that is everything that was named.
+    fn judge(&mut self, named: &BTreeSet<SessionId>, reply: &HeartbeatReply) -> bool {
+        let owned = reply.owned.iter().map(|stream| stream.session);
+        let judged: BTreeSet<_> = owned.chain(reply.superseded.iter().map(|lost| lost.session)).collect();
+        for session in named {
+            if judged.contains(session) {
+                self.unjudged.remove(session);
+            } else if self.streams.contains_key(session) {
+                self.unjudged.insert(*session);
+            }
+        }
+        !named.is_empty() && judged.is_empty()
     }
 
     /// Nobody answered the report in flight.

@@ -247,3 +247,26 @@ fn a_reactor_that_says_nothing_of_the_named_streams_is_told_again() {
     assert_eq!(roster.answered(&silent), Next::Silent);
     assert_eq!(roster.next(Occasion::Early).streams.len(), 1);
 }
+
+#[test]
+fn a_stream_that_a_reactor_says_nothing_of_is_named_in_each_regular_heartbeat_until_it_does() {
+    let mut model = Model::new(Roster::new().sizes);
+    (0..2000).for_each(|key| model.publish(key as u8));
+    let without_room = model.live[77];
+    // Says whether it was named, and what is next.
+    let mut beat = |occasion, room| {
+        let report = model.roster.next(occasion);
+        let mut reply = model.reactors[0].heartbeat(&report, &model.roster.sizes);
+        reply.owned.retain(|stream| room || stream.session != without_room);
+        let named = report.streams.iter().any(|stream| stream.session == without_room);
+        (named, model.roster.answered(&reply))
+    };
+    while beat(Occasion::Early, false).1 != Next::Rest {}
+    for _ in 0..3 {
+        assert_eq!(beat(Occasion::Early, false), (false, Next::Rest), "it is not urgent");
+        assert_eq!(beat(Occasion::Regular, false), (true, Next::Rest));
+    }
+    assert_eq!(beat(Occasion::Regular, true), (true, Next::Rest));
+    let named = (0..2000 / AUDIT_STREAMS).filter(|_| beat(Occasion::Regular, true).0).count();
+    assert!(named <= 1, "it is one of 2,000 now");
+}
