@@ -5,8 +5,8 @@
 //! | `POST /publisher_lookup` | [`PublisherLookup`] | `200`, empty, [`EPOCH_HEADER`] if a session was named; `400`, `409`, `503` [`Refusal`] |
 //! | `POST /publisher_release` | [`PublisherRelease`] | `204`, whether or not the session still owned the name |
 //! | `POST /watcher_lookup` | [`WatcherLookup`] | `200`, workflow text, [`ORIGIN_HEADER`], [`EPOCH_HEADER`]; `404`, `400`, `503` [`Refusal`] |
-//! | `PUT /nodes/{node}` | [`Heartbeat`] | `200` [`HeartbeatReply`] |
-//! | `DELETE /nodes/{node}?instance=HEX` | | `204`; the leases of that process of the node end |
+//! | `PUT /nodes/{node}` | [`Heartbeat`] | `200` [`HeartbeatReply`]; `400`, `409`, `413`, `503` [`Refusal`] |
+//! | `DELETE /nodes/{node}?instance=HEX` | | `204`; the streams of that process of the node end, without `instance` those of the node |
 //! | `GET /events` | | Server-Sent Events, see [`Change`] |
 //! | `GET /streams`, `GET /nodes` | | `200` [`StreamList`], [`NodeList`] |
 //!
@@ -74,17 +74,29 @@ pub struct Refusal {
     pub error: String,
 }
 
-/// The most entries of each list in a [`Heartbeat`]. With the longest names, a body of so many is some 180 KB.
+/// The most streams in one [`Heartbeat`], and the most ends of publishes. Whatever the length of the names, its body and
+/// reply stay below half a megabyte.
 pub const HEARTBEAT_STREAMS: usize = 500;
 
-/// What a node is and what changed on it, sent every few seconds. It renews the leases of all streams of the node,
-/// whether or not they are named: what did not change since the last one that was answered need not be.
+/// A node's sign of life, sent every few seconds: its load, and what changed in the list of its streams. It keeps every
+/// stream that a reactor knows of this process, whether it is named here or not.
 ///
-/// A reactor that lacks the rest says so ([`HeartbeatReply::want_all`]) and gets all streams in consecutive calls.
+/// A reactor that does not know the rest of the list says so ([`HeartbeatReply::want_all`]). The node then sends its
+/// streams anew in consecutive heartbeats of at most [`HEARTBEAT_STREAMS`], the last of them `complete`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Heartbeat {
-    /// Milliseconds until the next one is due. A node that stays silent for three of them has lost its leases.
+    /// Milliseconds until the next one is due. A node that stays silent for three of them has lost its streams.
     pub interval_ms: u64,
+    /// This process of the node: random at its start. Missing from older programs, which list all their streams in each
+    /// heartbeat.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<SessionId>,
+    /// [`HeartbeatReply::since`] of the last reply that the node has taken in; missing: it has none yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<String>,
+    /// How many streams are published on it in all.
+    #[serde(default)]
+    pub published: u64,
     /// See [`PublisherLookup::origin`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<Origin>,
@@ -97,26 +109,14 @@ pub struct Heartbeat {
     /// The roles of the process.
     #[serde(default)]
     pub roles: Vec<String>,
-    /// This process, a random id made at its start: a later process may have the same node id. Missing from older
-    /// programs, whose `streams` are all that is published each time.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub instance: Option<SessionId>,
-    /// [`HeartbeatReply::since`] of the last reply that was taken in. Missing: there was none, or the node lost count of
-    /// what it has told and begins anew.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub since: Option<String>,
-    /// How many streams are published on it in all.
-    #[serde(default)]
-    pub published: u64,
-    /// The streams that are new or changed since the last heartbeat that was answered, and some unchanged ones in turn:
-    /// at most [`HEARTBEAT_STREAMS`].
+    /// What was published or changed since the last heartbeat that was answered, then some unchanged streams in turn, so
+    /// that whatever was lost on the way heals. At most [`HEARTBEAT_STREAMS`].
     #[serde(default)]
     pub streams: Vec<PublishedStream>,
-    /// The publishes that ended since the last heartbeat that was answered, at most [`HEARTBEAT_STREAMS`]. They ended
-    /// before `streams` became what they are.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    /// Publishes that ended since the last heartbeat that was answered. At most [`HEARTBEAT_STREAMS`].
+    #[serde(default)]
     pub ended: Vec<PublisherRelease>,
-    /// With this call, every stream has been sent since the reactor asked for all of them.
+    /// With this heartbeat every stream has been sent since the reactor asked for all.
     #[serde(default)]
     pub complete: bool,
     /// Viewers connected to it.
@@ -151,19 +151,16 @@ pub struct PublishedStream {
 /// What a reactor thinks of a heartbeat.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HeartbeatReply {
-    /// The node sends this word back with its next heartbeat, so that a reactor sees whether they speak of the same list.
-    /// Its meaning is the reactor's. Empty in the replies of older programs, which keep no list, and while the store
-    /// cannot be reached.
+    /// What the next heartbeat carries as [`Heartbeat::since`]. Means nothing to the node.
     #[serde(default)]
     pub since: String,
-    /// Of those in [`Heartbeat::streams`], the ones that own their name, with their epochs.
+    /// The listed streams that this node owns, with their epochs.
     #[serde(default)]
     pub owned: Vec<PublishedStream>,
-    /// Of those in [`Heartbeat::streams`], the ones that own their name no longer: the node closes their publishers.
+    /// The listed sessions that own their name no longer: the node closes those publishers.
     #[serde(default)]
     pub superseded: Vec<PublisherRelease>,
-    /// The rest of the node's streams is not known, or no longer: it sends all of them, from the beginning, in calls of
-    /// at most [`HEARTBEAT_STREAMS`], the last of them [`Heartbeat::complete`].
+    /// The rest of the node's list is not known here: it sends everything, from the beginning, in pieces.
     #[serde(default)]
     pub want_all: bool,
 }
@@ -225,6 +222,6 @@ pub struct NodeEntry {
     pub node: NodeId,
     /// Milliseconds since its last heartbeat.
     pub silent_ms: u64,
-    /// That heartbeat.
+    /// That heartbeat, without streams: [`StreamList`] has them, and [`Heartbeat::published`] their number.
     pub heartbeat: Heartbeat,
 }
