@@ -114,11 +114,10 @@ pub struct Heartbeat {
     /// at most [`HEARTBEAT_STREAMS`].
     #[serde(default)]
     pub streams: Vec<PublishedStream>,
-    /// The publishes that ended since the last heartbeat that was answered, at most [`HEARTBEAT_STREAMS`]. They ended
-    /// before `streams` became what they are.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    /// Publishes that ended since the last heartbeat that was answered. At most [`HEARTBEAT_STREAMS`].
+    #[serde(default)]
     pub ended: Vec<PublisherRelease>,
-    /// With this call, every stream has been sent since the reactor asked for all of them.
+    /// With this heartbeat every stream has been sent since the reactor asked for all.
     #[serde(default)]
     pub complete: bool,
     /// Viewers connected to it.
@@ -153,19 +152,16 @@ pub struct PublishedStream {
 /// What a reactor thinks of a heartbeat.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HeartbeatReply {
-    /// The node sends this word back with its next heartbeat, so that a reactor sees whether they speak of the same list.
-    /// Its meaning is the reactor's. Empty in the replies of older programs, which keep no list, and while the store
-    /// cannot be reached.
+    /// What the next heartbeat carries as [`Heartbeat::since`]. Means nothing to the node.
     #[serde(default)]
     pub since: String,
-    /// Of those in [`Heartbeat::streams`], the ones that own their name, with their epochs.
+    /// The listed streams that this node owns, with their epochs.
     #[serde(default)]
     pub owned: Vec<PublishedStream>,
-    /// Of those in [`Heartbeat::streams`], the ones that own their name no longer: the node closes their publishers.
+    /// The listed sessions that own their name no longer: the node closes those publishers.
     #[serde(default)]
     pub superseded: Vec<PublisherRelease>,
-    /// The rest of the node's streams is not known, or no longer: it sends all of them, from the beginning, in calls of
-    /// at most [`HEARTBEAT_STREAMS`], the last of them [`Heartbeat::complete`].
+    /// The rest of the node's list is not known here: it sends everything, from the beginning, in pieces.
     #[serde(default)]
     pub want_all: bool,
 }

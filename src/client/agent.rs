@@ -1,9 +1,12 @@
 //! The node's agent: it tells reactors what the node does, and hears from them what it does no longer own.
 
 use super::calls::{Outcome, Reactors};
+use super::http::Http;
+use super::metrics::ClientMetrics;
 use super::releases::{self, Waiting};
 use super::retry::pauses;
-use super::{ClientMetrics, Http, PLAIN_SERVER_RETRY, Urls};
+use super::targets::PLAIN_SERVER_RETRY;
+use super::urls::Urls;
 use crate::api::{Heartbeat, HeartbeatReply};
 use crate::ids::{NodeId, SessionId};
 use crate::published::{Next, Occasion, Published, Report};

@@ -24,7 +24,7 @@ const NEGATIVE_MAX: u64 = 10_000;
 /// How long a name that was not found is answered without a call: enough to turn a herd into one call a second.
 const NEGATIVE_TTL: Duration = Duration::from_secs(1);
 
-/// The answers of one [`super::Lookup`].
+/// The answers of one [`crate::client::Lookup`].
 pub(super) struct Answers {
     good: Cache<(Kind, StreamName), Good>,
     negative: Cache<StreamName, Arc<str>>,

@@ -1,8 +1,8 @@
 //! Calls to reactors: to one URL after the other, until a reactor takes it.
 
+use super::http::{Http, Reply};
 use super::targets::{Target, Targets};
-use super::urls::endpoint;
-use super::{Http, Reply, Urls};
+use super::urls::{Urls, endpoint};
 use bytes::Bytes;
 use reqwest::Method;
 use serde::Serialize;

@@ -30,7 +30,7 @@ pub enum Error {
         /// The innermost cause.
         why: String,
     },
-    /// Slower than [`super::CALL_DEADLINE`].
+    /// Slower than [`crate::client::CALL_DEADLINE`].
     #[error("{url}: no complete answer within {} s", within.as_secs())]
     Deadline {
         /// The URL, without user name, password and query.
@@ -38,7 +38,7 @@ pub enum Error {
         /// The deadline.
         within: Duration,
     },
-    /// Longer than [`super::BODY_MAX`].
+    /// Longer than [`crate::client::BODY_MAX`].
     #[error("{url}: the answer is longer than {most} bytes")]
     TooLong {
         /// The URL, without user name, password and query.

@@ -3,10 +3,11 @@
 //! Events are a shortcut, not the truth: whatever is missed, on the way or because the reader is behind, is made up for by
 //! one [`Event::Hello`], on which the node asks again for everything that it follows.
 
+use super::http::{CALL_DEADLINE, Http, cause};
+use super::metrics::ClientMetrics;
 use super::retry::pauses;
-use super::targets::{Target, Targets};
-use super::urls::endpoint;
-use super::{CALL_DEADLINE, ClientMetrics, Http, PLAIN_SERVER_RETRY, Urls};
+use super::targets::{PLAIN_SERVER_RETRY, Target, Targets};
+use super::urls::{Urls, endpoint};
 use crate::api::Change;
 use bytes::Bytes;
 use eventsource_stream::EventStream;
@@ -76,7 +77,7 @@ impl Events {
         capacity: usize,
     ) -> (Events, mpsc::Receiver<Event>) {
         let (sender, receiver) = mpsc::channel(capacity);
-        let follower = Follower { outlet: Outlet { sender, owed: false, metrics } };
+        let follower = Follower { delivery: Delivery { sender, owed: false, metrics } };
         let task = AbortOnDropHandle::new(tokio::spawn(follower.run(settings)));
         (Events { task }, receiver)
     }
@@ -95,7 +96,7 @@ impl Events {
 struct Gone;
 
 struct Follower {
-    outlet: Outlet,
+    delivery: Delivery,
 }
 
 impl Follower {
@@ -104,7 +105,7 @@ impl Follower {
         let mut retry = pauses(RETRY_FIRST, RETRY_MAX);
         let mut silent = false;
         loop {
-            let Ok(connected) = self.outlet.meanwhile(connect(&settings.http, &targets)).await else {
+            let Ok(connected) = self.delivery.meanwhile(connect(&settings.http, &targets)).await else {
                 return;
             };
             let wait = match connected {
@@ -114,7 +115,7 @@ impl Follower {
                     let Ok(end) = self.follow(response, silence).await else {
                         return;
                     };
-                    self.outlet.count("lost");
+                    self.delivery.count("lost");
                     target.failed();
                     tracing::info!(reactor = target.name(), end, "the connection for events ended");
                     // A reactor that takes connections only to close them is not hurried.
@@ -132,7 +133,7 @@ impl Follower {
                     retry.next().unwrap_or(RETRY_MAX)
                 }
             };
-            if self.outlet.meanwhile(sleep(wait)).await.is_err() {
+            if self.delivery.meanwhile(sleep(wait)).await.is_err() {
                 return;
             }
         }
@@ -140,7 +141,7 @@ impl Follower {
 
     /// Hands on the events of one connection until it ends; says why it did.
     async fn follow(&mut self, response: Response, silence: Duration) -> Result<String, Gone> {
-        let bytes = response.bytes_stream().map(|chunk| chunk.map_err(|error| super::http::cause(&error)));
+        let bytes = response.bytes_stream().map(|chunk| chunk.map_err(|error| cause(&error)));
         let mut events = pin!(EventStream::new(guarded(bytes, silence)));
         let mut greeted = false;
         loop {
@@ -151,7 +152,7 @@ impl Follower {
                 // Comments keep a connection alive, but a reactor says hello at once.
                 timeout(CALL_DEADLINE, events.next()).await.unwrap_or_default()
             };
-            let event = match self.outlet.meanwhile(next).await? {
+            let event = match self.delivery.meanwhile(next).await? {
                 Some(Ok(event)) => event,
                 Some(Err(error)) => return Ok(error.to_string()),
                 None if greeted => return Ok("closed".to_owned()),
@@ -159,15 +160,15 @@ impl Follower {
             };
             if !greeted {
                 greeted = true;
-                self.outlet.hello();
+                self.delivery.hello();
             }
             match event.event.as_str() {
-                "hello" => self.outlet.hello(),
+                "hello" => self.delivery.hello(),
                 "change" => match serde_json::from_str(&event.data) {
-                    Ok(change) => self.outlet.change(change)?,
+                    Ok(change) => self.delivery.change(change)?,
                     Err(error) => {
                         tracing::warn!(%error, "a change from a reactor cannot be read");
-                        self.outlet.dropped();
+                        self.delivery.dropped();
                     }
                 },
                 _ => {}
@@ -177,14 +178,14 @@ impl Follower {
 }
 
 /// The way to the reader, which is never waited for.
-struct Outlet {
+struct Delivery {
     sender: mpsc::Sender<Event>,
     /// A hello is due as soon as there is room.
     owed: bool,
     metrics: ClientMetrics,
 }
 
-impl Outlet {
+impl Delivery {
     /// Waits for something else; a hello that is due goes out meanwhile.
     async fn meanwhile<T>(&mut self, what: impl Future<Output = T>) -> Result<T, Gone> {
         let mut what = pin!(what);

@@ -1,6 +1,6 @@
 //! One pool of HTTP connections to reactors, with a deadline for each call and a cap on what is read.
 
-use super::Error;
+use super::error::Error;
 use super::urls::shown;
 use bytes::{Bytes, BytesMut};
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};

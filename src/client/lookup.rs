@@ -6,9 +6,11 @@
 //! ignores the further fields of a question, and its answers come without epoch and origin.
 
 use super::cache::Answers;
+use super::http::{CALL_DEADLINE, Http, Reply};
+use super::metrics::ClientMetrics;
 use super::question::{Kind, Question};
 use super::targets::Targets;
-use super::{CALL_DEADLINE, ClientMetrics, Http, Reply, Urls};
+use super::urls::Urls;
 use crate::api::{EPOCH_HEADER, ORIGIN_HEADER, PublisherLookup, Refusal, WatcherLookup};
 use crate::ids::{Origin, SessionId, StreamName};
 use crate::telemetry::Seldom;

@@ -1,8 +1,8 @@
 //! Releases: that a publisher left is said at once, so that its name is free. What does not get through is said again by
 //! heartbeats, which name the publishes that ended.
 
-use super::ClientMetrics;
 use super::calls::{Outcome, Reactors};
+use super::metrics::ClientMetrics;
 use super::retry::pauses;
 use crate::api::PublisherRelease;
 use crate::telemetry::Seldom;

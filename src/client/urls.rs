@@ -1,6 +1,6 @@
 //! The URLs under which a reactor is found: a list that is tried in order.
 
-use super::Error;
+use super::error::Error;
 use std::fmt;
 use std::str::FromStr;
 use url::Url;

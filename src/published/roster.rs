@@ -37,6 +37,9 @@ pub(super) struct Roster {
     streams: BTreeMap<SessionId, Stream>,
     /// To be told, beside what [`State::Sending`] has yet to send. All of them are in `streams`.
     changed: BTreeSet<SessionId>,
+    /// Told, and a reactor said neither that they own their name nor that they do not: it has no room, or has just
+    /// started. Regular heartbeats name them again.
+    unjudged: BTreeSet<SessionId>,
     /// To be told, the oldest first.
     ended: VecDeque<PublisherRelease>,
     forgotten: u64,
@@ -74,8 +77,8 @@ struct InFlight {
     /// So many from the front of [`Roster::ended`].
     ended: usize,
     then: Then,
-    /// It names streams, so that an answer without a word on any of them is one of a reactor that forgot.
-    names: bool,
+    /// The streams that it names.
+    named: BTreeSet<SessionId>,
 }
 
 /// The state once the report is answered.
@@ -139,6 +142,7 @@ impl Roster {
             sizes,
             streams: BTreeMap::new(),
             changed: BTreeSet::new(),
+            unjudged: BTreeSet::new(),
             ended: VecDeque::new(),
             forgotten: 0,
             since: None,
@@ -156,6 +160,7 @@ impl Roster {
     pub(super) fn end(&mut self, release: PublisherRelease) {
         self.streams.remove(&release.session);
         self.changed.remove(&release.session);
+        self.unjudged.remove(&release.session);
         if self.ended.len() >= self.sizes.ended_kept {
             self.unanswered();
             self.ended.pop_front();
@@ -195,18 +200,24 @@ impl Roster {
         self.unanswered();
         let ended: Vec<_> = self.ended.iter().take(self.sizes.report / 2).cloned().collect();
         let room = self.sizes.report - ended.len();
-        let mut chosen = match self.state {
+        let mut named: BTreeSet<SessionId> = match self.state {
             State::Sending { after } => self.changed_before(after, room / 2),
             State::Complete { .. } => self.changed.iter().take(room).copied().collect(),
         };
-        let in_turn = match self.state {
-            State::Sending { after } => self.behind(after).take(room - chosen.len()).collect(),
-            State::Complete { audited } => self.audit(audited, room - chosen.len(), occasion),
+        if occasion == Occasion::Regular {
+            let most = (room - named.len()).min(self.sizes.report / 2);
+            named.extend(self.unjudged.iter().take(most));
+        }
+        let room = room - named.len();
+        let in_turn: Vec<SessionId> = match (&self.state, occasion) {
+            (State::Sending { after }, _) => self.behind(*after).take(room).collect(),
+            (State::Complete { audited }, Occasion::Regular) => self.audit(*audited, &named, room),
+            (State::Complete { .. }, Occasion::Early) => Vec::new(),
         };
         let last = in_turn.last().copied();
-        chosen.extend(in_turn);
-        let streams: Vec<_> = chosen.iter().filter_map(|session| self.named(*session)).collect();
-        let changed = chosen.into_iter().filter(|session| self.changed.remove(session)).collect();
+        named.extend(in_turn);
+        let streams = named.iter().filter_map(|session| self.named(*session)).collect();
+        let changed = named.iter().copied().filter(|session| self.changed.remove(session)).collect();
         let then = match self.state {
             State::Sending { after } => {
                 let after = last.or(after);
@@ -216,7 +227,7 @@ impl Roster {
             State::Complete { audited } => Then::Complete { audited: last.or(audited) },
         };
         let complete = matches!(then, Then::Sent);
-        self.in_flight = Some(InFlight { changed, ended: ended.len(), then, names: !streams.is_empty() });
+        self.in_flight = Some(InFlight { changed, ended: ended.len(), then, named });
         Report {
             since: self.since.clone(),
             published: u64::try_from(self.streams.len()).unwrap_or(u64::MAX),
@@ -228,20 +239,17 @@ impl Roster {
     }
 
     /// What changed among the streams that were sent already. It gets half of a piece at most: the list must get on.
-    fn changed_before(&self, after: Option<SessionId>, most: usize) -> Vec<SessionId> {
+    fn changed_before(&self, after: Option<SessionId>, most: usize) -> BTreeSet<SessionId> {
         let sent = after.map(|after| self.changed.range(..=after).take(most).copied());
         sent.into_iter().flatten().collect()
     }
 
     /// The next unchanged streams in turn, all around the list at most once.
-    fn audit(&self, audited: Option<SessionId>, room: usize, occasion: Occasion) -> Vec<SessionId> {
-        if occasion == Occasion::Early {
-            return Vec::new();
-        }
+    fn audit(&self, audited: Option<SessionId>, named: &BTreeSet<SessionId>, room: usize) -> Vec<SessionId> {
         let around = audited.map(|audited| self.streams.range(..=audited).map(|(session, _)| *session));
         let in_turn = self.behind(audited).chain(around.into_iter().flatten());
-        let unchanged = in_turn.filter(|session| !self.changed.contains(session));
-        unchanged.take(room.min(self.sizes.audit)).collect()
+        let others = in_turn.filter(|session| !named.contains(session));
+        others.take(room.min(self.sizes.audit)).collect()
     }
 
     fn behind(&self, after: Option<SessionId>) -> impl Iterator<Item = SessionId> {
@@ -266,7 +274,7 @@ impl Roster {
         };
         self.ended.drain(..in_flight.ended.min(self.ended.len()));
         self.since = Some(reply.since.clone()).filter(|since| !since.is_empty());
-        let silent = in_flight.names && reply.owned.is_empty() && reply.superseded.is_empty();
+        let silent = self.judge(&in_flight.named, reply);
         self.state = match in_flight.then {
             _ if reply.want_all => State::Sending { after: None },
             Then::Sending { after } => State::Sending { after },
@@ -283,6 +291,20 @@ impl Roster {
             _ if self.changed.is_empty() && self.ended.is_empty() => Next::Rest,
             _ => Next::More,
         }
+    }
+
+    /// Keeps account of what a reactor said nothing of; true if that is everything that was named.
+    fn judge(&mut self, named: &BTreeSet<SessionId>, reply: &HeartbeatReply) -> bool {
+        let owned = reply.owned.iter().map(|stream| stream.session);
+        let judged: BTreeSet<_> = owned.chain(reply.superseded.iter().map(|lost| lost.session)).collect();
+        for session in named {
+            if judged.contains(session) {
+                self.unjudged.remove(session);
+            } else if self.streams.contains_key(session) {
+                self.unjudged.insert(*session);
+            }
+        }
+        !named.is_empty() && judged.is_empty()
     }
 
     /// Nobody answered the report in flight.
@@ -313,253 +335,4 @@ impl Stream {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-    use std::collections::BTreeMap;
-
-    /// A reactor, as far as the list of one node goes. It takes a list for complete only if no piece of it can be missing.
-    struct Reactor {
-        list: BTreeMap<SessionId, StreamName>,
-        round: u64,
-        /// What was named in this round; nothing: the list is complete.
-        named: Option<BTreeSet<SessionId>>,
-    }
-
-    impl Reactor {
-        fn empty(round: u64) -> Self {
-            Reactor { list: BTreeMap::new(), round, named: Some(BTreeSet::new()) }
-        }
-
-        fn heartbeat(&mut self, report: &Report, sizes: &Sizes) -> HeartbeatReply {
-            assert!(report.streams.len() + report.ended.len() <= sizes.report);
-            let goes_on = report.since == Some(self.round.to_string());
-            if !goes_on {
-                self.round += 1;
-                self.named = Some(BTreeSet::new());
-            }
-            report.ended.iter().for_each(|ended| drop(self.list.remove(&ended.session)));
-            for stream in &report.streams {
-                self.list.insert(stream.session, stream.stream_name.clone());
-                self.named.as_mut().map(|named| named.insert(stream.session));
-            }
-            let whole = report.streams.len() as u64 >= report.published;
-            if let Some(named) = self.named.take_if(|_| whole || (goes_on && report.complete)) {
-                self.list.retain(|session, _| named.contains(session));
-            }
-            let epoch = |stream: &PublishedStream| PublishedStream { epoch: Some(1), ..stream.clone() };
-            HeartbeatReply {
-                since: self.round.to_string(),
-                owned: report.streams.iter().map(epoch).collect(),
-                superseded: Vec::new(),
-                want_all: !goes_on && self.named.is_some(),
-            }
-        }
-    }
-
-    #[derive(Clone, Debug)]
-    enum Step {
-        Publish(u8),
-        End(u8),
-        Epoch(u8),
-        Mark(u8),
-        /// To this reactor; whether it hears it, and whether it is heard.
-        Beat {
-            reactor: usize,
-            regular: bool,
-            heard: bool,
-            answered: bool,
-        },
-        /// What happens while a heartbeat is on its way.
-        EndMeanwhile(u8),
-        PublishMeanwhile(u8),
-        Forget(usize),
-    }
-
-    fn steps() -> impl Strategy<Value = Vec<Step>> {
-        let step = prop_oneof![
-            6 => any::<u8>().prop_map(Step::Publish),
-            3 => any::<u8>().prop_map(Step::End),
-            1 => any::<u8>().prop_map(Step::Epoch),
-            1 => any::<u8>().prop_map(Step::Mark),
-            1 => any::<u8>().prop_map(Step::EndMeanwhile),
-            1 => any::<u8>().prop_map(Step::PublishMeanwhile),
-            1 => (0..2usize).prop_map(Step::Forget),
-            6 => (0..2usize, any::<bool>(), prop::bool::weighted(0.7), prop::bool::weighted(0.7))
-                .prop_map(|(reactor, regular, heard, answered)| Step::Beat { reactor, regular, heard, answered }),
-        ];
-        prop::collection::vec(step, 0..120)
-    }
-
-    struct Model {
-        roster: Roster,
-        live: Vec<SessionId>,
-        reactors: [Reactor; 2],
-    }
-
-    impl Model {
-        fn new(sizes: Sizes) -> Self {
-            let reactors = [Reactor::empty(0), Reactor::empty(1000)];
-            Model { roster: Roster::with(sizes), live: Vec::new(), reactors }
-        }
-
-        fn publish(&mut self, key: u8) {
-            let session = SessionId::random();
-            self.live.push(session);
-            self.roster.insert(session, name(key), None);
-        }
-
-        fn end(&mut self, key: u8) {
-            if !self.live.is_empty() {
-                let session = self.live.swap_remove(usize::from(key) % self.live.len());
-                self.roster.end(PublisherRelease { stream_name: name(0), session });
-            }
-        }
-
-        fn one(&self, key: u8) -> Option<SessionId> {
-            self.live.get(usize::from(key) % self.live.len().max(1)).copied()
-        }
-
-        fn report(&mut self, occasion: Occasion) -> Report {
-            let report = self.roster.next(occasion);
-            assert!(!report.complete || self.roster.changed.is_empty(), "complete, and yet there is more");
-            report
-        }
-
-        fn beat(&mut self, reactor: usize, occasion: Occasion) -> Next {
-            let report = self.report(occasion);
-            let reply = self.reactors[reactor].heartbeat(&report, &self.roster.sizes);
-            self.roster.answered(&reply)
-        }
-
-        fn run(&mut self, steps: Vec<Step>) {
-            let mut meanwhile = Vec::new();
-            for step in steps {
-                match step {
-                    Step::Publish(key) => self.publish(key),
-                    Step::End(key) => self.end(key),
-                    Step::Epoch(key) => self.one(key).into_iter().for_each(|s| self.roster.set_epoch(s, 9)),
-                    Step::Mark(key) => self.one(key).into_iter().for_each(|s| self.roster.mark(s)),
-                    Step::EndMeanwhile(_) | Step::PublishMeanwhile(_) => meanwhile.push(step),
-                    Step::Forget(reactor) => {
-                        self.reactors[reactor] = Reactor::empty(self.reactors[reactor].round + 7);
-                    }
-                    Step::Beat { reactor, regular, heard, answered } => {
-                        let occasion = if regular { Occasion::Regular } else { Occasion::Early };
-                        let report = self.report(occasion);
-                        let reply =
-                            heard.then(|| self.reactors[reactor].heartbeat(&report, &self.roster.sizes));
-                        for step in meanwhile.drain(..) {
-                            match step {
-                                Step::EndMeanwhile(key) => self.end(key),
-                                Step::PublishMeanwhile(key) => self.publish(key),
-                                _ => {}
-                            }
-                        }
-                        match reply.filter(|_| answered) {
-                            Some(reply) => drop(self.roster.answered(&reply)),
-                            None => self.roster.unanswered(),
-                        }
-                    }
-                }
-            }
-        }
-
-        /// Heartbeats that all arrive, until there is nothing to tell; how many it took.
-        fn settle(&mut self, reactor: usize) -> usize {
-            for beats in 1..1000 {
-                if self.beat(reactor, Occasion::Early) == Next::Rest {
-                    return beats;
-                }
-            }
-            panic!("there is always more to tell");
-        }
-
-        fn check(&self, reactor: usize) {
-            let ours: BTreeSet<_> = self.live.iter().copied().collect();
-            let theirs: BTreeSet<_> = self.reactors[reactor].list.keys().copied().collect();
-            assert_eq!(ours, theirs);
-        }
-    }
-
-    fn name(key: u8) -> StreamName {
-        format!("s{key}").parse().unwrap()
-    }
-
-    fn small() -> Sizes {
-        Sizes { report: 6, audit: 2, ended_kept: 9 }
-    }
-
-    proptest! {
-        #[test]
-        fn a_reactor_knows_the_list_once_heartbeats_get_through(steps in steps(), last in 0..2usize) {
-            let mut model = Model::new(small());
-            model.run(steps);
-            let beats = model.settle(last);
-            model.check(last);
-            // Twice the list in pieces of which half may be changes and half of the rest ends, and what asks for it.
-            prop_assert!(beats <= 2 * (model.live.len() + 9) + 4, "{beats} for {}", model.live.len());
-        }
-
-        #[test]
-        fn what_a_reactor_loses_unseen_is_healed_by_the_audit(count in 1..40usize, lost in any::<u8>()) {
-            let mut model = Model::new(small());
-            (0..count).for_each(|key| model.publish(key as u8));
-            model.settle(0);
-            let session = model.one(lost).unwrap();
-            model.reactors[0].list.remove(&session);
-            for _ in 0..count.div_ceil(2) {
-                prop_assert_eq!(model.beat(0, Occasion::Regular), Next::Rest);
-            }
-            model.check(0);
-        }
-    }
-
-    #[test]
-    fn a_heartbeat_of_a_great_list_that_does_not_change_names_64_streams_and_an_early_one_none() {
-        let mut model = Model::new(Roster::new().sizes);
-        (0..2000).for_each(|key| model.publish(key as u8));
-        assert!(model.settle(0) <= 5);
-        assert_eq!(model.roster.next(Occasion::Regular).streams.len(), AUDIT_STREAMS);
-        assert_eq!(model.roster.next(Occasion::Early).streams.len(), 0);
-        let marked = model.live[7];
-        model.roster.mark(marked);
-        assert_eq!(model.roster.next(Occasion::Early).streams[0].session, marked);
-    }
-
-    #[test]
-    fn ends_that_nobody_hears_of_are_bounded_and_what_is_given_up_begins_the_list_anew() {
-        let mut model = Model::new(small());
-        (0..20).for_each(|key| model.publish(key));
-        model.settle(0);
-        (0..12).for_each(|key| model.end(key));
-        let report = model.roster.next(Occasion::Early);
-        assert_eq!((report.since, report.ended.len(), report.forgotten), (None, 3, 3));
-        assert_eq!(model.roster.next(Occasion::Early).forgotten, 0);
-        model.settle(0);
-        model.check(0);
-    }
-
-    #[test]
-    fn a_reactor_of_an_older_program_gets_the_whole_list_with_each_regular_heartbeat() {
-        let mut roster = Roster::with(small());
-        let sessions: Vec<_> = (0..4).map(|_| SessionId::random()).collect();
-        sessions.iter().for_each(|session| roster.insert(*session, name(1), None));
-        for _ in 0..3 {
-            let report = roster.next(Occasion::Regular);
-            assert_eq!((report.streams.len(), report.complete), (4, true));
-            let reply = HeartbeatReply { owned: report.streams, ..HeartbeatReply::default() };
-            assert_eq!(roster.answered(&reply), Next::Rest);
-        }
-    }
-
-    #[test]
-    fn a_reactor_that_says_nothing_of_the_named_streams_is_told_again() {
-        let mut roster = Roster::with(small());
-        roster.insert(SessionId::random(), name(1), None);
-        roster.next(Occasion::Regular);
-        let silent = HeartbeatReply { since: "1".to_owned(), ..HeartbeatReply::default() };
-        assert_eq!(roster.answered(&silent), Next::Silent);
-        assert_eq!(roster.next(Occasion::Early).streams.len(), 1);
-    }
-}
+mod tests;

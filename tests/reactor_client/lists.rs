@@ -10,7 +10,7 @@ use lb::published::{AUDIT_STREAMS, Published};
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 /// The greatest body of a heartbeat, and of its reply, bytes.
 const BODY_MAX: usize = 256 * 1024;
@@ -190,4 +190,35 @@ async fn a_heartbeat_that_fails_loses_nothing() {
         reaches(&agent, |contact| matches!(contact, Contact::Reachable { .. })).await;
     }
     timeout(HANG, agent.shutdown()).await.unwrap();
+}
+
+#[tokio::test]
+async fn another_reactor_that_takes_over_asks_for_everything_and_gets_it() {
+    let (first, second) = (Stand::new().await, Stand::new().await);
+    let published = Published::new();
+    let publishers: Vec<_> = (0..1200).map(|n| publish(&published, &format!("s{n}"))).collect();
+    let sessions: BTreeSet<_> = publishers.iter().map(|(registration, _)| registration.session()).collect();
+    let settings = agent_settings(&format!("{},{}", first.server.url, second.server.url), HOUR);
+    let agent = Agent::start(settings, published.clone(), Heartbeat::default, metrics().1);
+    until(|| first.see(|reactor| reactor.whole)).await;
+    second.see(|reactor| reactor.round = 500);
+    first.fail(Some(answer(503, "")));
+    agent.poke();
+    until(|| second.see(|reactor| reactor.whole && reactor.known == sessions)).await;
+    agent.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_reactor_that_asks_for_everything_for_ever_is_not_given_it_as_fast_as_the_network_goes() {
+    let reply = HeartbeatReply { since: "1".into(), want_all: true, ..HeartbeatReply::default() };
+    let reply = serde_json::to_string(&reply).unwrap();
+    let server = Server::start(move |_| answer(200, &reply)).await;
+    let settings = agent_settings(&server.url, HOUR);
+    let agent = Agent::start(settings, Published::new(), Heartbeat::default, metrics().1);
+    timeout(HANG, server.received(2)).await.unwrap();
+    let twice = Instant::now();
+    timeout(HANG, server.received(4)).await.unwrap();
+    // Half of a quarter of a second, and of half a second.
+    assert!(twice.elapsed() >= Duration::from_millis(370), "{:?}", twice.elapsed());
+    agent.shutdown().await;
 }
