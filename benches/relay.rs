@@ -1,28 +1,22 @@
-//! What a message costs between a publisher's socket and its viewers': ring, pump, bridge, engine.
+//! What a message costs between a publisher's socket and its viewers': ring, pump, feed.
 #![allow(missing_docs, reason = "the macro makes functions that nobody calls")]
 #![allow(clippy::expect_used, clippy::indexing_slicing, reason = "a benchmark stops at the first surprise")]
 
 use bytes::Bytes;
-use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use lb::client::{ClientMetrics, Http, Published};
-use lb::ids::{NodeId, StreamName};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use lb::ids::StreamName;
 use lb::media::Packet;
-use lb::net::routes::{Incoming, Publication, PublishRequest, Routes};
 use lb::relay::ring::Ring;
-use lb::relay::{Admission, Gather, Hub, Settings, Sink};
-use lb::steps::reactors::Identity;
-use lb::steps::{Engine, Parts, bridge, definition};
+use lb::relay::{Admission, Feeds, Gather, Hub, Settings, Sink};
 use lb::telemetry::Metrics;
 use std::hint::black_box;
 use std::io::{self, IoSlice};
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
-use tokio::sync::{Notify, oneshot};
-use tokio_util::sync::CancellationToken;
+use tokio::sync::Notify;
 use tokio_util::task::TaskTracker;
 
 const NAME: &str = "s";
@@ -109,7 +103,7 @@ fn pump(criterion: &mut Criterion) {
     let metrics = Arc::new(Metrics::new().expect("metrics"));
     let hub = Hub::new(Admission::Live, Arc::new(at_once()), metrics, TaskTracker::new());
     let name = StreamName::parse(NAME).expect("a name");
-    let source = hub.attach(&name);
+    let source = hub.attach(&name, None);
     let packets = second();
     source.push(&packets[..1]);
     let sinks: Vec<Arc<Counter>> = (0..VIEWERS).map(|_| Arc::default()).collect();
@@ -135,33 +129,21 @@ fn pump(criterion: &mut Criterion) {
     group.finish();
 }
 
-fn bridges(criterion: &mut Criterion) {
-    let packets = second();
-    let mut group = criterion.benchmark_group("bridge");
-    group.throughput(Throughput::Elements(packets.len() as u64));
-    group.bench_function("there and back, a second", |bencher| {
-        let mut sender = bridge::Sender::new(mmids_core::StreamId(Arc::new(NAME.to_owned())));
-        bencher.iter_batched(
-            || packets.clone(),
-            |packets| {
-                for packet in packets {
-                    black_box(bridge::packet(&sender.packet(packet).content));
-                }
-            },
-            BatchSize::SmallInput,
-        );
-    });
-    group.finish();
-}
-
-/// From a publication through the engine's two steps into a ring and out to one viewer.
-fn engine(criterion: &mut Criterion) {
+/// From a publisher's feed into a ring and out to one viewer.
+fn feed(criterion: &mut Criterion) {
     let runtime = Runtime::new().expect("a runtime");
-    let sink: Arc<Counter> = Arc::default();
-    let (publication, _engine) = runtime.block_on(publish(&sink));
+    let metrics = Arc::new(Metrics::new().expect("metrics"));
+    let hub = Hub::new(Admission::Live, Arc::new(at_once()), metrics.clone(), TaskTracker::new());
+    let name = StreamName::parse(NAME).expect("a name");
+    let mut feed = Feeds::new(metrics).begin(None);
+    let _attached = feed.reference().attach(Box::new(hub.attach(&name, None)));
     let packets = second();
+    feed.push(&packets[..1]);
+    let sink: Arc<Counter> = Arc::default();
+    let mut viewer = hub.join(&name).expect("the stream is there").watch(sink.clone(), Bytes::new());
+    runtime.spawn(async move { viewer.turn().await });
     let bytes: usize = packets.iter().map(|packet| packet.body.len()).sum();
-    let mut group = criterion.benchmark_group("engine");
+    let mut group = criterion.benchmark_group("feed");
     group.throughput(Throughput::Elements(packets.len() as u64));
     for batch in [1, 8, 73] {
         let mut round = 0;
@@ -175,9 +157,8 @@ fn engine(criterion: &mut Criterion) {
                             let timestamp = packet.timestamp + round * 1_000;
                             Packet { timestamp, ..packet.clone() }
                         };
-                        let packets = packets.iter().map(later).collect();
-                        let incoming = Incoming::Packets(publication.id, packets);
-                        publication.media.send(incoming).await.expect("the step listens");
+                        let packets: Vec<Packet> = packets.iter().map(later).collect();
+                        feed.push(&packets);
                     }
                     sink.reaches(before + bytes).await;
                 });
@@ -187,55 +168,5 @@ fn engine(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// A node without sockets, with one publisher and one viewer.
-async fn publish(sink: &Arc<Counter>) -> (Publication, Engine) {
-    lb::client::install_crypto_provider();
-    let metrics = Arc::new(Metrics::new().expect("metrics"));
-    let client_metrics = ClientMetrics::register(metrics.registry()).expect("metrics");
-    let routes = Routes::new();
-    let node = NodeId::random();
-    let parts = Parts {
-        identity: Identity { node: node.clone(), origin: None, rtmp_port: 1, native_pull: true },
-        routes: routes.clone(),
-        published: Published::new(),
-        relay: at_once(),
-        pull: lb::net::pull::Settings::new(node),
-        rtmp: lb::rtmp::Limits::default(),
-        ffmpeg: lb::ffmpeg::Settings::default(),
-        http: Http::new().expect("a client"),
-        metrics,
-        client_metrics,
-        reactor_back: Arc::new(|| {}),
-        tasks: TaskTracker::new(),
-    };
-    let text = "workflow w {\n rtmp_receive rtmp_app=in stream_key=* port=1\n rtmp_watch rtmp_app=out stream_key=* port=1\n}\n";
-    let config = definition::parse("bench", text, &Default::default()).expect("a configuration");
-    let engine = Engine::start(parts, vec![("bench".to_owned(), config)]).await.expect("an engine");
-
-    let (name, peer) = (StreamName::parse(NAME).expect("a name"), SocketAddr::from(([127, 0, 0, 1], 1)));
-    let (reply, answer) = oneshot::channel();
-    let route = routes.publish(1, "in", &name, peer).expect("a route");
-    let gone = CancellationToken::new();
-    let request = PublishRequest { name: name.clone(), peer, connection: 1, gone, reply };
-    route.requests.send(request).await.expect("the step listens");
-    let publication = answer.await.expect("an answer").expect("yes");
-    let first = Incoming::Packets(publication.id, second().into_iter().take(1).collect());
-    publication.media.send(first).await.expect("the step listens");
-
-    let play = routes.play(1, "out", &name, peer).expect("a route");
-    let interest = loop {
-        match play.hub.join(&name) {
-            Ok(interest) => break interest,
-            // The first message is still on its way.
-            Err(_) => tokio::task::yield_now().await,
-        }
-    };
-    interest.ready().await.expect("the stream starts");
-    let mut viewer = interest.watch(sink.clone(), Bytes::new());
-    tokio::spawn(async move { viewer.turn().await });
-    sink.reaches(second()[0].body.len()).await;
-    (publication, engine)
-}
-
-criterion_group!(benches, ring, pump, bridges, engine);
+criterion_group!(benches, ring, pump, feed);
 criterion_main!(benches);

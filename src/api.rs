@@ -5,8 +5,8 @@
 //! | `POST /publisher_lookup` | [`PublisherLookup`] | `200`, empty, [`EPOCH_HEADER`] if a session was named; `400`, `409`, `503` [`Refusal`] |
 //! | `POST /publisher_release` | [`PublisherRelease`] | `204`, whether or not the session still owned the name |
 //! | `POST /watcher_lookup` | [`WatcherLookup`] | `200`, workflow text, [`ORIGIN_HEADER`], [`EPOCH_HEADER`]; `404`, `400`, `503` [`Refusal`] |
-//! | `PUT /nodes/{node}` | [`Heartbeat`] | `200` [`HeartbeatReply`] |
-//! | `DELETE /nodes/{node}` | | `204`; the node's leases end |
+//! | `PUT /nodes/{node}` | [`Heartbeat`] | `200` [`HeartbeatReply`]; `400`, `409`, `413`, `503` [`Refusal`] |
+//! | `DELETE /nodes/{node}?instance=HEX` | | `204`; the streams of that process of the node end, without `instance` those of the node |
 //! | `GET /events` | | Server-Sent Events, see [`Change`] |
 //! | `GET /streams`, `GET /nodes` | | `200` [`StreamList`], [`NodeList`] |
 //!
@@ -74,12 +74,30 @@ pub struct Refusal {
     pub error: String,
 }
 
-/// A node's full picture, sent every few seconds. It renews the leases of every stream it lists, and restores them in a
-/// reactor that lost its memory.
+/// The most streams in one [`Heartbeat`], and the most ends of publishes. Whatever the length of the names, its body and
+/// reply stay below half a megabyte.
+pub const HEARTBEAT_STREAMS: usize = 500;
+
+/// A node's sign of life, sent every few seconds: its load, and what changed in the list of its streams. It keeps every
+/// stream that a reactor knows of this process, whether it is named here or not.
+///
+/// A reactor that does not know the rest of the list says so ([`HeartbeatReply::want_all`]). The node then sends its
+/// streams anew in consecutive heartbeats of at most [`HEARTBEAT_STREAMS`], the last of them `complete`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Heartbeat {
-    /// Milliseconds until the next one is due. A node that stays silent for three of them has lost its leases.
+    /// Milliseconds until the next one is due. A node that stays silent for three of them has lost its streams.
     pub interval_ms: u64,
+    /// This process of the node: random at its start. Missing from older programs, which list all their streams in each
+    /// heartbeat.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<SessionId>,
+    /// [`HeartbeatReply::since`] of the last reply that the node has taken in. Missing: it has none yet, or lost count of what
+    /// it has told and begins anew.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<String>,
+    /// How many streams are published on it in all.
+    #[serde(default)]
+    pub published: u64,
     /// See [`PublisherLookup::origin`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<Origin>,
@@ -92,9 +110,17 @@ pub struct Heartbeat {
     /// The roles of the process.
     #[serde(default)]
     pub roles: Vec<String>,
-    /// What is published on it.
+    /// The streams that are new or changed since the last heartbeat that was answered, and some unchanged ones in turn:
+    /// at most [`HEARTBEAT_STREAMS`].
     #[serde(default)]
     pub streams: Vec<PublishedStream>,
+    /// The publishes that ended since the last heartbeat that was answered, at most [`HEARTBEAT_STREAMS`]. They ended
+    /// before `streams` became what they are.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ended: Vec<PublisherRelease>,
+    /// With this call, every stream has been sent since the reactor asked for all of them.
+    #[serde(default)]
+    pub complete: bool,
     /// Viewers connected to it.
     #[serde(default)]
     pub viewers: u64,
@@ -127,12 +153,21 @@ pub struct PublishedStream {
 /// What a reactor thinks of a heartbeat.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HeartbeatReply {
-    /// The listed streams that this node owns, with their epochs.
+    /// The node sends this word back with its next heartbeat, so that a reactor sees whether they speak of the same list.
+    /// Its meaning is the reactor's. Empty in the replies of older programs, which keep no list, and while the store
+    /// cannot be reached.
+    #[serde(default)]
+    pub since: String,
+    /// Of those in [`Heartbeat::streams`], the ones that own their name, with their epochs.
     #[serde(default)]
     pub owned: Vec<PublishedStream>,
-    /// The listed sessions that own their name no longer: the node closes those publishers.
+    /// Of those in [`Heartbeat::streams`], the ones that own their name no longer: the node closes their publishers.
     #[serde(default)]
     pub superseded: Vec<PublisherRelease>,
+    /// The rest of the node's streams is not known, or no longer: it sends all of them, from the beginning, in calls of
+    /// at most [`HEARTBEAT_STREAMS`], the last of them [`Heartbeat::complete`].
+    #[serde(default)]
+    pub want_all: bool,
 }
 
 /// One change of ownership, the data of an event of `GET /events`. The event's name is `change`.
@@ -192,6 +227,6 @@ pub struct NodeEntry {
     pub node: NodeId,
     /// Milliseconds since its last heartbeat.
     pub silent_ms: u64,
-    /// That heartbeat.
+    /// That heartbeat, without streams: [`StreamList`] has them, and [`Heartbeat::published`] their number.
     pub heartbeat: Heartbeat,
 }

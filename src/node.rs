@@ -7,17 +7,17 @@
 use crate::api::Heartbeat;
 use crate::cli::PullBy;
 use crate::client::{
-    Agent, AgentSettings, ClientMetrics, Contact, Event, Events, EventsSettings, Http, KEEP_ALIVE, Published,
-    Urls,
+    Agent, AgentSettings, ClientMetrics, Contact, Event, Events, EventsSettings, Http, KEEP_ALIVE, Urls,
 };
 use crate::config::{self, Plan};
 use crate::drain::Drain;
 use crate::health::Health;
-use crate::ids::NodeId;
+use crate::ids::{NodeId, Origin};
 use crate::listen;
 use crate::net::{self, routes::Routes};
-use crate::registry::{self, Memory, Redis, Registry};
-use crate::relay::{self, Gather};
+use crate::published::Published;
+use crate::registry::{self, Memory, Registry};
+use crate::relay::{self, Feeds, Gather};
 use crate::steps::reactors::{Identity, Reactors};
 use crate::steps::{ConfigError, Engine, Parts, engine};
 use crate::telemetry::Metrics;
@@ -34,7 +34,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 /// How long the end of what remains may take after the drain: the workflows, the ffmpeg processes, the HTTP servers.
 const LAST_STEPS: Duration = Duration::from_secs(3);
@@ -110,9 +110,13 @@ pub async fn run(plan: Plan) -> Result<(), Error> {
     serving.set_ready();
     addresses.announce(&plan);
     notify(sd_notify::NotifyState::Ready);
-    let watchdog = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(keep_watchdog()));
+    let watchdog = AbortOnDropHandle::new(tokio::spawn(keep_watchdog()));
 
-    signals.next().await;
+    let failed = node.as_ref().map_or_else(CancellationToken::new, |node| node.engine.failed().clone());
+    let outcome = tokio::select! {
+        () = signals.next() => Ok(()),
+        () = failed.cancelled() => Err(Error::Start("a workflow cannot be kept running".to_owned())),
+    };
     tracing::info!("stopping");
     notify(sd_notify::NotifyState::Stopping);
     serving.set_unready("draining");
@@ -129,7 +133,7 @@ pub async fn run(plan: Plan) -> Result<(), Error> {
         () = signals.next() => tracing::warn!("stopped at once by a second signal"),
     }
     drop(watchdog);
-    Ok(())
+    outcome
 }
 
 /// Everything this process listens with, bound before anything runs.
@@ -225,13 +229,14 @@ fn reactor_routes(
         warm_up: plan.args.heartbeat.mul_f64(BEAT_JITTER) + BEAT_WAY,
         ..Default::default()
     };
-    let registry: Arc<dyn Registry> = match plan.args.store.as_str() {
-        "memory" => Arc::new(Memory::start(settings)),
-        url => Arc::new(
-            Redis::start(url, settings)
-                .map_err(|error| config::Error::Flag { flag: "--store", why: error.to_string() })?,
-        ),
+    let store: Arc<dyn registry::store::Store> = match plan.args.store.as_str() {
+        "memory" => Arc::new(Memory::new()),
+        other => {
+            let why = format!("'{other}' is not a store; memory is");
+            return Err(config::Error::Flag { flag: "--store", why }.into());
+        }
     };
+    let registry = Registry::start(store, settings);
     let token = plan.token.as_deref().map(Secret::new).transpose().map_err(start_error)?;
     if token.is_none() {
         tracing::warn!("no --reactor-token is set: the reactor believes every node that reaches it");
@@ -275,11 +280,140 @@ fn admin_view(engine: Option<Arc<Engine>>, metrics: &Arc<Metrics>, health: &Heal
 struct Node {
     drain: Drain,
     engine: Arc<Engine>,
-    published: Arc<Published>,
-    agent: Arc<Agent>,
+    agent: Agent,
     draining: CancellationToken,
-    _events: (Events, tokio_util::task::AbortOnDropHandle<()>),
-    _contact: tokio_util::task::AbortOnDropHandle<()>,
+    _events: (Events, AbortOnDropHandle<()>),
+    _contact: AbortOnDropHandle<()>,
+}
+
+/// What the parts of a node share.
+struct Shared<'a> {
+    args: &'a crate::cli::Args,
+    urls: &'a Urls,
+    node: NodeId,
+    /// The port of steps that name none.
+    rtmp_port: u16,
+    /// Where this node's publishers register: what `--advertise` says, and the port that others pull from.
+    origin: Option<Origin>,
+    /// The port that others pull from, where there is no origin.
+    pull_port: u16,
+    rtmp: rtmp::Limits,
+    routes: Arc<Routes>,
+    feeds: Arc<Feeds>,
+    published: Arc<Published>,
+    http: Http,
+    metrics: Arc<Metrics>,
+    client_metrics: ClientMetrics,
+    draining: CancellationToken,
+}
+
+impl<'a> Shared<'a> {
+    fn new(
+        plan: &'a Plan,
+        urls: &'a Urls,
+        rtmp_port: u16,
+        pull_port: u16,
+        metrics: &Arc<Metrics>,
+    ) -> Result<Self, Error> {
+        let args = &plan.args;
+        let plain = Http::new().map_err(start_error)?;
+        let http = match &plan.token {
+            Some(token) => plain.with_token(token).map_err(start_error)?,
+            None => plain,
+        };
+        Ok(Shared {
+            args,
+            urls,
+            node: args.node_id.clone().unwrap_or_else(NodeId::random),
+            rtmp_port,
+            origin: args.origin(pull_port).map_err(start_error)?,
+            pull_port,
+            rtmp: rtmp::Limits { message_bytes: args.max_message_bytes, ..Default::default() },
+            routes: Routes::new(),
+            feeds: Feeds::new(metrics.clone()),
+            published: Published::new(),
+            http,
+            metrics: metrics.clone(),
+            client_metrics: ClientMetrics::register(metrics.registry()).map_err(start_error)?,
+            draining: CancellationToken::new(),
+        })
+    }
+
+    fn agent(&self, plan: &Plan) -> Agent {
+        let beat = Beat {
+            roles: plan.roles.names(),
+            capacity: self.args.max_connections as u64,
+            pull_port: self.pull_port,
+            origin: self.origin.clone(),
+            metrics: self.metrics.clone(),
+            draining: self.draining.clone(),
+        };
+        let settings = AgentSettings {
+            http: self.http.clone(),
+            reactors: self.urls.clone(),
+            node: self.node.clone(),
+            interval: self.args.heartbeat,
+        };
+        Agent::start(settings, self.published.clone(), move || beat.load(), self.client_metrics.clone())
+    }
+
+    fn engine_parts(&self, agent: &Agent, health: &Health) -> Parts {
+        Parts {
+            identity: Identity {
+                node: self.node.clone(),
+                origin: self.origin.clone(),
+                rtmp_port: self.pull_port,
+                native_pull: self.args.pull == PullBy::Native,
+            },
+            default_port: self.rtmp_port,
+            routes: self.routes.clone(),
+            feeds: self.feeds.clone(),
+            published: self.published.clone(),
+            relay: relay_settings(self.args),
+            pull: net::pull::Settings::new(self.node.clone()),
+            rtmp: self.rtmp,
+            ffmpeg: ffmpeg::Settings { ffmpeg: self.args.ffmpeg_path.clone(), ..Default::default() },
+            http: self.http.clone(),
+            metrics: self.metrics.clone(),
+            client_metrics: self.client_metrics.clone(),
+            reactor_back: Arc::new(agent.poker()),
+            health: health.clone(),
+            tasks: TaskTracker::new(),
+        }
+    }
+
+    /// Follows changes of ownership for as long as what is returned is held.
+    fn follow(&self, reactors: &Arc<Reactors>, agent: &Agent) -> (Events, AbortOnDropHandle<()>) {
+        let (http, reactor_urls) = (self.http.clone(), self.urls.clone());
+        let settings = EventsSettings { http, reactors: reactor_urls, keep_alive: KEEP_ALIVE };
+        let (events, changes) = Events::start(settings, self.client_metrics.clone());
+        let following = follow_changes(changes, reactors.clone(), self.published.clone(), agent.poker());
+        (events, AbortOnDropHandle::new(tokio::spawn(following)))
+    }
+
+    fn listen(&self, listeners: Vec<TcpListener>, drain: &Drain) -> Result<(), Error> {
+        let limits = net::Limits {
+            connections: self.args.max_connections,
+            connections_per_address: self.args.max_connections_per_address,
+            negotiation: self.args.handshake_timeout,
+            rtmp: self.rtmp,
+            ..Default::default()
+        };
+        let (routes, feeds, metrics) = (self.routes.clone(), self.feeds.clone(), self.metrics.clone());
+        let spread = self.args.drain_timeout.mul_f64(SPREAD_PART);
+        let server =
+            net::Server::new(routes, feeds, limits, metrics, drain.clone(), self.node.clone(), spread);
+        listeners.into_iter().try_for_each(|listener| server.listen(listener)).map_err(start_error)
+    }
+}
+
+fn relay_settings(args: &crate::cli::Args) -> relay::Settings {
+    let window = |millis| Gather::Window(Duration::from_millis(millis));
+    relay::Settings {
+        gather: args.gather_ms.map_or(Gather::AudioWithVideo, window),
+        grace: args.publisher_grace,
+        ..Default::default()
+    }
 }
 
 impl Node {
@@ -291,96 +425,17 @@ impl Node {
         metrics: &Arc<Metrics>,
         health: &Health,
     ) -> Result<Self, Error> {
-        let args = &plan.args;
-        let node = args.node_id.clone().unwrap_or_else(NodeId::random);
-        let drain = Drain::new();
-        let routes = Routes::new();
-        let published = Published::new();
-        let client_metrics = ClientMetrics::register(metrics.registry()).map_err(start_error)?;
-        let plain = Http::new().map_err(start_error)?;
-        let http = match &plan.token {
-            Some(token) => plain.with_token(token).map_err(start_error)?,
-            None => plain,
-        };
-        let origin = args.origin(rtmp_port).map_err(start_error)?;
-        let rtmp = rtmp::Limits { message_bytes: args.max_message_bytes, ..Default::default() };
-        let relay = relay::Settings {
-            gather: args
-                .gather_ms
-                .map_or(Gather::AudioWithVideo, |millis| Gather::Window(Duration::from_millis(millis))),
-            grace: args.publisher_grace,
-            ..Default::default()
-        };
-        let draining = CancellationToken::new();
-        let agent = {
-            let beat = Beat {
-                plan: plan.clone(),
-                rtmp_port,
-                origin: origin.clone(),
-                published: published.clone(),
-                metrics: metrics.clone(),
-                draining: draining.clone(),
-            };
-            let settings = AgentSettings {
-                http: http.clone(),
-                reactors: urls.clone(),
-                node: node.clone(),
-                interval: args.heartbeat,
-            };
-            let answered = published.clone();
-            Arc::new(Agent::start(
-                settings,
-                move || beat.picture(),
-                move |reply| {
-                    for owned in reply.owned {
-                        owned.epoch.into_iter().for_each(|epoch| answered.set_epoch(owned.session, epoch));
-                    }
-                    reply.superseded.iter().for_each(|lost| answered.supersede(lost.session));
-                },
-                client_metrics.clone(),
-            ))
-        };
-        published.set_agent(Some(agent.clone()));
-        let parts = Parts {
-            identity: Identity {
-                node: node.clone(),
-                origin,
-                rtmp_port,
-                native_pull: args.pull == PullBy::Native,
-            },
-            routes: routes.clone(),
-            published: published.clone(),
-            relay,
-            pull: net::pull::Settings::new(node.clone()),
-            rtmp,
-            ffmpeg: ffmpeg::Settings { ffmpeg: args.ffmpeg_path.clone(), ..Default::default() },
-            http: http.clone(),
-            metrics: metrics.clone(),
-            client_metrics: client_metrics.clone(),
-            reactor_back: Arc::new(agent.poker()),
-            tasks: TaskTracker::new(),
-        };
         let configs = plan.configs(rtmp_port, urls)?;
-        let engine = Arc::new(Engine::start(parts, configs).await?);
-        let settings = EventsSettings { http, reactors: urls.clone(), keep_alive: KEEP_ALIVE };
-        let (events, changes) = Events::start(settings, client_metrics);
-        let following = follow_changes(changes, engine.reactors().clone(), published.clone(), agent.poker());
-        let events = (events, tokio_util::task::AbortOnDropHandle::new(tokio::spawn(following)));
-        let limits = net::Limits {
-            connections: args.max_connections,
-            connections_per_address: args.max_connections_per_address,
-            negotiation: args.handshake_timeout,
-            rtmp,
-            ..Default::default()
-        };
-        let spread = args.drain_timeout.mul_f64(SPREAD_PART);
-        let server = net::Server::new(routes, limits, metrics.clone(), drain.clone(), node, spread);
-        for listener in listeners {
-            server.listen(listener).map_err(start_error)?;
-        }
+        let pull_port = engine::pull_port(&configs, rtmp_port);
+        let shared = Shared::new(plan, urls, rtmp_port, pull_port, metrics)?;
+        let drain = Drain::new();
+        let agent = shared.agent(plan);
+        let engine = Arc::new(Engine::start(shared.engine_parts(&agent, health), configs).await?);
+        let events = shared.follow(engine.reactors(), &agent);
+        shared.listen(listeners, &drain)?;
         let contact = tokio::spawn(watch_contact(agent.contact(), health.register("reactor")));
-        let contact = tokio_util::task::AbortOnDropHandle::new(contact);
-        Ok(Node { drain, engine, published, agent, draining, _events: events, _contact: contact })
+        let contact = AbortOnDropHandle::new(contact);
+        Ok(Node { drain, engine, agent, draining: shared.draining, _events: events, _contact: contact })
     }
 
     /// Tells everybody, waits, and ends what is left.
@@ -394,45 +449,41 @@ impl Node {
         if !self.engine.stop(LAST_STEPS).await {
             tracing::warn!("some workflows did not end in time");
         }
-        self.published.set_agent(None);
-        if let Some(agent) = Arc::into_inner(self.agent) {
-            agent.shutdown().await;
-        }
+        self.agent.shutdown().await;
     }
 }
 
-/// What a heartbeat is made from.
+/// What a heartbeat says beside what is published.
 struct Beat {
-    plan: Plan,
-    rtmp_port: u16,
-    origin: Option<crate::ids::Origin>,
-    published: Arc<Published>,
+    roles: Vec<String>,
+    capacity: u64,
+    pull_port: u16,
+    origin: Option<Origin>,
     metrics: Arc<Metrics>,
     draining: CancellationToken,
 }
 
 impl Beat {
-    fn picture(&self) -> Heartbeat {
+    fn load(&self) -> Heartbeat {
         let count = |value: i64| u64::try_from(value).unwrap_or(0);
         let pulls = ["native", "ffmpeg"].map(|kind| self.metrics.pulls_in.with_label_values(&[kind]).get());
         Heartbeat {
-            interval_ms: 0,
             origin: self.origin.clone(),
-            rtmp_port: Some(self.rtmp_port),
+            rtmp_port: Some(self.pull_port),
             draining: self.draining.is_cancelled(),
-            roles: self.plan.roles.names(),
-            streams: self.published.streams(),
+            roles: self.roles.clone(),
             viewers: count(self.metrics.viewers.get()),
             pulls: count(pulls.iter().sum()),
             received_bytes: self.metrics.received_bytes_total.get(),
             sent_bytes: self.metrics.sent_bytes_total.get(),
-            capacity: self.plan.args.max_connections as u64,
+            capacity: self.capacity,
+            ..Heartbeat::default()
         }
     }
 }
 
 /// Acts on changes of ownership at once: who watches a stream follows it, and a publisher that lost its name hears of it
-/// from the reply to the heartbeat that is sent now.
+/// from the reply to the heartbeat that is sent now, which names it.
 async fn follow_changes(
     mut changes: mpsc::Receiver<Event>,
     reactors: Arc<Reactors>,
@@ -442,12 +493,12 @@ async fn follow_changes(
     while let Some(event) = changes.recv().await {
         match event {
             Event::Hello => {
-                // Most likely a reactor that was away, and perhaps forgot everything.
+                // Most likely a reactor that was away. It asks for the whole list if it lost it.
                 poke();
                 reactors.changes_missed();
             }
             Event::Change(change) => {
-                if published.is_outdated(&change.stream_name, change.epoch) {
+                if published.changed_hands(&change.stream_name, change.epoch) {
                     poke();
                 }
                 reactors.changed(&change.stream_name);

@@ -9,6 +9,36 @@ use std::sync::Mutex;
 use std::time::Duration;
 use tokio::time::Instant;
 
+/// Why media messages were not passed on: the label `reason` of `lb_lost_messages_total`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// Their peer sent what no relay can use: an unknown type, or media outside of a publish.
+    Unusable,
+    /// No step of the workflow takes the stream, and there was no room to keep them.
+    NoOutlet,
+    /// Another session owns the stream's name by now.
+    Superseded,
+    /// Frames of a session from before its first keyframe, while viewers of an earlier session watch.
+    NoKeyframe,
+    /// Headers beyond the limits of a stream: late viewers do not get them.
+    Headers,
+}
+
+impl Loss {
+    const ALL: [Loss; 5] =
+        [Loss::Unusable, Loss::NoOutlet, Loss::Superseded, Loss::NoKeyframe, Loss::Headers];
+
+    fn label(self) -> &'static str {
+        match self {
+            Loss::Unusable => "unusable",
+            Loss::NoOutlet => "no_outlet",
+            Loss::Superseded => "superseded",
+            Loss::NoKeyframe => "no_keyframe",
+            Loss::Headers => "headers",
+        }
+    }
+}
+
 /// The metrics of the RTMP side. What the reactor and its clients count stands beside them in the same registry.
 #[derive(Debug)]
 pub struct Metrics {
@@ -43,8 +73,9 @@ pub struct Metrics {
     pub refusals_total: IntCounterVec,
     /// Connections closed because their peer broke the protocol or a limit.
     pub misbehaved_total: IntCounter,
-    /// Media messages that could not be passed on, by reason.
+    /// Media messages that were not passed on, by reason. See [`Metrics::lost`].
     pub lost_messages_total: IntCounterVec,
+    lost_log: [Seldom; Loss::ALL.len()],
     /// Streams a relay holds, live or in their grace time.
     pub streams: IntGauge,
     /// Pumps that run: one for each stream that somebody watches, more for a huge audience.
@@ -96,11 +127,12 @@ impl Metrics {
             )?,
             lost_messages_total: counters(
                 "lb_lost_messages_total",
-                "Media messages that could not be passed on, by reason",
+                "Media messages that were not passed on, by reason",
                 "reason",
             )?,
             streams: gauge("lb_streams", "Streams held, live or in their grace time")?,
             pumps: gauge("lb_pumps", "Pumps that serve viewers")?,
+            lost_log: Default::default(),
             registry,
         };
         let all: [Box<dyn Collector>; 18] = [
@@ -129,6 +161,9 @@ impl Metrics {
         for kind in ["native", "ffmpeg"] {
             made.pulls_in.with_label_values(&[kind]).set(0);
         }
+        for loss in Loss::ALL {
+            made.lost_messages_total.with_label_values(&[loss.label()]).reset();
+        }
         Ok(made)
     }
 
@@ -140,6 +175,23 @@ impl Metrics {
     /// All metrics in Prometheus' text format.
     pub fn text(&self) -> String {
         TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()
+    }
+
+    /// Counts messages that were not passed on, and says so in the log now and then. Nothing for no messages.
+    pub fn lost(&self, loss: Loss, messages: u64) {
+        if messages == 0 {
+            return;
+        }
+        let reason = loss.label();
+        self.lost_messages_total.with_label_values(&[reason]).inc_by(messages);
+        if let Some(held_back) = self.lost_log.get(loss as usize).and_then(Seldom::pass) {
+            tracing::warn!(reason, messages, held_back, "media messages were not passed on");
+        }
+    }
+
+    /// How many messages were not passed on for this reason.
+    pub fn lost_total(&self, loss: Loss) -> u64 {
+        self.lost_messages_total.with_label_values(&[loss.label()]).get()
     }
 
     /// Counts a refusal.
@@ -225,12 +277,16 @@ mod tests {
     fn every_metric_is_registered_and_shown() {
         let metrics = Metrics::new().unwrap();
         metrics.refused("limit");
-        metrics.lost_messages_total.with_label_values(&["x"]).inc();
+        metrics.lost(Loss::Headers, 2);
         metrics.pulls_started_total.with_label_values(&["native"]).inc();
         let text = metrics.text();
-        for line in
-            ["lb_connections 0", "lb_pulls_in{kind=\"native\"} 0", "lb_refusals_total{reason=\"limit\"} 1"]
-        {
+        for line in [
+            "lb_connections 0",
+            "lb_pulls_in{kind=\"native\"} 0",
+            "lb_refusals_total{reason=\"limit\"} 1",
+            "lb_lost_messages_total{reason=\"headers\"} 2",
+            "lb_lost_messages_total{reason=\"no_outlet\"} 0",
+        ] {
             assert!(text.lines().any(|l| l == line), "{line} in\n{text}");
         }
     }

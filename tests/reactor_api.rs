@@ -2,27 +2,26 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
-#[path = "../src/registry/redis_server.rs"]
-mod redis_server;
-
+use bytes::Bytes;
 use futures::StreamExt;
-use futures::future::FutureExt;
-use lb::api::{Heartbeat, HeartbeatReply, NodeList, StreamList};
+use futures::future::{BoxFuture, FutureExt};
+use lb::api::{HEARTBEAT_STREAMS, Heartbeat, HeartbeatReply, NodeList, StreamList};
 use lb::health::Health;
 use lb::ids::SessionId;
 use lb::listen;
-use lb::registry::{Memory, Policy, Redis, Registry, Settings};
-use lb::web::reactor::{self, Reactor};
+use lb::registry::store::{Key, Kind, Memory as Age, Read, Store, Unreachable, Write, Written};
+use lb::registry::{Memory, Policy, Registry, Settings};
+use lb::web::reactor::{self, HEARTBEAT_BODY_MAX, Reactor};
 use lb::web::server::{self, Limits};
 use lb::web::{ReactorMetrics, Routes, Secret, Template, admin};
-use redis_server::RedisServer;
 use reqwest::{Client, Response, StatusCode};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
-use std::sync::{Arc, Once};
+use std::sync::{Arc, Mutex, Once};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::broadcast;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -280,7 +279,7 @@ async fn heartbeats_are_the_full_picture_of_a_node() {
     assert!(streams.streams.iter().all(|s| s.lease_ms <= 15_000 && s.lease_ms > 10_000), "{streams:?}");
     let nodes: NodeList = service.get("/nodes").await.json().await.unwrap();
     assert_eq!((nodes.nodes[0].node.as_str(), nodes.nodes[0].heartbeat.viewers), ("n1", 3));
-    assert_eq!(nodes.nodes[0].heartbeat.streams.len(), 2);
+    assert_eq!((nodes.nodes[0].heartbeat.published, nodes.nodes[0].heartbeat.streams.len()), (2, 0));
     service.publish(json!({"stream_name": "x", "session": SessionId::random(), "node": "n2"})).await;
     let lost = service
         .beat("n1", json!({"interval_ms": 5000, "streams": [{"stream_name": "x", "session": x}]}))
@@ -300,15 +299,101 @@ async fn heartbeats_are_the_full_picture_of_a_node() {
 }
 
 #[tokio::test]
-async fn a_big_heartbeat_is_taken_and_a_huge_one_refused() {
+async fn the_biggest_heartbeat_is_taken_and_a_bigger_one_refused_with_a_reason() {
     let service = Service::start().await;
-    let streams: Vec<_> = (0..10_000)
-        .map(|i| json!({"stream_name": format!("stream-{i}"), "session": SessionId::random()}))
-        .collect();
-    let reply = service.beat("n1", json!({"interval_ms": 5000, "streams": streams})).await;
-    assert_eq!(reply.owned.len(), 10_000);
-    let reply = service.put("/nodes/n1", " ".repeat((4 << 20) + 1)).await;
+    let names = |count| (0..count).map(|i| format!("{i:03}{}", "n".repeat(252)));
+    let body = |count| {
+        let streams: Vec<_> = names(count)
+            .map(|name| json!({"stream_name": name, "session": SessionId::random(), "epoch": 1_u64 << 32}))
+            .collect();
+        let ended: Vec<_> =
+            names(count).map(|name| json!({"stream_name": name, "session": SessionId::random()})).collect();
+        json!({"interval_ms": 5000, "instance": SessionId::random(), "published": 100_000, "streams": streams,
+            "ended": ended, "origin": "o".repeat(63), "roles": ["ingest"]})
+    };
+    let reply = service.beat("n1", body(HEARTBEAT_STREAMS)).await;
+    assert_eq!((reply.owned.len(), reply.want_all), (HEARTBEAT_STREAMS, true));
+    let reply = service.put("/nodes/n1", body(HEARTBEAT_STREAMS + 1).to_string()).await;
+    assert_eq!(reply.status(), 400);
+    let error = error(reply).await;
+    assert!(error.starts_with("at most 500 streams and 500 ends of publishes are allowed"), "{error}");
+    let reply = service.put("/nodes/n1", " ".repeat(HEARTBEAT_BODY_MAX + 1)).await;
     assert_eq!(reply.status(), 413);
+}
+
+#[tokio::test]
+async fn a_node_is_asked_for_what_is_not_known_and_keeps_the_rest_without_naming_it() {
+    let service = Service::start().await;
+    let instance = SessionId::random();
+    let stream = |name: &str| json!({"stream_name": name, "session": SessionId::random()});
+    let body = |since: &str, streams: &[Value], complete: bool| {
+        json!({"interval_ms": 200, "instance": instance, "since": since, "published": 3, "streams": streams,
+            "complete": complete})
+    };
+    let (x, y, z) = (stream("x"), stream("y"), stream("z"));
+    let asked = service.beat("n1", body("never heard of", &[x.clone()], true)).await;
+    assert!(asked.want_all, "most of the list is not known, whatever the node thinks");
+    let first = service.beat("n1", body(&asked.since, &[x.clone(), y.clone()], false)).await;
+    let last = service.beat("n1", body(&first.since, &[z], true)).await;
+    assert!(!first.want_all && !last.want_all, "{first:?} {last:?}");
+    // Kept for longer than the lease by heartbeats that say nothing of them.
+    let begin = Instant::now();
+    while begin.elapsed() < Duration::from_millis(900) {
+        let reply = service.beat("n1", body(&last.since, &[], false)).await;
+        assert!(!reply.want_all && reply.owned.is_empty() && reply.superseded.is_empty(), "{reply:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    for name in ["x", "y", "z"] {
+        assert_eq!(service.watch(name).await.status(), 200);
+    }
+    let ended = json!({"interval_ms": 200, "instance": instance, "since": last.since, "published": 2,
+        "ended": [{"stream_name": "y", "session": y["session"]}]});
+    service.beat("n1", ended).await;
+    assert_eq!(service.watch("y").await.status(), 404, "an end that a heartbeat tells is one");
+    // Asked anew, a list without x ends it.
+    let anew = service.beat("n1", body("", &[], false)).await;
+    assert!(anew.want_all);
+    assert_eq!(service.watch("x").await.status(), 200, "until the list is there, the one before counts");
+    let whole = json!({"interval_ms": 200, "instance": instance, "since": anew.since, "published": 1,
+        "streams": [stream("w")], "complete": true});
+    assert!(!service.beat("n1", whole).await.want_all);
+    assert_eq!(
+        (service.watch("w").await.status(), service.watch("x").await.status()),
+        (StatusCode::OK, StatusCode::NOT_FOUND)
+    );
+    eventually(async || service.watch("w").await.status() == 404).await;
+    assert!(service.get("/nodes").await.json::<NodeList>().await.unwrap().nodes.is_empty(), "it fell silent");
+}
+
+#[tokio::test]
+async fn what_an_earlier_process_says_late_ends_nothing_of_its_successor() {
+    let service = Service::start().await;
+    let (before, after) = (SessionId::random(), SessionId::random());
+    let body = |instance, name| {
+        json!({"interval_ms": 5000, "instance": instance, "published": 1, "complete": true,
+            "streams": [{"stream_name": name, "session": instance}]})
+    };
+    service.beat("n1", body(before, "x")).await;
+    service.beat("n1", body(after, "y")).await;
+    assert_eq!(service.watch("x").await.status(), 404, "its streams ended with it");
+    let late = service.put("/nodes/n1", body(before, "x").to_string()).await;
+    assert_eq!(late.status(), 409);
+    assert_eq!(error(late).await, "node 'n1': another process with this name has taken its place");
+    let sign_off = async |query: &str| {
+        service.client.delete(service.at(&format!("/nodes/n1{query}"))).send().await.unwrap().status()
+    };
+    assert_eq!(sign_off(&format!("?instance={before}")).await, 204);
+    assert_eq!(service.watch("y").await.status(), 200);
+    assert_eq!(service.get("/nodes").await.json::<NodeList>().await.unwrap().nodes.len(), 1);
+    assert_eq!(sign_off("?instance=nonsense").await, 400);
+    assert_eq!(sign_off(&format!("?instance={after}")).await, 204);
+    assert_eq!(service.watch("y").await.status(), 404);
+    let again = service.put("/nodes/n2", body(after, "y").to_string()).await;
+    assert_eq!(
+        again.json::<HeartbeatReply>().await.unwrap().superseded.len(),
+        1,
+        "it ended with its process"
+    );
 }
 
 #[tokio::test]
@@ -342,12 +427,12 @@ async fn a_subscriber_that_does_not_read_is_told_that_it_missed_something() {
     let session = SessionId::random();
     let beat = |i| {
         let mut streams = Vec::new();
-        for n in 0..5000 {
+        for n in 0..HEARTBEAT_STREAMS {
             streams.push(json!({"stream_name": format!("{n}-{}", "n".repeat(200)), "session": session}));
         }
         json!({"interval_ms": 5000, "origin": format!("o{i}"), "streams": streams})
     };
-    for i in 0..12 {
+    for i in 0..120 {
         service.beat("n1", beat(i)).await;
     }
     let hello = async { while slow.next().await.expect("the stream goes on") != "event:hello\ndata:{}" {} };
@@ -488,7 +573,7 @@ async fn the_admin_port_shows_health_metrics_and_workflows() {
 
 #[tokio::test]
 async fn two_reactors_on_one_store_are_one() {
-    let store = RedisServer::start();
+    let store = Arc::new(Memory::new());
     let (one, two) = (Service::on(&store).await, Service::on(&store).await);
     let mut events = Events::open(&two).await;
     assert_eq!(events.next().await.unwrap(), "event:hello\ndata:{}");
@@ -508,15 +593,17 @@ async fn two_reactors_on_one_store_are_one() {
         json!({"interval_ms": 5000, "streams": [{"stream_name": "x", "session": new, "epoch": second}]}),
     )
     .await;
+    let streams: StreamList = one.get("/streams").await.json().await.unwrap();
+    assert_eq!((streams.streams[0].epoch, streams.streams[0].session), (second, Some(new)));
     let nodes: NodeList = one.get("/nodes").await.json().await.unwrap();
-    assert_eq!(nodes.nodes[0].heartbeat.streams[0].epoch, Some(second));
+    assert_eq!(nodes.nodes[0].heartbeat.published, 1);
     assert_eq!(one.release("x", new).await, 204);
     eventually(async || two.watch("x").await.status() == 404).await;
 }
 
 #[tokio::test]
 async fn a_store_that_dies_and_comes_back_empty_costs_no_stream() {
-    let mut store = RedisServer::start();
+    let store = Unsteady::start();
     let service = Service::on(&store).await;
     let session = SessionId::random();
     let beat = async |epoch: u64| {
@@ -557,24 +644,8 @@ async fn a_store_that_dies_and_comes_back_empty_costs_no_stream() {
 }
 
 #[tokio::test]
-async fn a_store_that_hangs_is_given_up_in_time() {
-    let store = RedisServer::start();
-    let service = Service::on(&store).await;
-    service.publish(json!({"stream_name": "x", "session": SessionId::random()})).await;
-    eventually(async || service.watch("y").await.status() == 404).await;
-    signal(&store, libc::SIGSTOP);
-    let begin = Instant::now();
-    assert_eq!(service.watch("x").await.status(), 200);
-    assert_eq!(service.watch("y").await.status(), 503);
-    assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
-    signal(&store, libc::SIGCONT);
-    eventually(async || service.watch("y").await.status() == 404).await;
-    assert_eq!(service.watch("x").await.status(), 200);
-}
-
-#[tokio::test]
 async fn a_reactor_that_joins_a_living_store_is_whole_at_once() {
-    let store = RedisServer::start();
+    let store = Arc::new(Memory::new());
     let one = Service::on(&store).await;
     eventually(async || one.watch("y").await.status() == 404).await;
     let two = Service::on(&store).await;
@@ -582,16 +653,18 @@ async fn a_reactor_that_joins_a_living_store_is_whole_at_once() {
 }
 
 #[tokio::test]
-async fn a_bad_store_address_is_refused_without_showing_it() {
-    for url in
-        ["", "redis", "http://user:secret@host", "redis://user:secret@host:port", "rediss://user:secret@host"]
-    {
-        let error = Redis::start(url, settings()).unwrap_err().to_string();
-        assert!(error.contains("redis://") && !error.contains("secret"), "{error}");
-    }
-    let redis = Redis::start("redis://user:secret@127.0.0.1:1/3", settings()).unwrap();
-    assert_eq!(format!("{redis:?}"), "Redis { place: \"127.0.0.1:1/3\", .. }");
-    assert!(redis.degraded());
+async fn a_store_that_is_away_at_the_start_is_said_and_found_later() {
+    let store = Unsteady::start();
+    store.kill();
+    let service = Service::on(&store).await;
+    let ready = service.get("/readyz").await;
+    assert_eq!(ready.status(), 200);
+    assert!(ready.text().await.unwrap().contains("store cannot be reached"));
+    assert_eq!(service.watch("x").await.status(), 503);
+    assert_eq!(service.post("/publisher_lookup", r#"{"stream_name":"x"}"#).await.status(), 503);
+    store.restart();
+    service.publish(json!({"stream_name": "x", "session": SessionId::random()})).await;
+    assert_eq!(service.watch("x").await.status(), 200);
 }
 
 /// What a service under test differs in.
@@ -636,21 +709,18 @@ impl Service {
     }
 
     async fn start_with(setup: Setup) -> Service {
-        let registry = Arc::new(Memory::start(setup.settings));
-        Service::over(registry, setup).await
+        let store = Arc::new(Memory::new());
+        Service::over(store, setup).await
     }
 
-    /// On a Redis server, with a warm-up of 400 ms.
-    async fn on(store: &RedisServer) -> Service {
+    /// On a store that it shares, with a warm-up of 400 ms.
+    async fn on<S: Store>(store: &Arc<S>) -> Service {
         let settings = Settings { warm_up: Duration::from_millis(400), ..settings() };
-        let registry = Redis::start(&store.url(), settings).unwrap();
-        tokio::time::timeout(Duration::from_secs(5), registry.connected())
-            .await
-            .expect("redis-server starts");
-        Service::over(Arc::new(registry), Setup::default()).await
+        Service::over(store.clone(), Setup { settings, ..Setup::default() }).await
     }
 
-    async fn over(registry: Arc<dyn Registry>, setup: Setup) -> Service {
+    async fn over(store: Arc<dyn Store>, setup: Setup) -> Service {
+        let registry = Registry::start(store, setup.settings);
         let (metrics, stop) = (prometheus::Registry::new(), CancellationToken::new());
         let reactor = Reactor {
             metrics: ReactorMetrics::register(&metrics, &registry).unwrap(),
@@ -774,10 +844,63 @@ async fn error(reply: Response) -> String {
     reply.json::<Value>().await.unwrap()["error"].as_str().unwrap().to_owned()
 }
 
-fn signal(store: &RedisServer, signal: i32) {
-    let pid = i32::try_from(store.pid()).unwrap();
-    // SAFETY: kill(2) takes no pointers; the process is a child that has not been waited for.
-    assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
+/// A store that goes away, and comes back with an empty memory.
+#[derive(Debug)]
+struct Unsteady {
+    memory: Mutex<Option<Arc<Memory>>>,
+    announcements: broadcast::Sender<Bytes>,
+}
+
+impl Unsteady {
+    fn start() -> Arc<Self> {
+        let memory = Mutex::new(Some(Arc::new(Memory::new())));
+        Arc::new(Unsteady { memory, announcements: broadcast::Sender::new(64) })
+    }
+
+    fn kill(&self) {
+        *self.memory.lock().unwrap() = None;
+    }
+
+    fn restart(&self) {
+        *self.memory.lock().unwrap() = Some(Arc::new(Memory::new()));
+        self.announcements.send(Bytes::new()).ok();
+    }
+
+    fn reach(&self) -> Result<Arc<Memory>, Unreachable> {
+        self.memory.lock().unwrap().clone().ok_or(Unreachable)
+    }
+}
+
+impl Store for Unsteady {
+    fn read(&self, keys: Vec<Key>) -> BoxFuture<'_, Result<Vec<Read>, Unreachable>> {
+        async { self.reach()?.read(keys).await }.boxed()
+    }
+
+    fn write(&self, writes: Vec<Write>) -> BoxFuture<'_, Result<Vec<Written>, Unreachable>> {
+        async {
+            let announcements: Vec<_> = writes.iter().map(|write| write.announce.clone()).collect();
+            let written = self.reach()?.write(writes).await?;
+            for (announcement, written) in announcements.into_iter().zip(&written) {
+                if let (Some(announcement), Written::Done) = (announcement, written) {
+                    self.announcements.send(announcement).ok();
+                }
+            }
+            Ok(written)
+        }
+        .boxed()
+    }
+
+    fn list(&self, kind: Kind) -> BoxFuture<'_, Result<Vec<(Key, Read)>, Unreachable>> {
+        async move { self.reach()?.list(kind).await }.boxed()
+    }
+
+    fn announcements(&self) -> broadcast::Receiver<Bytes> {
+        self.announcements.subscribe()
+    }
+
+    fn memory(&self) -> Option<Age> {
+        self.reach().ok()?.memory()
+    }
 }
 
 async fn eventually(mut condition: impl AsyncFnMut() -> bool) {

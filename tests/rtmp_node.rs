@@ -10,24 +10,25 @@ use lb::net::Limits;
 use lb::net::acl::Acl;
 use lb::net::location::Location;
 use lb::net::pull;
-use lb::net::routes::{Incoming, Refused};
-use lb::relay::pull::{Event, Pull};
-use lb::relay::{Admission, Demand, Gather, Settings, Source};
+use lb::net::routes::Refused;
+use lb::relay::{Admission, Demand, Gather, PullEvent, Settings, Source};
 use lb::rtmp::amf0::Value;
 use lb::rtmp::session::{Client, ClientEvent};
+use lb::telemetry::Loss;
 use rtmp_peer::*;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
+use tokio::sync::mpsc;
 
 const BAD_NAME: &str = "NetStream.Publish.BadName";
 const NOT_FOUND: &str = "NetStream.Play.StreamNotFound";
 
 /// A stream that a viewer can start to watch.
 fn show(hub: &std::sync::Arc<lb::relay::Hub>, name: &str, mark: u8) -> Source {
-    let source = hub.attach(&name.parse().unwrap());
-    source.push([&video_header(), &keyframe(0, mark)]);
+    let source = hub.attach(&name.parse().unwrap(), None);
+    source.push(&[video_header(), keyframe(0, mark)]);
     source
 }
 
@@ -187,7 +188,7 @@ async fn garbage_costs_its_own_connection_and_is_counted() {
     eventually("the count", || node.metrics.misbehaved_total.get() == 4).await;
     eventually("the end of all but the viewer", || node.metrics.connections.get() == 1).await;
 
-    source.push([&frame(40, 77)]);
+    source.push(&[frame(40, 77)]);
     while viewer.media().await.body != frame(40, 77).body {}
 }
 
@@ -326,9 +327,7 @@ async fn audio_that_rides_with_the_next_frame_wakes_nobody_before() {
         raw.write(&wire().message(9, 0, &[0x27; 2000]).0).await;
         let mut came = 0;
         while came < 2 {
-            let Some(Incoming::Packets(_, packets)) = soon("media", accepted.media.recv()).await else {
-                panic!("the publish goes on");
-            };
+            let packets = accepted.media.next().await.expect("the publish goes on");
             came += packets.len();
             together += usize::from(packets.len() == 2);
         }
@@ -406,39 +405,28 @@ async fn a_refused_publisher_hears_why_and_is_closed_while_it_sends() {
 }
 
 #[tokio::test]
-async fn a_busy_step_slows_its_publisher_down() {
+async fn a_stream_that_nobody_takes_is_read_on_and_its_loss_counted() {
     let mut node = Node::start();
     let mut publishers = node.publishers("live");
     let mut peer = Peer::publish(&node, "live", "x").await;
-    let (_, mut accepted) =
-        tokio::join!(peer.started(), async { Accepted::answer(publishers.next().await, 1) });
-    let big = Packet::video(0, vec![0x27; 32 << 10].into());
-    assert!(peer.client.send_media(&message(&big)));
-    let bytes = peer.client.output();
-    let mut sent = 0;
-    while let Ok(written) =
-        tokio::time::timeout(Duration::from_millis(500), peer.socket.write_all(&bytes)).await
-    {
-        written.unwrap();
-        sent += bytes.len();
-        assert!(sent < 64 << 20, "nothing holds the publisher back");
+    let (_, accepted) = tokio::join!(peer.started(), publishers.accept("x"));
+    let Accepted { media, evict: _evict } = accepted;
+    drop(media);
+    for time in 0..100 {
+        peer.send(&Packet::video(time, vec![0x27; 512 << 10].into())).await;
     }
-    // Taking what waits lets it go on.
-    let before = node.metrics.received_bytes_total.get();
-    for _ in 0..20 {
-        soon("media", accepted.media.recv()).await.unwrap();
-    }
-    assert!(node.metrics.received_bytes_total.get() > before);
+    eventually("all of it is counted", || node.metrics.lost_total(Loss::NoOutlet) == 100).await;
+    assert_eq!(node.metrics.received_messages_total.get(), 100);
 }
 
 #[tokio::test]
 async fn a_late_viewer_gets_metadata_headers_and_a_keyframe_in_this_order() {
     let mut node = Node::start();
     let hub = node.hub("watch", Admission::Live, Settings::default());
-    let source = hub.attach(&"x".parse().unwrap());
+    let source = hub.attach(&"x".parse().unwrap(), None);
     // The encoder's own order does not matter.
     let packets = [audio_header(), sound(0, 1), video_header(), metadata(), keyframe(40, 2), sound(50, 3)];
-    source.push(packets.iter());
+    source.push(&packets);
     let mut viewer = Peer::play(&node, "watch", "x").await;
     viewer.started().await;
     let mut got = Vec::new();
@@ -456,8 +444,8 @@ async fn streams_of_one_kind_start_at_once() {
     for (name, packets) in
         [("audio", [audio_header(), sound(20, 1)]), ("video", [video_header(), keyframe(20, 1)])]
     {
-        let source = hub.attach(&name.parse().unwrap());
-        source.push(packets.iter());
+        let source = hub.attach(&name.parse().unwrap(), None);
+        source.push(&packets);
         let mut viewer = Peer::play(&node, "watch", name).await;
         viewer.started().await;
         assert_eq!(viewer.media().await.body, packets[0].body, "{name}");
@@ -638,7 +626,7 @@ async fn left_over(drains: bool) -> Vec<u8> {
     raw.media().await;
     // More than the kernel holds, so it ends somewhere in a message.
     for time in 0..100 {
-        source.push([&Packet::video(time, vec![0x27; 100_000].into())]);
+        source.push(&[Packet::video(time, vec![0x27; 100_000].into())]);
     }
     let drain = node.drain.clone();
     let stop =
@@ -663,29 +651,51 @@ async fn nothing_is_written_into_the_middle_of_a_message_that_a_viewer_did_not_t
     }
 }
 
-async fn next(pull: &mut Pull) -> Vec<Event> {
-    soon("an event of the pull", pull.next()).await.unwrap()
+/// A running pull, and the media of its attempt.
+struct Pull {
+    events: mpsc::Receiver<PullEvent>,
+    media: Option<Media>,
+    _running: pull::Pull,
 }
 
-/// Waits until a pull has brought a frame with this mark.
-async fn brings(pull: &mut Pull, mark: u8) {
-    loop {
-        for event in next(pull).await {
-            if let Event::Packets(packets) = event
-                && packets.iter().any(|packet| packet.body.last() == Some(&mark) && packet.body.len() == 6)
-            {
+impl Pull {
+    fn start(node: &Node, location: &str) -> Pull {
+        let location = Location::parse(location).unwrap();
+        let limits = lb::rtmp::Limits::default();
+        let (feeds, metrics) = (node.feeds.clone(), node.metrics.clone());
+        let (running, events) =
+            pull::start(location, pull_settings(), limits, feeds, metrics, Default::default());
+        Pull { events, media: None, _running: running }
+    }
+
+    async fn begins(&mut self) {
+        loop {
+            match soon("an event of the pull", self.events.recv()).await {
+                Some(PullEvent::Began(feed)) => return self.media = Some(Media::of(&feed)),
+                Some(PullEvent::Ended { .. }) => {}
+                None => panic!("the pull goes on"),
+            }
+        }
+    }
+
+    /// Waits until the attempt has brought a frame with this mark.
+    async fn brings(&mut self, mark: u8) {
+        let media = self.media.as_mut().expect("it began");
+        loop {
+            let packets = media.next().await.expect("the attempt goes on");
+            if packets.iter().any(|packet| packet.body.last() == Some(&mark) && packet.body.len() == 6) {
                 return;
             }
         }
     }
-}
 
-async fn ends(pull: &mut Pull) -> String {
-    loop {
-        if let Some(Event::Ended(reason)) =
-            next(pull).await.into_iter().find(|event| matches!(event, Event::Ended(_)))
-        {
-            return reason;
+    async fn ends(&mut self) -> String {
+        loop {
+            match soon("an event of the pull", self.events.recv()).await {
+                Some(PullEvent::Ended { reason, .. }) => return reason,
+                Some(PullEvent::Began(feed)) => self.media = Some(Media::of(&feed)),
+                None => panic!("the pull goes on"),
+            }
         }
     }
 }
@@ -694,40 +704,54 @@ fn pull_settings() -> pull::Settings {
     pull::Settings { silence: Duration::from_millis(500), ..pull::Settings::new("puller".parse().unwrap()) }
 }
 
-fn start_pull(node: &Node, location: &str) -> Pull {
-    let location = Location::parse(location).unwrap();
-    pull::start(location, pull_settings(), lb::rtmp::Limits::default(), node.metrics.clone())
-}
-
 #[tokio::test]
 async fn a_pull_comes_back_for_as_long_as_it_is_wanted() {
     let mut node = Node::start();
     let settings = Settings { grace: Duration::from_millis(50), ..Settings::default() };
     let hub = node.hub("src", Admission::Live, settings);
     let source = show(&hub, "x", 1);
-    let mut pull = start_pull(&node, &format!("rtmp://[::1]:{}/src/x?token=1", node.port));
-    assert!(matches!(next(&mut pull).await.first(), Some(Event::Started)));
-    source.push([&keyframe(40, 2)]);
-    brings(&mut pull, 2).await;
+    let mut pull = Pull::start(&node, &format!("rtmp://[::1]:{}/src/x?token=1", node.port));
+    pull.begins().await;
+    source.push(&[keyframe(40, 2)]);
+    pull.brings(2).await;
     assert_eq!(node.metrics.pulls_in.with_label_values(&["native"]).get(), 1);
 
     // It stalls, and begins anew; then its stream is gone, and comes back.
-    assert!(ends(&mut pull).await.contains("nothing arrived"));
+    assert!(pull.ends().await.contains("nothing arrived"));
     drop(source);
     // The step's part: the hub ends streams whose grace time is over while somebody asks it what is wanted.
     let keeper = hub.clone();
     let _keeper = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(async move {
         keeper.demand().await;
     }));
-    while !ends(&mut pull).await.contains(NOT_FOUND) {}
+    while !pull.ends().await.contains(NOT_FOUND) {}
     let _source = show(&hub, "x", 3);
-    brings(&mut pull, 3).await;
+    pull.begins().await;
+    pull.brings(3).await;
 
     drop(pull);
     eventually("the end of the pull", || {
         node.metrics.pulls_in.with_label_values(&["native"]).get() == 0 && node.metrics.viewers.get() == 0
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_pull_that_pauses_begins_at_once_when_its_stream_is_there_again() {
+    let mut node = Node::start();
+    let hub = node.hub("src", Admission::Live, Settings::default());
+    let nudge = std::sync::Arc::new(tokio::sync::Notify::new());
+    let location = Location::parse(&format!("rtmp://127.0.0.1:{}/src/x", node.port)).unwrap();
+    let pause = Duration::from_secs(3600);
+    let settings = pull::Settings { retry_min: pause, retry_max: pause, ..pull_settings() };
+    let (feeds, metrics) = (node.feeds.clone(), node.metrics.clone());
+    let limits = lb::rtmp::Limits::default();
+    let (_running, mut events) = pull::start(location, settings, limits, feeds, metrics, nudge.clone());
+    let refused = soon("a refusal", events.recv()).await;
+    assert!(matches!(refused, Some(PullEvent::Ended { retry_in, .. }) if retry_in >= pause), "{refused:?}");
+    let _source = show(&hub, "x", 1);
+    nudge.notify_one();
+    assert!(matches!(soon("media", events.recv()).await, Some(PullEvent::Began(_))));
 }
 
 #[tokio::test]

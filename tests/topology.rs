@@ -190,6 +190,37 @@ fn a_web_server_that_knows_only_the_contract_is_enough() {
 }
 
 #[test]
+fn a_reactor_routes_each_stream_to_a_workflow_of_its_own() {
+    let server = WebServer::start(|_| Response {
+        status: 200,
+        body: "workflow own_x routed_by_reactor {\n    rtmp_watch rtmp_app=own stream_key=x\n}\n".to_owned(),
+    });
+    let node = configured(
+        "ingest",
+        &config(&format!(
+            "reactor per_stream executor=simple_http update_interval=60 {{
+    url http://{}/lookup
+}}
+workflow intake {{
+    rtmp_receive rtmp_app=ingest stream_key=* reactor=per_stream
+    workflow_forwarder reactor=per_stream
+}}
+",
+            server.addr()
+        )),
+    );
+    let publisher = ffmpeg::publish(Clip::Alpha, &node.rtmp_url("ingest", "x"));
+    node.wait_for_metric("lb_publishers", 1.0, SOON);
+    wait_for("the workflow of the stream", SOON, || {
+        http::get(node.admin(), "/workflows").body.contains("own_x")
+    });
+    node.wait_for_metric("lb_streams", 1.0, SOON);
+    ffmpeg::record(&node.rtmp_url("own", "x"), RECORDED).assert_shows(Clip::Alpha, RECORDED);
+    drop(publisher);
+    wait_for("its end", SOON, || !http::get(node.admin(), "/workflows").body.contains("own_x"));
+}
+
+#[test]
 fn everything_works_over_ipv6() {
     let reactor = Lb::start(&["--role", "reactor", "--reactor-listen", "[::1]:0"]);
     let ingest = ingest(&reactor.reactor_url());

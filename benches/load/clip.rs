@@ -45,9 +45,7 @@ impl Clip {
 
     fn take(&mut self, packet: Packet) {
         let keyframe = match packet.kind {
-            PacketKind::Data { metadata: true }
-            | PacketKind::Audio { sequence_header: true }
-            | PacketKind::Video { sequence_header: true, .. } => {
+            kind if kind.is_header() => {
                 self.start.push(Message {
                     type_id: packet.type_id(),
                     timestamp: 0,

@@ -134,12 +134,9 @@ impl Floor {
     }
 
     fn take(&mut self, packet: Packet) {
-        let (header, frame) = match packet.kind {
-            PacketKind::Audio { sequence_header } => (sequence_header, false),
-            PacketKind::Video { sequence_header, .. } => (sequence_header, !sequence_header),
-            PacketKind::Data { .. } => (true, false),
-        };
-        if let PacketKind::Video { keyframe: true, sequence_header: false } = packet.kind {
+        let header = packet.kind.is_header() || matches!(packet.kind, PacketKind::Data { .. });
+        let frame = packet.kind.is_video_frame();
+        if packet.kind.is_keyframe() {
             self.group.clear();
         }
         if header {

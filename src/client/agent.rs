@@ -1,44 +1,27 @@
 //! The node's agent: it tells reactors what the node does, and hears from them what it does no longer own.
 
-use super::backoff::{Backoff, jittered};
-use super::targets::{Target, Targets};
-use super::urls::endpoint;
-use super::{ClientMetrics, Error, Http, PLAIN_SERVER_RETRY, Reply, Urls};
-use crate::api::{Heartbeat, HeartbeatReply, PublisherRelease};
-use crate::ids::{NodeId, SessionId, StreamName};
+use super::calls::{Outcome, Reactors};
+use super::releases::{self, Waiting};
+use super::retry::pauses;
+use super::{ClientMetrics, Http, PLAIN_SERVER_RETRY, Urls};
+use crate::api::{Heartbeat, HeartbeatReply};
+use crate::ids::{NodeId, SessionId};
+use crate::published::{Next, Occasion, Published, Report};
 use crate::telemetry::Seldom;
-use bytes::Bytes;
-use futures::StreamExt;
 use reqwest::Method;
-use serde::Serialize;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{Notify, mpsc, watch};
-use tokio::time::{Instant, sleep, sleep_until, timeout};
-use tokio_stream::wrappers::ReceiverStream;
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 /// The delay before a heartbeat that failed is sent again; it doubles up to the interval.
 const RETRY_FIRST: Duration = Duration::from_millis(250);
 
-/// The least time between two heartbeats, however often the agent is poked: a thousand publishers that arrive together
-/// cost ten heartbeats a second, not a thousand.
+/// The least time between two heartbeats, however often the agent is poked: a thousand changes of ownership at once
+/// cost ten heartbeats a second, not a thousand. The pieces of one list follow each other without it.
 const POKE_GAP: Duration = Duration::from_millis(100);
-
-/// Releases that may wait. A node whose publishers all leave at once has no more than some thousands; a release that
-/// finds no room is made up for by the next heartbeat, which no longer lists the stream.
-const RELEASES_WAITING: usize = 1024;
-
-/// Releases on their way at a time.
-const RELEASES_AT_ONCE: usize = 16;
-
-/// How often a release is tried.
-const RELEASE_TRIES: usize = 5;
-
-/// How long after its publisher left a release is still worth a try: after that, the lease has nearly lapsed.
-const RELEASE_FOR: Duration = Duration::from_secs(10);
 
 /// How long [`Agent::shutdown`] takes at most: a heartbeat that is on its way, then the call to sign off.
 const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(3);
@@ -83,47 +66,45 @@ pub enum Contact {
 #[derive(Debug)]
 pub struct Agent {
     poke: Arc<Notify>,
-    releases: mpsc::Sender<Release>,
     contact: watch::Receiver<Contact>,
     stop: CancellationToken,
-    task: AbortOnDropHandle<()>,
+    task: AbortOnDropHandle<SignOff>,
     metrics: ClientMetrics,
-    overflow_log: Seldom,
 }
 
-/// A release and when its publisher left.
-type Release = (PublisherRelease, Instant);
-
 impl Agent {
-    /// Starts the agent. `source` gives the picture to send (the agent sets `interval_ms` itself). `on_reply` gets
-    /// each reply: what it says of superseded sessions is said again with each heartbeat that still lists them, so a
-    /// reader that is behind may drop it. Both are called in the agent's task and must not block.
+    /// Starts the agent, which from now on tells reactors what `published` lists, and that a publish ended as soon as
+    /// it does. `load` gives the other fields of a heartbeat; the agent sets `interval_ms`, `instance` and what is
+    /// published. It is called in the agent's task and must not block.
     pub fn start(
         settings: Settings,
-        source: impl Fn() -> Heartbeat + Send + Sync + 'static,
-        on_reply: impl Fn(HeartbeatReply) + Send + Sync + 'static,
+        published: Arc<Published>,
+        load: impl Fn() -> Heartbeat + Send + Sync + 'static,
         metrics: ClientMetrics,
     ) -> Agent {
-        let (releases, waiting) = mpsc::channel(RELEASES_WAITING);
         let (contact, watched) = watch::channel(Contact::Untried);
         let (poke, stop) = (Arc::new(Notify::new()), CancellationToken::new());
+        let (releases, waiting) = releases::queue(metrics.clone());
+        published.on_end(move |release| releases.push(release));
+        published.start_over();
         let worker = Worker {
-            targets: Targets::new(&settings.reactors),
+            reactors: Reactors::new(settings.http.clone(), &settings.reactors),
             settings,
-            source: Box::new(source),
-            on_reply: Box::new(on_reply),
+            instance: SessionId::random(),
+            published,
+            load: Box::new(load),
             metrics: metrics.clone(),
             contact,
             poke: poke.clone(),
             stop: stop.clone(),
-            in_contact: Mutex::new(None),
+            forgotten_log: Seldom::default(),
         };
-        let task = AbortOnDropHandle::new(tokio::spawn(Arc::new(worker).run(waiting)));
-        Agent { poke, releases, contact: watched, stop, task, metrics, overflow_log: Seldom::default() }
+        let task = AbortOnDropHandle::new(tokio::spawn(worker.run(waiting)));
+        Agent { poke, contact: watched, stop, task, metrics }
     }
 
-    /// Asks for a heartbeat now: a publisher came or left, the node begins to drain, or a reactor came back. Calls
-    /// that fall together cost one heartbeat.
+    /// Asks for a heartbeat now: a name changed hands, the node begins to drain, or a reactor came back. Calls that
+    /// fall together cost one heartbeat.
     pub fn poke(&self) {
         self.poke.notify_one();
     }
@@ -134,105 +115,114 @@ impl Agent {
         move || poke.notify_one()
     }
 
-    /// Says that a publisher left. Returns at once; the agent tries for some seconds. What does not get through is made
-    /// up for by heartbeats, which no longer list the stream.
-    pub fn release(&self, stream_name: StreamName, session: SessionId) {
-        let release = PublisherRelease { stream_name, session };
-        if let Err(TrySendError::Full((release, _)) | TrySendError::Closed((release, _))) =
-            self.releases.try_send((release, Instant::now()))
-        {
-            self.metrics.releases.with_label_values(&["overflow"]).inc();
-            if let Some(held_back) = self.overflow_log.pass() {
-                tracing::warn!(stream = %release.stream_name, held_back, "too many releases wait, left to heartbeats");
-            }
-        }
-    }
-
     /// Whether reactors hear the node: the value now, and its changes.
     pub fn contact(&self) -> watch::Receiver<Contact> {
         self.contact.clone()
     }
 
     /// Signs the node off (`DELETE /nodes/{node}`), which ends all its leases, and ends the task. Takes three seconds at
-    /// most.
+    /// most. That no reactor heard it is logged and counted: the leases then end by the node's silence.
     pub async fn shutdown(self) {
         self.stop.cancel();
+        let missed = |result, reason: &str| {
+            self.metrics.sign_offs.with_label_values(&[result]).inc();
+            tracing::warn!(reason, "no reactor heard that this node stops; its leases lapse by themselves");
+        };
         match timeout(SHUTDOWN_DEADLINE, self.task).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::error!(%error, "the node's agent failed"),
-            Err(_) => tracing::warn!("no reactor heard in time that this node stops"),
+            Ok(Ok(SignOff::Heard)) => self.metrics.sign_offs.with_label_values(&["ok"]).inc(),
+            Ok(Ok(SignOff::Nobody)) => {}
+            Ok(Ok(SignOff::Missed(reason))) => missed("failed", &reason),
+            Ok(Err(error)) => missed("failed", &format!("the node's agent failed: {error}")),
+            Err(_) => {
+                let seconds = SHUTDOWN_DEADLINE.as_secs();
+                let reason = match &*self.contact.borrow() {
+                    Contact::Unreachable { error, .. } => {
+                        format!("no answer within {seconds} s, after {error}")
+                    }
+                    _ => format!("no answer within {seconds} s"),
+                };
+                missed("timeout", &reason);
+            }
         }
     }
+}
+
+/// What the sign-off came to.
+#[derive(Debug)]
+enum SignOff {
+    Heard,
+    /// The URLs lead to web servers that know lookups only.
+    Nobody,
+    Missed(String),
 }
 
 struct Worker {
     settings: Settings,
-    targets: Targets,
-    source: Box<dyn Fn() -> Heartbeat + Send + Sync>,
-    on_reply: Box<dyn Fn(HeartbeatReply) + Send + Sync>,
+    instance: SessionId,
+    reactors: Reactors,
+    published: Arc<Published>,
+    load: Box<dyn Fn() -> Heartbeat + Send + Sync>,
     metrics: ClientMetrics,
     contact: watch::Sender<Contact>,
     poke: Arc<Notify>,
     stop: CancellationToken,
-    /// The reactor that took the last heartbeat.
-    in_contact: Mutex<Option<String>>,
+    forgotten_log: Seldom,
 }
 
-/// What a call to the reactors came to.
-enum Outcome {
-    Done(Reply, String),
-    /// None of the servers has the endpoint.
+/// What a heartbeat came to.
+enum Beat {
+    Taken(Next),
     Plain,
-    Failed(String),
+    Failed,
 }
 
 impl Worker {
-    // Shared, since the compiler cannot yet see that futures of a closure are `Send` when they borrow.
-    async fn run(self: Arc<Self>, waiting: mpsc::Receiver<Release>) {
-        let releases =
-            ReceiverStream::new(waiting).for_each_concurrent(RELEASES_AT_ONCE, |(release, left)| {
-                let worker = self.clone();
-                async move { worker.release(release, left).await }
-            });
+    async fn run(self, waiting: Waiting) -> SignOff {
         let releases = async {
             // What waits when the node stops is left out: signing off ends all leases of the node.
             tokio::select! {
                 () = self.stop.cancelled() => {}
-                () = releases => {}
+                () = waiting.send_all(&self.reactors, &self.metrics) => {}
             }
         };
         tokio::join!(self.beat_on(), releases);
-        let heard = self.in_contact.lock().unwrap_or_else(PoisonError::into_inner).is_some();
-        if heard && let Outcome::Failed(error) = self.call(Method::DELETE, &self.node_path(), None).await {
-            tracing::warn!(error, "no reactor heard that this node stops");
-        }
+        self.sign_off().await
     }
 
     async fn beat_on(&self) {
-        let mut retry = Backoff::new(RETRY_FIRST, self.settings.interval.max(RETRY_FIRST));
-        let mut repeated = false;
+        let retry_max = self.settings.interval.max(RETRY_FIRST);
+        let mut retry = pauses(RETRY_FIRST, retry_max);
+        let mut due = Instant::now();
+        let mut told_again = false;
         loop {
+            let occasion = if due <= Instant::now() { Occasion::Regular } else { Occasion::Early };
             // Not cut short by a stop: a heartbeat that is still on its way must not overtake the sign-off.
-            let beat = self.beat().await;
+            let beat = self.beat(occasion).await;
             let gap = Instant::now() + POKE_GAP;
-            let wait = match beat {
-                // A reactor that says nothing of the listed streams has just lost its memory: tell it once more, soon.
-                Beat::Taken { forgotten: true } if !repeated => {
-                    repeated = true;
-                    Duration::ZERO
+            if let (Beat::Taken(_), Occasion::Regular) = (&beat, occasion) {
+                due = Instant::now() + jittered(self.settings.interval);
+            }
+            let pause = |pause: Option<Duration>| pause.unwrap_or(retry_max).min(self.settings.interval);
+            let until = match beat {
+                Beat::Taken(Next::More) if !self.stop.is_cancelled() => continue,
+                // Once: a reactor that asks for everything each time must not have it as fast as the network goes.
+                Beat::Taken(Next::Again | Next::Silent) if !told_again && !self.stop.is_cancelled() => {
+                    told_again = true;
+                    continue;
                 }
-                Beat::Taken { forgotten } => {
-                    repeated = forgotten;
-                    retry.reset();
-                    jittered(self.settings.interval)
+                Beat::Taken(Next::Again) => Instant::now() + pause(retry.next()),
+                Beat::Taken(next) => {
+                    told_again = next == Next::Silent;
+                    retry = pauses(RETRY_FIRST, retry_max);
+                    due
                 }
-                Beat::Plain => PLAIN_SERVER_RETRY,
-                Beat::Failed => retry.delay().min(self.settings.interval),
+                Beat::Plain => Instant::now() + PLAIN_SERVER_RETRY,
+                Beat::Failed => Instant::now() + pause(retry.next()),
             };
             tokio::select! {
                 () = self.stop.cancelled() => return,
                 () = self.poke.notified() => {}
-                () = sleep(wait) => {}
+                () = sleep_until(until) => {}
             }
             tokio::select! {
                 () = self.stop.cancelled() => return,
@@ -241,15 +231,9 @@ impl Worker {
         }
     }
 
-    async fn beat(&self) -> Beat {
-        let mut picture = (self.source)();
-        picture.interval_ms = u64::try_from(self.settings.interval.as_millis()).unwrap_or(u64::MAX);
-        let listed = !picture.streams.is_empty();
-        let outcome = match json(&picture) {
-            Ok(body) => self.call(Method::PUT, &self.node_path(), Some(body)).await,
-            Err(error) => Outcome::Failed(error),
-        };
-        let outcome = match outcome {
+    async fn beat(&self, occasion: Occasion) -> Beat {
+        let heartbeat = self.heartbeat(self.published.report(occasion));
+        let outcome = match self.reactors.send(Method::PUT, &self.path(), &heartbeat).await {
             Outcome::Done(reply, reactor) => match serde_json::from_slice::<HeartbeatReply>(&reply.body) {
                 Ok(reply) => Ok((reply, reactor)),
                 Err(error) => {
@@ -261,20 +245,60 @@ impl Worker {
         };
         let (beat, result, contact) = match outcome {
             Ok((reply, reactor)) => {
-                let forgotten = listed && reply.owned.is_empty() && reply.superseded.is_empty();
-                (self.on_reply)(reply);
-                (Beat::Taken { forgotten }, "ok", self.reached(reactor))
+                let next = self.published.answered(&reply);
+                (Beat::Taken(next), "ok", self.reached(reactor))
             }
+            // What it told is in the next report.
             Err(Some(error)) => (Beat::Failed, "failed", self.not_reached(error)),
-            Err(None) => (Beat::Plain, "plain", Contact::Plain),
+            // Whoever takes the place of these servers knows nothing.
+            Err(None) => {
+                self.published.start_over();
+                (Beat::Plain, "plain", Contact::Plain)
+            }
         };
         self.metrics.heartbeats.with_label_values(&[result]).inc();
         self.contact.send_replace(contact);
         beat
     }
 
+    fn heartbeat(&self, report: Report) -> Heartbeat {
+        let Report { since, published, streams, ended, complete, forgotten } = report;
+        if forgotten > 0 {
+            self.metrics.releases.with_label_values(&["forgotten"]).inc_by(forgotten);
+            if let Some(held_back) = self.forgotten_log.pass() {
+                tracing::warn!(
+                    forgotten,
+                    held_back,
+                    "more publishes ended than are kept for a reactor that is away"
+                );
+            }
+        }
+        Heartbeat {
+            interval_ms: u64::try_from(self.settings.interval.as_millis()).unwrap_or(u64::MAX),
+            instance: Some(self.instance),
+            since,
+            published,
+            streams,
+            ended,
+            complete,
+            ..(self.load)()
+        }
+    }
+
+    async fn sign_off(&self) -> SignOff {
+        if *self.contact.borrow() == Contact::Plain {
+            return SignOff::Nobody;
+        }
+        let instance = self.instance.to_string();
+        match self.reactors.ask(Method::DELETE, &self.path(), ("instance", &instance)).await {
+            Outcome::Done(..) => SignOff::Heard,
+            Outcome::Plain => SignOff::Nobody,
+            Outcome::Failed(error) => SignOff::Missed(error),
+        }
+    }
+
     fn reached(&self, reactor: String) -> Contact {
-        *self.in_contact.lock().unwrap_or_else(PoisonError::into_inner) = Some(reactor.clone());
+        self.reactors.heard_by(&reactor);
         match &*self.contact.borrow() {
             Contact::Reachable { since, .. } => Contact::Reachable { since: *since, reactor },
             _ => {
@@ -294,84 +318,25 @@ impl Worker {
         }
     }
 
-    async fn release(&self, release: PublisherRelease, left: Instant) {
-        let mut retry = Backoff::new(POKE_GAP, RELEASE_FOR);
-        let mut tries = 0;
-        let result = loop {
-            let outcome = match json(&release) {
-                Ok(body) => self.call(Method::POST, &["publisher_release"], Some(body)).await,
-                Err(error) => Outcome::Failed(error),
-            };
-            tries += 1;
-            match outcome {
-                Outcome::Done(..) => break "ok",
-                Outcome::Plain => break "plain",
-                Outcome::Failed(error) if tries == RELEASE_TRIES || left.elapsed() > RELEASE_FOR => {
-                    tracing::debug!(stream = %release.stream_name, error, "a release is left to heartbeats");
-                    break "failed";
-                }
-                Outcome::Failed(_) => sleep(retry.delay()).await,
-            }
-        };
-        self.metrics.releases.with_label_values(&[result]).inc();
-    }
-
-    /// Puts a call to one reactor after the other until one of them takes it.
-    async fn call(&self, method: Method, path: &[&str], body: Option<Bytes>) -> Outcome {
-        let mut errors: Vec<String> = Vec::new();
-        for target in self.targets.in_order() {
-            let url = endpoint(&target.url, path);
-            match self.settings.http.call(method.clone(), &url, body.clone()).await {
-                Ok(reply) if reply.status.is_success() => {
-                    target.works();
-                    return Outcome::Done(reply, target.name());
-                }
-                Ok(reply) if matches!(reply.status.as_u16(), 404 | 405) && !self.knows(target) => {
-                    if target.plain() {
-                        tracing::info!(
-                            url = target.name(),
-                            "this web server knows lookups only: it gets no heartbeats, and is asked again now and then"
-                        );
-                    }
-                }
-                Ok(reply) => errors.push(failed(target, &format_args!("{}", reply.status))),
-                Err(error) => errors.push(failed_call(target, &error)),
-            }
-        }
-        if errors.is_empty() { Outcome::Plain } else { Outcome::Failed(errors.join("; ")) }
-    }
-
-    /// Whether this is the reactor that took the last heartbeat: its 404 comes from a proxy before it, in an outage.
-    fn knows(&self, target: &Target) -> bool {
-        let in_contact = self.in_contact.lock().unwrap_or_else(PoisonError::into_inner);
-        in_contact.as_deref() == Some(&target.name())
-    }
-
-    fn node_path(&self) -> [&str; 2] {
+    fn path(&self) -> [&str; 2] {
         ["nodes", self.settings.node.as_str()]
     }
 }
 
-/// What a heartbeat came to.
-enum Beat {
-    Taken {
-        /// The reply says nothing of the streams that were listed.
-        forgotten: bool,
-    },
-    Plain,
-    Failed,
+/// A time that is up to a tenth shorter or longer, so that nodes that were started together do not call together.
+fn jittered(time: Duration) -> Duration {
+    time.mul_f64(rand::random_range(0.9..=1.1))
 }
 
-fn failed(target: &Target, what: &dyn std::fmt::Display) -> String {
-    target.failed();
-    format!("{}: {what}", target.name())
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-fn failed_call(target: &Target, error: &Error) -> String {
-    target.failed();
-    error.to_string()
-}
-
-fn json(value: &impl Serialize) -> Result<Bytes, String> {
-    serde_json::to_vec(value).map(Bytes::from).map_err(|error| error.to_string())
+    #[test]
+    fn jitter_stays_within_a_tenth() {
+        for _ in 0..1000 {
+            let time = jittered(Duration::from_secs(10));
+            assert!(time >= Duration::from_secs(9) && time <= Duration::from_secs(11));
+        }
+    }
 }

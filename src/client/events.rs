@@ -3,7 +3,7 @@
 //! Events are a shortcut, not the truth: whatever is missed, on the way or because the reader is behind, is made up for by
 //! one [`Event::Hello`], on which the node asks again for everything that it follows.
 
-use super::backoff::Backoff;
+use super::retry::pauses;
 use super::targets::{Target, Targets};
 use super::urls::endpoint;
 use super::{CALL_DEADLINE, ClientMetrics, Http, PLAIN_SERVER_RETRY, Urls};
@@ -101,7 +101,7 @@ struct Follower {
 impl Follower {
     async fn run(mut self, settings: Settings) {
         let targets = Targets::new(&settings.reactors);
-        let mut retry = Backoff::new(RETRY_FIRST, RETRY_MAX);
+        let mut retry = pauses(RETRY_FIRST, RETRY_MAX);
         let mut silent = false;
         loop {
             let Ok(connected) = self.outlet.meanwhile(connect(&settings.http, &targets)).await else {
@@ -119,17 +119,17 @@ impl Follower {
                     tracing::info!(reactor = target.name(), end, "the connection for events ended");
                     // A reactor that takes connections only to close them is not hurried.
                     if since.elapsed() >= RETRY_MAX {
-                        retry.reset();
+                        retry = pauses(RETRY_FIRST, RETRY_MAX);
                     }
                     silent = false;
-                    retry.delay()
+                    retry.next().unwrap_or(RETRY_MAX)
                 }
                 Err(None) => PLAIN_SERVER_RETRY,
                 Err(Some(error)) => {
                     if !std::mem::replace(&mut silent, true) {
                         tracing::warn!(error, "no reactor sends events; lookups are repeated instead");
                     }
-                    retry.delay()
+                    retry.next().unwrap_or(RETRY_MAX)
                 }
             };
             if self.outlet.meanwhile(sleep(wait)).await.is_err() {

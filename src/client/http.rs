@@ -19,8 +19,8 @@ pub const CONNECT_DEADLINE: Duration = Duration::from_secs(1);
 /// The longest a call may take, from resolving the name to the last byte of the answer. A viewer waits for it.
 pub const CALL_DEADLINE: Duration = Duration::from_secs(2);
 
-/// The longest answer that is read, in bytes. A workflow is a few hundred; the reply to a heartbeat with 5,000
-/// streams is half of this.
+/// The longest answer that is read, in bytes. A workflow is a few hundred; the reply to a heartbeat that names 500 streams
+/// with the longest names is a fifth of this.
 pub const BODY_MAX: usize = 1024 * 1024;
 
 /// The most redirects that one call follows.
@@ -94,13 +94,13 @@ impl Http {
             let (status, headers) = (response.status(), response.headers().clone());
             Ok(Reply { status, headers, body: read(response, url).await? })
         };
-        timeout(CALL_DEADLINE, exchange).await.unwrap_or_else(|_| Err(Error::Deadline { url: shown(url) }))
+        timeout(CALL_DEADLINE, exchange).await.unwrap_or_else(|_| Err(deadline(url)))
     }
 
     /// Asks for an endless answer; its head must come within [`CALL_DEADLINE`].
     pub(super) async fn open(&self, url: &Url) -> Result<Response, Error> {
         let head = self.send(Method::GET, url, None);
-        timeout(CALL_DEADLINE, head).await.unwrap_or_else(|_| Err(Error::Deadline { url: shown(url) }))
+        timeout(CALL_DEADLINE, head).await.unwrap_or_else(|_| Err(deadline(url)))
     }
 
     /// Sends a request and waits for the head of the answer.
@@ -156,8 +156,12 @@ fn builder() -> reqwest::ClientBuilder {
         .no_proxy()
 }
 
+fn deadline(url: &Url) -> Error {
+    Error::Deadline { url: shown(url), within: CALL_DEADLINE }
+}
+
 async fn read(mut response: Response, url: &Url) -> Result<Bytes, Error> {
-    let too_long = || Error::TooLong { url: shown(url) };
+    let too_long = || Error::TooLong { url: shown(url), most: BODY_MAX };
     if response.content_length().is_some_and(|length| length > BODY_MAX as u64) {
         return Err(too_long());
     }

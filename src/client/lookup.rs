@@ -5,14 +5,13 @@
 //! good answer is given again. A plain web server that knows nothing but the contract's two lookups serves as well: it
 //! ignores the further fields of a question, and its answers come without epoch and origin.
 
-use super::flights::{self, Flights};
-use super::memory::Memory;
+use super::cache::Answers;
+use super::question::{Kind, Question};
 use super::targets::Targets;
 use super::{CALL_DEADLINE, ClientMetrics, Http, Reply, Urls};
 use crate::api::{EPOCH_HEADER, ORIGIN_HEADER, PublisherLookup, Refusal, WatcherLookup};
 use crate::ids::{Origin, SessionId, StreamName};
 use crate::telemetry::Seldom;
-use bytes::Bytes;
 use reqwest::Method;
 use serde::Serialize;
 use std::str::FromStr;
@@ -60,55 +59,25 @@ pub enum Answer {
     },
 }
 
-/// The two lookups.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Kind {
-    Publisher,
-    Watcher,
-}
-
-/// One question. Those that are equal share one call.
-#[derive(Clone, PartialEq, Eq, Hash)]
-pub(super) struct Question {
-    pub(super) kind: Kind,
-    pub(super) name: StreamName,
-    pub(super) session: Option<SessionId>,
-    pub(super) body: String,
-    /// Set apart from the others: what was asked before is not an answer to "and now?".
-    pub(super) refresh: bool,
-}
-
-impl Question {
-    /// What the answer is remembered by.
-    pub(super) fn key(&self) -> (Kind, StreamName) {
-        (self.kind, self.name.clone())
-    }
-}
-
-impl flights::Question for Question {
-    type Answer = Answer;
-}
-
 type Validate = dyn Fn(&str) -> Result<(), String> + Send + Sync;
 type Hook = dyn Fn() + Send + Sync;
 
 /// The lookups of one mmids reactor definition: one service, under one or several URLs that are tried in order.
 ///
 /// Which of the two lookups the URLs stand for is the caller's knowledge. All questions of one `Lookup` are taken to
-/// come from one node with one list of steps it accepts, since answers are remembered by stream name. Cheap to clone;
-/// clones share their memory and their calls in flight.
+/// come from one node with one list of steps it accepts, since answers are kept by stream name. Each question is a call:
+/// whoever has many askers of one name asks once for all of them. Cheap to clone; clones share what they keep.
 #[derive(Clone)]
 pub struct Lookup {
     shared: Arc<Inner>,
     on_recovery: Option<Arc<Hook>>,
-    flights: Arc<Flights<Question>>,
 }
 
 struct Inner {
     http: Http,
     targets: Targets,
     validate: Box<Validate>,
-    memory: Memory,
+    answers: Answers,
     metrics: ClientMetrics,
     turns: Semaphore,
     /// No URL was well when the last question was asked.
@@ -131,7 +100,7 @@ impl Lookup {
             http,
             targets: Targets::new(urls),
             validate: Box::new(validate),
-            memory: Memory::new(),
+            answers: Answers::new(),
             metrics,
             turns: Semaphore::new(CALLS_MAX),
             outage: AtomicBool::new(false),
@@ -139,7 +108,7 @@ impl Lookup {
             recovery_log: Seldom::default(),
             config_log: Seldom::default(),
         };
-        Lookup { shared: Arc::new(inner), on_recovery: None, flights: Arc::default() }
+        Lookup { shared: Arc::new(inner), on_recovery: None }
     }
 
     /// Calls `hook` when a reactor answers again after an outage, for example to send a heartbeat at once. It must not
@@ -150,21 +119,21 @@ impl Lookup {
 
     /// Asks whether a stream may be published.
     pub async fn publisher(&self, lookup: &PublisherLookup) -> Answer {
-        self.ask(Kind::Publisher, &lookup.stream_name, lookup.session, lookup, false).await
+        self.ask(Kind::Publisher, &lookup.stream_name, lookup.session, lookup).await
     }
 
-    /// Asks where a stream can be pulled from. A name that was not found within the last second is answered without a
-    /// call, except for a `refresh`, which also joins no earlier call other than another refresh.
+    /// Asks where a stream can be pulled from. A name that was not found within the last second is answered from the
+    /// negative cache, except for a `refresh`.
     pub async fn watcher(&self, lookup: &WatcherLookup, refresh: bool) -> Answer {
-        if !refresh && let Some(reason) = self.shared.memory.was_unknown(&lookup.stream_name) {
+        if !refresh && let Some(reason) = self.shared.answers.negative(&lookup.stream_name) {
             return Answer::NotFound { reason };
         }
-        self.ask(Kind::Watcher, &lookup.stream_name, None, lookup, refresh).await
+        self.ask(Kind::Watcher, &lookup.stream_name, None, lookup).await
     }
 
     /// Something changed about a name: that it was not found a moment ago means nothing any more.
     pub fn changed(&self, name: &StreamName) {
-        self.shared.memory.forget_unknown(name);
+        self.shared.answers.changed(name);
     }
 
     async fn ask(
@@ -173,20 +142,15 @@ impl Lookup {
         name: &StreamName,
         session: Option<SessionId>,
         body: &impl Serialize,
-        refresh: bool,
     ) -> Answer {
-        let body = match serde_json::to_string(body) {
-            Ok(body) => body,
+        let body = match serde_json::to_vec(body) {
+            Ok(body) => body.into(),
             Err(error) => {
                 return Answer::Unavailable { reason: error.to_string().into() };
             }
         };
-        let question = Question { kind, name: name.clone(), session, body, refresh };
-        let call = || {
-            let (inner, hook, question) = (self.shared.clone(), self.on_recovery.clone(), question.clone());
-            async move { inner.answer(&question, hook.as_deref()).await }
-        };
-        self.flights.join(&question, call).await
+        let question = Question { kind, name: name.clone(), session, body };
+        self.shared.answer(&question, self.on_recovery.as_deref()).await
     }
 }
 
@@ -211,39 +175,34 @@ impl Inner {
                 };
                 (answer, result)
             }
-            Err(troubles) => self.make_do(question, &troubles),
+            Err(failures) => self.stale(question, &failures),
         };
-        let kind = match question.kind {
-            Kind::Publisher => "publisher",
-            Kind::Watcher => "watcher",
-        };
-        self.metrics.lookups.with_label_values(&[kind, result]).inc();
+        self.metrics.lookups.with_label_values(&[question.kind.label(), result]).inc();
         self.metrics.lookup_duration.observe(started.elapsed().as_secs_f64());
         answer
     }
 
     /// Asks one URL after the other; the error says what each of them did.
-    async fn ask_reactors(&self, question: &Question) -> Result<Answer, Vec<Trouble>> {
+    async fn ask_reactors(&self, question: &Question) -> Result<Answer, Vec<Failure>> {
         let turn = timeout(CALL_DEADLINE, self.turns.acquire()).await;
         let Ok(Ok(_turn)) = turn else {
-            return Err(vec![Trouble::Answer(format!("{CALLS_MAX} other lookups wait for reactors"))]);
+            return Err(vec![Failure::BadAnswer(format!("{CALLS_MAX} other lookups wait for reactors"))]);
         };
-        let body = Bytes::from(question.body.clone());
-        let mut troubles = Vec::new();
+        let mut failures = Vec::new();
         for target in self.targets.in_order() {
-            let verdict = match self.http.call(Method::POST, &target.url, Some(body.clone())).await {
+            let verdict = match self.http.call(Method::POST, &target.url, Some(question.body.clone())).await {
                 Ok(reply) => judge(&reply, &*self.validate)
-                    .map_err(|trouble| trouble.map(|what| format!("{}: {what}", target.name()))),
-                Err(error) => Err(Trouble::Outage(error.to_string())),
+                    .map_err(|failure| failure.map(|what| format!("{}: {what}", target.name()))),
+                Err(error) => Err(Failure::Outage(error.to_string())),
             };
-            let trouble = match verdict {
+            let failure = match verdict {
                 Ok(answer) => {
                     target.works();
                     return Ok(answer);
                 }
-                Err(trouble) => trouble,
+                Err(failure) => failure,
             };
-            if let Trouble::Config(reason) = &trouble
+            if let Failure::Rejected(reason) = &failure
                 && let Some(held_back) = self.config_log.pass()
             {
                 tracing::error!(
@@ -253,34 +212,34 @@ impl Inner {
                 );
             }
             target.failed();
-            troubles.push(trouble);
+            failures.push(failure);
         }
-        Err(troubles)
+        Err(failures)
     }
 
     fn remember(&self, question: &Question, answer: &Answer) {
         match answer {
             Answer::Found { text, epoch, origin, .. } => {
-                self.memory.found(question, text.clone(), *epoch, origin.clone());
+                self.answers.found(question, text.clone(), *epoch, origin.clone());
             }
             Answer::NotFound { reason } => {
-                self.memory.gone(question);
+                self.answers.gone(question);
                 if question.kind == Kind::Watcher {
-                    self.memory.unknown(&question.name, reason.clone());
+                    self.answers.not_found(&question.name, reason.clone());
                 }
             }
-            Answer::Refused { .. } => self.memory.gone(question),
+            Answer::Refused { .. } => self.answers.gone(question),
             Answer::Unavailable { .. } => {}
         }
     }
 
-    /// The best answer without a reactor.
-    fn make_do(&self, question: &Question, troubles: &[Trouble]) -> (Answer, &'static str) {
-        if troubles.iter().all(|trouble| matches!(trouble, Trouble::Outage(_))) {
+    /// The stale fallback: the last good answer, if there is one.
+    fn stale(&self, question: &Question, failures: &[Failure]) -> (Answer, &'static str) {
+        if failures.iter().all(|failure| matches!(failure, Failure::Outage(_))) {
             self.outage.store(true, Ordering::Relaxed);
         }
-        let reason = troubles.iter().map(Trouble::reason).collect::<Vec<_>>().join("; ");
-        let good = self.memory.last_good(question);
+        let reason = failures.iter().map(Failure::reason).collect::<Vec<_>>().join("; ");
+        let good = self.answers.last_good(question);
         if let Some(held_back) = self.outage_log.pass() {
             let stale = good.is_some();
             tracing::warn!(stream = %question.name, reason, stale, held_back, "no reactor answers a lookup");
@@ -297,47 +256,48 @@ impl Inner {
 
 /// Why a reply is no answer.
 #[derive(Debug, PartialEq, Eq)]
-enum Trouble {
-    /// The reactor is not well.
+enum Failure {
+    /// The reactor does not answer, or says that it cannot.
     Outage(String),
-    /// This one answer cannot be had or used.
-    Answer(String),
-    /// The reactor is well, and does not want this node's calls.
-    Config(String),
+    /// The answer cannot be used, or too many other calls are under way.
+    BadAnswer(String),
+    /// The reactor runs, and rejects this node's calls: a wrong URL or token.
+    Rejected(String),
 }
 
-impl Trouble {
+impl Failure {
     fn reason(&self) -> &str {
         match self {
-            Trouble::Outage(reason) | Trouble::Answer(reason) | Trouble::Config(reason) => reason,
+            Failure::Outage(reason) | Failure::BadAnswer(reason) | Failure::Rejected(reason) => reason,
         }
     }
 
     fn map(self, say: impl FnOnce(String) -> String) -> Self {
         match self {
-            Trouble::Outage(reason) => Trouble::Outage(say(reason)),
-            Trouble::Answer(reason) => Trouble::Answer(say(reason)),
-            Trouble::Config(reason) => Trouble::Config(say(reason)),
+            Failure::Outage(reason) => Failure::Outage(say(reason)),
+            Failure::BadAnswer(reason) => Failure::BadAnswer(say(reason)),
+            Failure::Rejected(reason) => Failure::Rejected(say(reason)),
         }
     }
 }
 
-fn judge(reply: &Reply, validate: &Validate) -> Result<Answer, Trouble> {
+fn judge(reply: &Reply, validate: &Validate) -> Result<Answer, Failure> {
     match reply.status.as_u16() {
         200..=299 => {
             let text = std::str::from_utf8(&reply.body)
-                .map_err(|error| Trouble::Answer(format!("the answer is not UTF-8: {error}")))?;
-            validate(text)
-                .map_err(|why| Trouble::Answer(format!("the answer cannot be used: {}", printable(&why))))?;
+                .map_err(|error| Failure::BadAnswer(format!("the answer is not UTF-8: {error}")))?;
+            validate(text).map_err(|why| {
+                Failure::BadAnswer(format!("the answer cannot be used: {}", printable(&why)))
+            })?;
             let (epoch, origin) = (header(reply, EPOCH_HEADER), header(reply, ORIGIN_HEADER));
             Ok(Answer::Found { text: text.into(), epoch, origin, fresh: true })
         }
         404 => Ok(Answer::NotFound { reason: said(reply, "the stream is not known").into() }),
         409 => Ok(Answer::Refused { reason: said(reply, "the name belongs to another publisher").into() }),
         408 | 425 | 429 | 500.. => {
-            Err(Trouble::Outage(format!("{}: {}", reply.status, said(reply, "no reason"))))
+            Err(Failure::Outage(format!("{}: {}", reply.status, said(reply, "no reason"))))
         }
-        _ => Err(Trouble::Config(format!("{}: {}", reply.status, said(reply, "no reason")))),
+        _ => Err(Failure::Rejected(format!("{}: {}", reply.status, said(reply, "no reason")))),
     }
 }
 
@@ -361,6 +321,7 @@ fn printable(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bytes::Bytes;
     use reqwest::StatusCode;
     use reqwest::header::HeaderMap;
 
@@ -379,9 +340,9 @@ mod tests {
             Ok(Answer::NotFound { .. }) => 'n',
             Ok(Answer::Refused { .. }) => 'r',
             Ok(Answer::Unavailable { .. }) => '?',
-            Err(Trouble::Outage(_)) => 'o',
-            Err(Trouble::Answer(_)) => 'a',
-            Err(Trouble::Config(_)) => 'c',
+            Err(Failure::Outage(_)) => 'o',
+            Err(Failure::BadAnswer(_)) => 'a',
+            Err(Failure::Rejected(_)) => 'c',
         }
     }
 

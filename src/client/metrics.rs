@@ -5,8 +5,7 @@ use prometheus::{Histogram, HistogramOpts, IntCounterVec, Opts, Registry};
 /// The counters of lookups, heartbeats, releases and events. Clones share them.
 #[derive(Clone, Debug)]
 pub struct ClientMetrics {
-    /// `lb_lookups_total{kind,result}`: questions put to reactors; callers that share one question count once, and so
-    /// does none that the negative cache answered.
+    /// `lb_lookups_total{kind,result}`: questions put to reactors, without those that the negative cache answered.
     pub(super) lookups: IntCounterVec,
     /// `lb_lookup_duration_seconds`: from the question to its answer, over all URLs that were tried.
     pub(super) lookup_duration: Histogram,
@@ -14,6 +13,8 @@ pub struct ClientMetrics {
     pub(super) heartbeats: IntCounterVec,
     /// `lb_releases_total{result}`.
     pub(super) releases: IntCounterVec,
+    /// `lb_sign_offs_total{result}`.
+    pub(super) sign_offs: IntCounterVec,
     /// `lb_reactor_events_total{event}`.
     pub(super) events: IntCounterVec,
 }
@@ -45,7 +46,13 @@ impl ClientMetrics {
             )?,
             releases: counter(
                 "lb_releases_total",
-                "Releases of publishers, by result (ok, failed, plain, overflow: the queue was full).",
+                "Releases of publishers, by result (ok, failed, plain, overflow: the queue was full, \
+                 forgotten: not kept for a reactor that is away for long).",
+                &["result"],
+            )?,
+            sign_offs: counter(
+                "lb_sign_offs_total",
+                "Times a node that stops said so, by result (ok, failed, timeout).",
                 &["result"],
             )?,
             events: counter(

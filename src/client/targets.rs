@@ -10,6 +10,10 @@ use url::Url;
 /// and not on each call, short enough that the preferred reactor is back in use soon.
 const FAILED_FOR: Duration = Duration::from_secs(5);
 
+/// How long a web server that is no reactor (404 or 405 where a reactor has an endpoint) is left alone before it is
+/// tried again.
+pub const PLAIN_SERVER_RETRY: Duration = Duration::from_secs(60);
+
 /// The URLs of one service with what is known of their health.
 #[derive(Debug)]
 pub(super) struct Targets(Vec<Target>);
@@ -75,7 +79,7 @@ impl Target {
     /// The server answered that it has no such endpoint. Says whether that is news.
     pub(super) fn plain(&self) -> bool {
         let news = !matches!(self.standing(), Standing::PlainUntil(_));
-        self.set(Standing::PlainUntil(Instant::now() + super::PLAIN_SERVER_RETRY));
+        self.set(Standing::PlainUntil(Instant::now() + PLAIN_SERVER_RETRY));
         news
     }
 
@@ -115,7 +119,7 @@ mod tests {
         let targets = Targets::new(&"http://a,http://b".parse().unwrap());
         assert!(targets.0[0].plain());
         assert_eq!(order(&targets), "b");
-        tokio::time::advance(crate::client::PLAIN_SERVER_RETRY).await;
+        tokio::time::advance(PLAIN_SERVER_RETRY).await;
         assert_eq!(order(&targets), "a b");
         assert!(!targets.0[0].plain());
         targets.0[0].works();

@@ -15,4 +15,4 @@ mod stderr;
 mod tests;
 
 pub use command::{Error, Location};
-pub use process::{EndReason, PullEvent, Puller, Settings};
+pub use process::{Puller, Settings};

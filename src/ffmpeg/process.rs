@@ -1,4 +1,4 @@
-//! Keeps one ffmpeg running for as long as a pull is wanted, and turns what it writes into packets.
+//! Keeps one ffmpeg running for as long as a pull is wanted, and pushes what it writes into a feed for each run.
 //!
 //! ```text
 //! start ─▶ running ──(exit, hang, no FLV)──▶ back-off ─▶ running …
@@ -11,11 +11,14 @@
 use super::command::{self, Location};
 use super::spawner;
 use super::stderr::{Entry, Lines};
-use crate::media::{Packet, flv};
+use crate::media::flv;
+use crate::relay::{Feed, Feeds, PullEvent};
+use crate::telemetry::{Counted, Metrics};
 use backon::{BackoffBuilder, ExponentialBuilder};
 use std::io;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, ChildStderr, ChildStdout, Command};
@@ -25,10 +28,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-/// How many events may wait for the receiver. A batch comes from one read of at most [`READ_SIZE`] bytes, so half a
-/// megabyte waits at most (and a tag that was larger than that). A full channel stops reading: the pipe fills, ffmpeg
-/// waits, and its source feels it.
-const EVENTS: usize = 8;
+/// How many events may wait for the receiver: that a run began to bring media, and that it ended.
+const EVENTS: usize = 2;
 
 /// The size of a Linux pipe.
 const READ_SIZE: usize = 64 * 1024;
@@ -84,26 +85,9 @@ impl Settings {
     }
 }
 
-/// What happens to a pull, in this order: `Started`, `Media` once or more, `Ended`; then again from the start. A run
-/// that brings no media only ends.
-#[derive(Debug)]
-pub enum PullEvent {
-    /// The first packet has come; it follows.
-    Started,
-    /// Packets, at least one, in ffmpeg's order. Timestamps start anew with each run.
-    Media(Vec<Packet>),
-    /// The run is over; another one follows.
-    Ended {
-        /// Why.
-        reason: EndReason,
-        /// How long until ffmpeg is started again.
-        retry_in: Duration,
-    },
-}
-
 /// Why a run of ffmpeg is over.
 #[derive(Debug, thiserror::Error)]
-pub enum EndReason {
+enum EndReason {
     /// There is no such program.
     #[error("ffmpeg not found at '{}': install it or set --ffmpeg-path", .0.display())]
     NotFound(PathBuf),
@@ -142,12 +126,18 @@ pub struct Puller {
 }
 
 impl Puller {
-    /// Starts to pull, on the current tokio runtime. The pull also ends when the receiver is dropped.
-    pub fn start(settings: Settings, location: Location) -> (Puller, mpsc::Receiver<PullEvent>) {
+    /// Starts to pull, on the current tokio runtime. Each run that brings media is a feed, whose timestamps start anew. The
+    /// pull also ends when the receiver is dropped.
+    pub fn start(
+        settings: Settings,
+        location: Location,
+        feeds: Arc<Feeds>,
+        metrics: Arc<Metrics>,
+    ) -> (Puller, mpsc::Receiver<PullEvent>) {
         let (events, receiver) = mpsc::channel(EVENTS);
         let stop = CancellationToken::new();
         let span = tracing::info_span!("ffmpeg", %location);
-        let task = Task { settings, location, events, stop: stop.clone() };
+        let task = Task { settings, location, feeds, metrics, events, stop: stop.clone() };
         (Puller { stop, task: tokio::spawn(task.run().instrument(span)) }, receiver)
     }
 
@@ -170,6 +160,8 @@ impl Drop for Puller {
 struct Task {
     settings: Settings,
     location: Location,
+    feeds: Arc<Feeds>,
+    metrics: Arc<Metrics>,
     events: mpsc::Sender<PullEvent>,
     stop: CancellationToken,
 }
@@ -179,8 +171,10 @@ struct Unwanted;
 
 impl Task {
     async fn run(self) {
+        let _counted = Counted::new(&self.metrics.pulls_in.with_label_values(&["ffmpeg"]));
         let mut delays = self.settings.delays();
         loop {
+            self.metrics.pulls_started_total.with_label_values(&["ffmpeg"]).inc();
             let mut media_since = None;
             let Ok(reason) = self.run_once(&mut media_since).await else {
                 return;
@@ -191,7 +185,7 @@ impl Task {
             let retry_in = delays.next().unwrap_or(self.settings.backoff_max);
             tracing::warn!(%reason, ?retry_in, "pull ended");
             let pause = async {
-                let sent = self.events.send(PullEvent::Ended { reason, retry_in }).await;
+                let sent = self.events.send(PullEvent::Ended { reason: reason.to_string(), retry_in }).await;
                 tokio::time::sleep(retry_in).await;
                 sent.map_err(|_| Unwanted)
             };
@@ -239,6 +233,7 @@ impl Task {
         media_since: &mut Option<Instant>,
     ) -> Result<Option<EndReason>, Unwanted> {
         let stall = self.settings.stall;
+        let mut feed: Option<Feed> = None;
         let mut reader = flv::Reader::new(self.settings.tag_limit);
         let mut buffer = vec![0; READ_SIZE];
         let stalled = tokio::time::sleep(stall);
@@ -263,11 +258,17 @@ impl Task {
                 }
             };
             if !packets.is_empty() {
-                if media_since.is_none() {
-                    *media_since = Some(Instant::now());
-                    self.send(PullEvent::Started).await?;
-                }
-                self.send(PullEvent::Media(packets)).await?;
+                let feed = match &mut feed {
+                    Some(feed) => feed,
+                    none => {
+                        *media_since = Some(Instant::now());
+                        let feed = self.feeds.begin(None);
+                        self.send(PullEvent::Began(feed.reference())).await?;
+                        feed.wait_attached().await;
+                        none.insert(feed)
+                    }
+                };
+                feed.push(&packets);
             }
             if let Some(error) = error {
                 return Ok(Some(EndReason::Flv(error)));

@@ -1,7 +1,9 @@
 //! Pulls with real processes: the installed ffmpeg, and scripts that behave badly in its place.
 
-use super::{EndReason, Location, PullEvent, Puller, Settings};
-use crate::media::{Packet, PacketKind, flv};
+use super::{Location, Puller, Settings};
+use crate::media::{Content, Packet, PacketKind, flv};
+use crate::relay::{Attachment, Feeds, Outlet, PullEvent};
+use crate::telemetry::{Loss, Metrics};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -60,11 +62,17 @@ fn location(path: &Path) -> Location {
     Location::parse(&format!("file:{}", path.display())).unwrap()
 }
 
+/// Starts a pull whose feeds nobody else has.
+fn start(settings: Settings, location: Location) -> (Puller, mpsc::Receiver<PullEvent>) {
+    let metrics = Arc::new(Metrics::new().unwrap());
+    Puller::start(settings, location, Feeds::new(metrics.clone()), metrics)
+}
+
 async fn next(events: &mut mpsc::Receiver<PullEvent>) -> PullEvent {
     tokio::time::timeout(PATIENCE, events.recv()).await.expect("no event").expect("the pull goes on")
 }
 
-async fn next_end(events: &mut mpsc::Receiver<PullEvent>) -> (EndReason, Duration) {
+async fn next_end(events: &mut mpsc::Receiver<PullEvent>) -> (String, Duration) {
     loop {
         if let PullEvent::Ended { reason, retry_in } = next(events).await {
             return (reason, retry_in);
@@ -73,7 +81,31 @@ async fn next_end(events: &mut mpsc::Receiver<PullEvent>) -> (EndReason, Duratio
 }
 
 async fn next_start(events: &mut mpsc::Receiver<PullEvent>) {
-    while !matches!(next(events).await, PullEvent::Started) {}
+    while !matches!(next(events).await, PullEvent::Began(_)) {}
+}
+
+/// Keeps what a feed brings.
+#[derive(Clone, Debug, Default)]
+struct Collected(Arc<Mutex<Vec<Packet>>>);
+
+impl Outlet for Collected {
+    fn push(&mut self, packets: &[Packet]) {
+        self.0.lock().unwrap().extend_from_slice(packets);
+    }
+}
+
+impl Collected {
+    /// Takes the media of the next run.
+    async fn attach(&self, events: &mut mpsc::Receiver<PullEvent>) -> Attachment {
+        match next(events).await {
+            PullEvent::Began(feed) => feed.attach(Box::new(self.clone())),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn got(&self) -> Vec<Packet> {
+        self.0.lock().unwrap().clone()
+    }
 }
 
 async fn until(what: &str, mut condition: impl FnMut() -> bool) {
@@ -134,24 +166,18 @@ async fn every_frame_of_a_real_file_comes_through_unchanged() {
         expected.push(packet);
     }
 
-    let (puller, mut events) = Puller::start(Settings::default(), location(&film));
-    assert!(matches!(next(&mut events).await, PullEvent::Started));
-    let mut pulled = Vec::new();
-    loop {
-        match next(&mut events).await {
-            PullEvent::Media(packets) => pulled.extend(packets),
-            PullEvent::Ended { reason: EndReason::Exited { status, .. }, .. } => {
-                break assert!(status.success());
-            }
-            other => panic!("{other:?}"),
-        }
-    }
+    let (puller, mut events) = start(Settings::default(), location(&film));
+    let collected = Collected::default();
+    let _attached = collected.attach(&mut events).await;
+    let (reason, _) = next_end(&mut events).await;
+    assert_eq!(reason, "ffmpeg ended (exit status: 0)");
     puller.stop().await;
+    let pulled = collected.got();
     assert_eq!(pulled[0].kind, PacketKind::Data { metadata: true });
     let kinds: HashSet<_> = pulled.iter().map(|packet| packet.kind).collect();
-    assert!(kinds.contains(&PacketKind::Video { keyframe: true, sequence_header: false }));
-    assert!(kinds.contains(&PacketKind::Video { keyframe: false, sequence_header: true }));
-    assert!(kinds.contains(&PacketKind::Audio { sequence_header: true }));
+    assert!(kinds.contains(&PacketKind::Video { content: Content::Frame, keyframe: true }));
+    assert!(kinds.contains(&PacketKind::Video { content: Content::SequenceHeader, keyframe: false }));
+    assert!(kinds.contains(&PacketKind::Audio { content: Content::SequenceHeader }));
     assert_eq!(media(&pulled), media(&expected));
 }
 
@@ -159,13 +185,13 @@ async fn every_frame_of_a_real_file_comes_through_unchanged() {
 async fn a_killed_ffmpeg_is_started_again() {
     let dir = tempfile::tempdir().unwrap();
     let film = film(dir.path());
-    let (puller, mut events) = Puller::start(Settings::default(), location(&film));
+    let (puller, mut events) = start(Settings::default(), location(&film));
     next_start(&mut events).await;
     let first = children_with(&film.display().to_string());
     assert_eq!(first.len(), 1);
     kill_9(&first[0]);
     let (reason, retry_in) = next_end(&mut events).await;
-    assert!(matches!(reason, EndReason::Exited { status, .. } if !status.success()), "{reason}");
+    assert_eq!(reason, "ffmpeg ended (signal: 9 (SIGKILL))");
     assert!((250..=500).contains(&retry_in.as_millis()), "{retry_in:?}");
     next_start(&mut events).await;
     let second = children_with(&film.display().to_string());
@@ -178,9 +204,9 @@ async fn a_killed_ffmpeg_is_started_again() {
 async fn an_ffmpeg_that_hangs_is_killed_and_started_again() {
     let (dir, settings) = fake_ffmpeg("echo $$ >>pids; exec sleep 1000");
     let stall = Duration::from_millis(300);
-    let (puller, mut events) = Puller::start(Settings { stall, ..settings }, Location::parse("x").unwrap());
+    let (puller, mut events) = start(Settings { stall, ..settings }, Location::parse("x").unwrap());
     let (reason, _) = next_end(&mut events).await;
-    assert!(matches!(reason, EndReason::Stalled(after) if after == stall), "{reason}");
+    assert_eq!(reason, "ffmpeg wrote nothing for 300ms and was killed");
     let first = pids(dir.path());
     assert!(is_gone(&first[0], false), "reaped");
     until("it runs again", || pids(dir.path()).len() == 2).await;
@@ -194,12 +220,12 @@ async fn a_missing_ffmpeg_is_named_and_asked_for_no_faster_than_the_backoff() {
         backoff_min: Duration::from_millis(50),
         ..Settings::default()
     };
-    let (_puller, mut events) = Puller::start(settings, Location::parse("x").unwrap());
+    let (_puller, mut events) = start(settings, Location::parse("x").unwrap());
     let mut since = Instant::now();
     for attempt in 0..3 {
         let (reason, retry_in) = next_end(&mut events).await;
         let expected = "ffmpeg not found at '/nowhere/ffmpeg': install it or set --ffmpeg-path";
-        assert_eq!(reason.to_string(), expected);
+        assert_eq!(reason, expected);
         let nominal = 50 << attempt;
         assert!((nominal..=2 * nominal).contains(&retry_in.as_millis()), "{attempt}: {retry_in:?}");
         if attempt > 0 {
@@ -212,7 +238,7 @@ async fn a_missing_ffmpeg_is_named_and_asked_for_no_faster_than_the_backoff() {
 #[tokio::test]
 async fn a_dropped_pull_leaves_no_process_of_its_group() {
     let (dir, settings) = fake_ffmpeg("sleep 1000 & echo $$ >>pids; echo $! >>pids; wait");
-    let (puller, events) = Puller::start(settings.clone(), Location::parse("x").unwrap());
+    let (puller, events) = start(settings.clone(), Location::parse("x").unwrap());
     until("both run", || pids(dir.path()).len() == 2).await;
     let dropped = Instant::now();
     drop(puller);
@@ -222,7 +248,7 @@ async fn a_dropped_pull_leaves_no_process_of_its_group() {
     assert!(dropped.elapsed() < Duration::from_millis(500), "{:?}", dropped.elapsed());
     drop(events);
 
-    let (puller, events) = Puller::start(settings, Location::parse("x").unwrap());
+    let (puller, events) = start(settings, Location::parse("x").unwrap());
     until("both run", || pids(dir.path()).len() == 4).await;
     let dropped = Instant::now();
     drop(events);
@@ -235,44 +261,31 @@ async fn a_dropped_pull_leaves_no_process_of_its_group() {
 #[tokio::test]
 async fn what_ffmpeg_starts_does_not_outlive_it() {
     let (dir, settings) = fake_ffmpeg("sleep 1000 >/dev/null 2>&1 & echo $! >>pids; exit 3");
-    let (puller, mut events) = Puller::start(settings, Location::parse("x").unwrap());
+    let (puller, mut events) = start(settings, Location::parse("x").unwrap());
     let (reason, _) = next_end(&mut events).await;
     let pid = &pids(dir.path())[0];
-    assert!(matches!(reason, EndReason::Exited { status, .. } if status.code() == Some(3)), "{reason}");
+    assert_eq!(reason, "ffmpeg ended (exit status: 3)");
     until("its child is gone", || is_gone(pid, true)).await;
     puller.stop().await;
 }
 
 #[tokio::test]
-async fn a_receiver_that_does_not_receive_holds_ffmpeg_back_and_does_not_hinder_a_stop() {
+async fn media_that_nobody_takes_is_counted_and_does_not_hinder_a_stop() {
     let mut stream = Vec::new();
     flv::write_header(&mut stream, false, true);
-    let packet = Packet::video(0, vec![0x27; 8 * 1024].into());
     let mut tag = Vec::new();
-    assert!(flv::write_tag(&mut tag, &packet));
+    assert!(flv::write_tag(&mut tag, &Packet::video(0, vec![0x27; 8 * 1024].into())));
     let (dir, settings) =
         fake_ffmpeg("echo $$ >>pids; cat header; n=0; while cat tag; do n=$((n+1)); echo $n >count; done");
     std::fs::write(dir.path().join("header"), stream).unwrap();
     std::fs::write(dir.path().join("tag"), tag).unwrap();
-    let settings = Settings { stall: Duration::from_millis(200), ..settings };
-    let (puller, mut events) = Puller::start(settings, Location::parse("x").unwrap());
-    until("the channel is full", || events.len() == events.max_capacity()).await;
-    // Longer than the stall limit: waiting for the receiver is not a stall.
-    tokio::time::sleep(Duration::from_millis(400)).await;
-    let count = std::fs::read_to_string(dir.path().join("count")).unwrap();
-    assert!(count.trim().parse::<u64>().unwrap() < 200, "{count} tags of 8 KiB were taken");
-    let mut taken = 0;
-    while taken < 300 {
-        match next(&mut events).await {
-            PullEvent::Media(packets) => {
-                assert!(packets.iter().all(|taken| *taken == packet));
-                taken += packets.len();
-            }
-            PullEvent::Started => assert_eq!(taken, 0),
-            ended @ PullEvent::Ended { .. } => panic!("{ended:?}"),
-        }
-    }
-    until("the channel is full again", || events.len() == events.max_capacity()).await;
+    let metrics = Arc::new(Metrics::new().unwrap());
+    let feeds = Feeds::new(metrics.clone());
+    // Nobody listens to the events either.
+    let (puller, _events) = Puller::start(settings, Location::parse("x").unwrap(), feeds, metrics.clone());
+    let count = || std::fs::read_to_string(dir.path().join("count")).unwrap_or_default();
+    until("ffmpeg goes on", || count().trim().parse::<u64>().is_ok_and(|count| count > 300)).await;
+    until("the loss is counted", || metrics.lost_total(Loss::NoOutlet) > 250).await;
     let stopped = Instant::now();
     puller.stop().await;
     assert!(stopped.elapsed() < Duration::from_millis(500));
@@ -290,7 +303,7 @@ async fn the_backoff_grows_until_a_run_was_healthy() {
     for (healthy, nominal) in [(Duration::ZERO, [10, 10, 10, 10, 10]), (Duration::MAX, [10, 20, 40, 40, 40])]
     {
         let settings = Settings { backoff_min, backoff_max, healthy, ..settings.clone() };
-        let (puller, mut events) = Puller::start(settings, Location::parse("x").unwrap());
+        let (puller, mut events) = start(settings, Location::parse("x").unwrap());
         for nominal in nominal {
             let (_, retry_in) = next_end(&mut events).await;
             assert!((nominal..=2 * nominal).contains(&retry_in.as_millis()), "{nominal}: {retry_in:?}");
@@ -302,9 +315,9 @@ async fn the_backoff_grows_until_a_run_was_healthy() {
 #[tokio::test]
 async fn what_is_not_flv_ends_the_run() {
     let (_dir, settings) = fake_ffmpeg("echo 'this is not FLV'; exec sleep 1000");
-    let (puller, mut events) = Puller::start(settings, Location::parse("x").unwrap());
+    let (puller, mut events) = start(settings, Location::parse("x").unwrap());
     let (reason, _) = next_end(&mut events).await;
-    assert!(matches!(reason, EndReason::Flv(flv::Error::Header)), "{reason}");
+    assert_eq!(reason, format!("ffmpeg was killed for what it wrote: {}", flv::Error::Header));
     puller.stop().await;
 }
 
@@ -318,11 +331,11 @@ async fn what_ffmpeg_says_is_logged_without_secrets() {
     let (_dir, settings) =
         fake_ffmpeg("echo 'rtmp://me:secret@h/a/x?token=secret: no such stream' >&2; exit 1");
     let (puller, mut events) =
-        Puller::start(settings, Location::parse("rtmp://me:secret@h/a/x?token=secret").unwrap());
+        start(settings, Location::parse("rtmp://me:secret@h/a/x?token=secret").unwrap());
     let (reason, _) = next_end(&mut events).await;
     puller.stop().await;
     let shown = "rtmp://h/a/x?… no such stream";
-    assert_eq!(reason.to_string(), format!("ffmpeg ended (exit status: 1): {shown}"));
+    assert_eq!(reason, format!("ffmpeg ended (exit status: 1): {shown}"));
     let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
     assert!(text.contains(&format!("ffmpeg says line=\"{shown}\"")), "{text}");
     assert!(text.contains("location=rtmp://h/a/x?…"), "{text}");
@@ -375,7 +388,7 @@ fn doomed_process() {
     let settings = Settings { ffmpeg: ffmpeg.into(), ..Settings::default() };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     runtime.block_on(async {
-        let (_puller, mut events) = Puller::start(settings, Location::parse("x").unwrap());
+        let (_puller, mut events) = start(settings, Location::parse("x").unwrap());
         while events.recv().await.is_some() {}
     });
 }

@@ -12,3 +12,4 @@ pub mod tag;
 
 pub use codec::Codec;
 pub use packet::{Packet, PacketKind};
+pub use tag::Content;

@@ -4,30 +4,67 @@
 //! What the relay must know about it (may a viewer start here, must it be remembered for late viewers) is found once,
 //! when the packet is made, by [`crate::media::tag`].
 
-use super::Codec;
-use super::tag::{self, Content, Tag, Track};
+use super::tag::{self, Tag, Track};
+use super::{Codec, Content};
 use bytes::Bytes;
 
 /// What a packet is, as far as a relay has to care.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PacketKind {
-    /// Audio (RTMP message type 8). A sequence header configures the decoder and is replayed to late viewers.
+    /// Audio (RTMP message type 8).
     Audio {
-        /// The body configures the decoder (AAC AudioSpecificConfig, enhanced `SequenceStart`).
-        sequence_header: bool,
+        /// What the body is for.
+        content: Content,
     },
     /// Video (RTMP message type 9).
     Video {
-        /// A decoder can start here.
+        /// What the body is for.
+        content: Content,
+        /// A decoder can start here. Never set for anything but [`Content::Frame`].
         keyframe: bool,
-        /// The body configures the decoder (AVCDecoderConfigurationRecord, enhanced `SequenceStart`).
-        sequence_header: bool,
     },
     /// AMF0 data (RTMP message type 18), for example `onMetaData`; without the `@setDataFrame` wrapper.
     Data {
         /// The message is `onMetaData`, which late viewers get first.
         metadata: bool,
     },
+}
+
+impl PacketKind {
+    /// Coded video that a decoder can start with.
+    pub fn is_keyframe(self) -> bool {
+        matches!(self, PacketKind::Video { keyframe: true, .. })
+    }
+
+    /// Coded video, keyframe or not.
+    pub fn is_video_frame(self) -> bool {
+        matches!(self, PacketKind::Video { content: Content::Frame, .. })
+    }
+
+    /// Coded audio.
+    pub fn is_audio_frame(self) -> bool {
+        matches!(self, PacketKind::Audio { content: Content::Frame })
+    }
+
+    /// The body configures a decoder: frames before and after a new one need different decoders.
+    pub fn is_sequence_header(self) -> bool {
+        matches!(
+            self,
+            PacketKind::Audio { content: Content::SequenceHeader }
+                | PacketKind::Video { content: Content::SequenceHeader, .. }
+        )
+    }
+
+    /// What late viewers must have before their first frame: sequence headers, `onMetaData`, the colour information of
+    /// HDR video, the order of audio channels.
+    pub fn is_header(self) -> bool {
+        match self {
+            PacketKind::Audio { content } | PacketKind::Video { content, .. } => {
+                matches!(content, Content::SequenceHeader | Content::VideoMetadata | Content::ChannelConfig)
+            }
+            PacketKind::Data { metadata } => metadata,
+        }
+    }
 }
 
 /// AMF0 strings (AMF 0 specification, 2.4): a marker 2, the length in two bytes, the text.
@@ -43,20 +80,29 @@ pub struct Packet {
     pub timestamp: u32,
     /// The FLV tag body, verbatim (for data: AMF0 values).
     pub body: Bytes,
+    /// How much later than it is decoded the picture is shown, in milliseconds: the greatest of all tracks; 0 for audio
+    /// and data.
+    pub composition_time: i32,
+    /// The number of the (first) track that the body belongs to; 0 where it names none.
+    pub track_id: u8,
 }
 
 impl Packet {
     /// An audio message (type 8).
     pub fn audio(timestamp: u32, body: Bytes) -> Self {
-        let sequence_header = tag::audio(&body).content == Content::SequenceHeader;
-        Packet { kind: PacketKind::Audio { sequence_header }, timestamp, body }
+        let Tag { content, mut tracks, .. } = tag::audio(&body);
+        let track_id = tracks.next().map_or(0, |track| track.id);
+        Packet { kind: PacketKind::Audio { content }, timestamp, body, composition_time: 0, track_id }
     }
 
     /// A video message (type 9).
     pub fn video(timestamp: u32, body: Bytes) -> Self {
-        let Tag { content, keyframe, .. } = tag::video(&body);
-        let sequence_header = content == Content::SequenceHeader;
-        Packet { kind: PacketKind::Video { keyframe, sequence_header }, timestamp, body }
+        let Tag { content, keyframe, mut tracks } = tag::video(&body);
+        let first = tracks.next();
+        let track_id = first.map_or(0, |track| track.id);
+        let composition_time =
+            first.into_iter().chain(tracks).map(|track| track.composition_time).max().unwrap_or(0);
+        Packet { kind: PacketKind::Video { content, keyframe }, timestamp, body, composition_time, track_id }
     }
 
     /// An AMF0 data message (type 18). A leading `@setDataFrame` is taken off.
@@ -65,12 +111,17 @@ impl Packet {
             body = body.slice(SET_DATA_FRAME.len()..);
         }
         let metadata = body.starts_with(ON_META_DATA);
-        Packet { kind: PacketKind::Data { metadata }, timestamp, body }
+        Packet { kind: PacketKind::Data { metadata }, timestamp, body, composition_time: 0, track_id: 0 }
     }
 
-    /// The number of the (first) track that the body belongs to; 0 where it names none.
-    pub fn track_id(&self) -> u8 {
-        self.track().map_or(0, |track| track.id)
+    /// The packet of an RTMP message; nothing if its type is none of those that carry media.
+    pub fn from_message(type_id: u8, timestamp: u32, body: Bytes) -> Option<Self> {
+        match type_id {
+            8 => Some(Packet::audio(timestamp, body)),
+            9 => Some(Packet::video(timestamp, body)),
+            18 => Some(Packet::data(timestamp, body)),
+            _ => None,
+        }
     }
 
     /// The codec of the (first) track of the body; nothing for data.
@@ -104,12 +155,25 @@ mod tests {
     #[test]
     fn a_packet_knows_what_it_carries() {
         let header = Packet::video(0, Bytes::from_static(&[0x17, 0, 0, 0, 0, 1]));
-        assert_eq!(header.kind, PacketKind::Video { keyframe: false, sequence_header: true });
+        assert_eq!(header.kind, PacketKind::Video { content: Content::SequenceHeader, keyframe: false });
         let key = Packet::video(40, Bytes::from_static(&[0x17, 1, 0, 0, 0, 1]));
-        assert_eq!(key.kind, PacketKind::Video { keyframe: true, sequence_header: false });
+        assert_eq!(key.kind, PacketKind::Video { content: Content::Frame, keyframe: true });
         let header = Packet::audio(0, Bytes::from_static(&[0xaf, 0, 0x12, 0x10]));
-        assert_eq!(header.kind, PacketKind::Audio { sequence_header: true });
+        assert_eq!(header.kind, PacketKind::Audio { content: Content::SequenceHeader });
         assert_eq!((key.type_id(), header.type_id(), key.timestamp), (9, 8, 40));
+    }
+
+    #[test]
+    fn what_late_viewers_need_is_a_header_and_no_frame() {
+        // Enhanced RTMP v2: video metadata (packet type 4) with a colour table, audio multichannel configuration (4).
+        let colour = Packet::video(0, Bytes::from_static(b"\x94hvc1\x02\0\x09colorInfo"));
+        let channels = Packet::audio(0, Bytes::from_static(b"\x94Opus\x01\x02\0\0\0\x03"));
+        for packet in [colour, channels] {
+            assert!(packet.kind.is_header() && !packet.kind.is_sequence_header(), "{packet:?}");
+            assert!(!packet.kind.is_video_frame() && !packet.kind.is_audio_frame(), "{packet:?}");
+        }
+        let shown_later = Packet::video(0, Bytes::from_static(&[0x27, 1, 0, 0, 80, 1]));
+        assert_eq!((shown_later.composition_time, shown_later.kind.is_header()), (80, false));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use super::{play, publish, socket};
 use crate::ids::StreamName;
 use crate::rtmp;
 use crate::rtmp::session::{Event, Server as Session};
-use crate::telemetry::Seldom;
+use crate::telemetry::{Loss, Seldom};
 use bytes::Bytes;
 use socket2::SockRef;
 use std::io;
@@ -64,7 +64,7 @@ pub(super) async fn serve(server: &Arc<Server>, socket: TcpStream, peer: SocketA
         app: String::new(),
     };
     let outcome = connection.run().await;
-    server.metrics.lost_messages_total.with_label_values(&["unusable"]).inc_by(connection.session.ignored());
+    server.metrics.lost(Loss::Unusable, connection.session.ignored());
     match outcome {
         Ok(()) => tracing::debug!(id, %peer, "connection closed"),
         Err(Error::Protocol(error)) => {

@@ -4,6 +4,7 @@ use super::routes::Routes;
 use super::{connection, socket};
 use crate::drain::Drain;
 use crate::ids::NodeId;
+use crate::relay::Feeds;
 use crate::rtmp;
 use crate::telemetry::{Counted, Metrics, Seldom};
 use std::collections::HashMap;
@@ -53,6 +54,8 @@ pub struct Server {
     pub routes: Arc<Routes>,
     /// See [`Limits`].
     pub limits: Limits,
+    /// Where publishers' media goes.
+    pub feeds: Arc<Feeds>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// When to stop.
@@ -71,6 +74,7 @@ impl Server {
     /// A server without listeners.
     pub fn new(
         routes: Arc<Routes>,
+        feeds: Arc<Feeds>,
         limits: Limits,
         metrics: Arc<Metrics>,
         drain: Drain,
@@ -79,6 +83,7 @@ impl Server {
     ) -> Arc<Self> {
         Arc::new(Server {
             routes,
+            feeds,
             limits,
             metrics,
             drain,

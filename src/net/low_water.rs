@@ -5,7 +5,7 @@
 //! there is something to read (SO_RCVLOWAT, socket(7)). This module finds the mark from what came lately: more than the
 //! audio between two frames, and less than any frame. It knows no socket and no clock.
 
-use crate::media::{Packet, PacketKind};
+use crate::media::{Content, Packet, PacketKind};
 
 /// The mark of a socket that says everything at once.
 const EVERYTHING: usize = 1;
@@ -49,7 +49,7 @@ impl LowWater {
         let length = packet.body.len();
         match packet.kind {
             PacketKind::Audio { .. } => self.largest_audio = self.largest_audio.max(length),
-            PacketKind::Video { sequence_header: false, .. } => {
+            PacketKind::Video { content: Content::Frame, .. } => {
                 self.flows = true;
                 self.frames += 1;
                 self.smallest_frame = self.smallest_frame.min(length);
@@ -178,5 +178,7 @@ mod tests {
         let mark = after(&mut low, 2_000, Some(300), true);
         low.see(&Packet::video(0, Bytes::from_static(&[0x17, 0, 0, 0, 0, 1])), || true);
         assert_eq!(low.mark(0), mark);
+        low.see(&Packet::video(0, Bytes::from_static(b"\x94hvc1\x02")), || true);
+        assert_eq!(low.mark(0), mark, "nor is the colour information of HDR");
     }
 }

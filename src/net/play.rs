@@ -58,7 +58,7 @@ pub(super) async fn run(
             return connection.refuse_play(reason, text).await.map(|()| false);
         }
     }
-    connection.session.accept_play(None);
+    connection.session.accept_play(Some(interest.stream().id().0));
     let prelude = connection.session.output();
     let mut viewer = Box::new(interest.watch(ViewerSocket::new(&connection.socket), prelude));
     tracing::debug!(id = connection.id, peer = %connection.peer, stream = %name, "play");

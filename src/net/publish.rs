@@ -1,17 +1,17 @@
-//! A connection that publishes.
+//! A connection that publishes: its task pushes what it reads into a feed.
 
 use super::connection::{Connection, Error};
 use super::low_water::LowWater;
-use super::routes::{Incoming, Publication, PublishRequest, Refused};
+use super::routes::{Publication, PublishRequest, Refused};
 use super::socket;
 use crate::ids::StreamName;
 use crate::media::Packet;
-use crate::rtmp::Message;
+use crate::relay::{Feed, FeedRef};
 use crate::rtmp::session::Event;
-use crate::telemetry::Counted;
+use crate::telemetry::{Counted, Loss};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 /// Publishers are pinged so often, so that half-open connections are found.
@@ -23,22 +23,24 @@ const LOW_WATER_TICK: Duration = Duration::from_millis(250);
 /// After so many reads in a row everything else has its turn, also while a peer sends without end.
 const READS: u32 = 64;
 
+/// After so many messages other tasks get their turn: one read may hold 30,000 of the smallest, which take some
+/// milliseconds.
+const MESSAGES: usize = 1024;
+
 /// Publishes until the peer stops (`true`: the connection may be used again), leaves, or is sent away.
 pub(super) async fn run(connection: &mut Connection<'_>, name: StreamName) -> Result<bool, Error> {
+    // Dropped at the end, the feed first: that ends the media, and the guard tells the step.
     let gone = CancellationToken::new();
     let _gone = gone.clone().drop_guard();
-    let mut publication = match ask(connection, &name, gone).await? {
+    let mut feed = connection.server.feeds.begin(None);
+    let publication = match ask(connection, &name, feed.reference(), gone).await? {
         Asked::Accepted(publication) => publication,
         Asked::Withdrawn => return Ok(true),
         Asked::Left => return Ok(false),
     };
     let _counted = Counted::new(&connection.server.metrics.publishers);
-    let media = publication.media.clone();
-    let id = publication.id;
     tracing::info!(id = connection.id, peer = %connection.peer, stream = %name, "publish");
-    let result = relay(connection, &mut publication).await;
-    // The step must hear of the end, however busy it is; it goes away only with the whole workflow.
-    drop(media.send(Incoming::Ended(id)).await);
+    let result = relay(connection, &mut feed, publication).await;
     tracing::info!(id = connection.id, peer = %connection.peer, stream = %name, "unpublish");
     result
 }
@@ -55,6 +57,7 @@ enum Asked {
 async fn ask(
     connection: &mut Connection<'_>,
     name: &StreamName,
+    feed: FeedRef,
     gone: CancellationToken,
 ) -> Result<Asked, Error> {
     let route = connection.server.routes.publish(connection.port, &connection.app, name, connection.peer);
@@ -66,8 +69,8 @@ async fn ask(
         }
     };
     let (reply, mut answer) = oneshot::channel();
-    let request =
-        PublishRequest { name: name.clone(), peer: connection.peer, connection: connection.id, gone, reply };
+    let (peer, id) = (connection.peer, connection.id);
+    let request = PublishRequest { name: name.clone(), peer, connection: id, feed, gone, reply };
     match route.requests.try_send(request) {
         Ok(()) => {}
         Err(mpsc::error::TrySendError::Full(_)) => {
@@ -112,42 +115,23 @@ async fn ask(
     }
 }
 
-async fn relay(connection: &mut Connection<'_>, publication: &mut Publication) -> Result<bool, Error> {
+async fn relay(
+    connection: &mut Connection<'_>,
+    feed: &mut Feed,
+    Publication { mut evicted }: Publication,
+) -> Result<bool, Error> {
     let draining = connection.server.drain.draining().clone();
     // Made once: each would register itself anew for every message.
     let drained = draining.cancelled();
     tokio::pin!(drained);
     let silence = connection.server.limits.publisher_silence;
     let mut heard = Instant::now();
-    let mut ping = tokio::time::interval_at(heard + PING, PING);
-    ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let (mut ping, mut tick) = timers(connection, heard);
     let mut low_water = LowWater::new();
-    // All publishers at the same moments, so that it is one wake-up of the process and not one for each of them.
-    let since = heard.duration_since(connection.server.begun).as_nanos() % LOW_WATER_TICK.as_nanos();
-    let first = heard + LOW_WATER_TICK - Duration::from_nanos(u64::try_from(since).unwrap_or(0));
-    let mut tick = tokio::time::interval_at(first, LOW_WATER_TICK);
-    tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    let mut packets = Vec::new();
     let mut reads = 0_u32;
     loop {
-        let mut packets = Vec::new();
-        let mut over = false;
-        while let Some(event) = connection.session.event() {
-            match event {
-                Event::Media(message) => packets.extend(packet(message)),
-                Event::Unpublish => over = true,
-                _ => {}
-            }
-        }
-        if !packets.is_empty() {
-            let routes = &connection.server.routes;
-            packets.iter().for_each(|packet| low_water.see(packet, || routes.audio_rides()));
-            connection.server.metrics.received_messages_total.inc_by(packets.len() as u64);
-            // Waiting here stops the reading, and that stops the publisher: this is the back-pressure.
-            let sent = publication.media.send(Incoming::Packets(publication.id, packets));
-            if sent.await.is_err() {
-                return end(connection, "the app is closed").await;
-            }
-        }
+        let over = hand_on(connection, feed, &mut packets, &mut low_water).await;
         connection.flush().await?;
         if over {
             // Another conversation may begin on this connection.
@@ -175,7 +159,7 @@ async fn relay(connection: &mut Connection<'_>, publication: &mut Publication) -
                 }
                 heard = Instant::now();
             }
-            reason = &mut publication.evicted => {
+            reason = &mut evicted => {
                 let reason = reason.unwrap_or_else(|_| "the app is closed".to_owned());
                 return end(connection, &reason).await;
             }
@@ -192,18 +176,59 @@ async fn relay(connection: &mut Connection<'_>, publication: &mut Publication) -
     }
 }
 
+/// The timers of a publish: to ping its peer, and to look at its low-water mark.
+fn timers(connection: &Connection<'_>, now: Instant) -> (Interval, Interval) {
+    let mut ping = tokio::time::interval_at(now + PING, PING);
+    ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // All publishers at the same moments, so that it is one wake-up of the process and not one for each of them.
+    let since = now.duration_since(connection.server.begun).as_nanos() % LOW_WATER_TICK.as_nanos();
+    let first = now + LOW_WATER_TICK - Duration::from_nanos(u64::try_from(since).unwrap_or(0));
+    let mut tick = tokio::time::interval_at(first, LOW_WATER_TICK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    (ping, tick)
+}
+
+/// Gives what was read to the feed. `true`: the publish is over. `packets` is empty before and after, and keeps its memory.
+async fn hand_on(
+    connection: &mut Connection<'_>,
+    feed: &mut Feed,
+    packets: &mut Vec<Packet>,
+    low_water: &mut LowWater,
+) -> bool {
+    let (server, session) = (connection.server, &mut connection.session);
+    loop {
+        let (mut over, mut more) = (false, false);
+        while let Some(event) = session.event() {
+            match event {
+                Event::Media(message) => {
+                    let packet = Packet::from_message(message.type_id, message.timestamp, message.body);
+                    server.metrics.lost(Loss::Unusable, u64::from(packet.is_none()));
+                    packets.extend(packet);
+                }
+                Event::Unpublish => over = true,
+                _ => {}
+            }
+            more = packets.len() >= MESSAGES;
+            if over || more {
+                break;
+            }
+        }
+        if !packets.is_empty() {
+            packets.iter().for_each(|packet| low_water.see(packet, || server.routes.audio_rides()));
+            server.metrics.received_messages_total.inc_by(packets.len() as u64);
+            feed.push(packets);
+            packets.clear();
+        }
+        if over || !more {
+            return over;
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
 async fn end(connection: &mut Connection<'_>, reason: &str) -> Result<bool, Error> {
     tracing::info!(id = connection.id, peer = %connection.peer, "publisher sent away: {reason}");
     connection.session.end_publish(reason);
     connection.close_gracefully().await;
     Ok(false)
-}
-
-fn packet(message: Message) -> Option<Packet> {
-    match message.type_id {
-        8 => Some(Packet::audio(message.timestamp, message.body)),
-        9 => Some(Packet::video(message.timestamp, message.body)),
-        18 => Some(Packet::data(message.timestamp, message.body)),
-        _ => None,
-    }
 }

@@ -1,6 +1,6 @@
 //! Pulls a stream from another server, in this process: an RTMP client that plays.
 //!
-//! A pull is one task. It connects, plays, hands on what arrives, and connects again when that ends, until it is
+//! A pull is one task. It connects, plays, pushes what arrives into a feed, and connects again when that ends, until it is
 //! dropped. It does not know why the stream is wanted, nor whether another server has it by now.
 
 use super::location::Location;
@@ -8,20 +8,18 @@ use super::origins::Origins;
 use super::socket;
 use crate::ids::NodeId;
 use crate::media::Packet;
-use crate::relay::pull::{Event, Pull};
+use crate::relay::{Feed, Feeds, PullEvent, RelayId};
 use crate::rtmp;
 use crate::rtmp::session::{Client, ClientEvent, Target};
-use crate::telemetry::Metrics;
+use crate::telemetry::{Counted, Loss, Metrics};
 use backon::{BackoffBuilder, ExponentialBuilder};
-use futures::StreamExt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpStream, lookup_host};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, timeout};
-use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::task::AbortOnDropHandle;
 
 /// The query parameter of a pull's stream key that names the nodes it came through, for [`hops`].
@@ -30,11 +28,11 @@ const HOPS: &str = "lb_hops=";
 /// The longest chain of pulls. Nobody builds three on purpose.
 const HOPS_MAX: usize = 8;
 
-/// The most packets that the step gets in one piece; see [`crate::relay::pull::Pull`].
-const PACKETS: usize = 16;
+/// Events that wait for the step: that an attempt began, and that it ended.
+const EVENTS: usize = 2;
 
-/// The pieces that wait for the step: about 64 KiB each at most, so 2 MiB a pull when its workflow is busy.
-const QUEUE: usize = 32;
+/// After so many messages other tasks get their turn.
+const MESSAGES: usize = 1024;
 
 /// A pull that ran for so long was healthy: the next failure is the first again.
 const HEALTHY: Duration = Duration::from_secs(10);
@@ -116,28 +114,48 @@ enum Error {
     Closed,
 }
 
-/// Starts a pull. It ends when what is returned is dropped.
-pub fn start(location: Location, settings: Settings, limits: rtmp::Limits, metrics: Arc<Metrics>) -> Pull {
-    let (events, receiver) = mpsc::channel(QUEUE);
-    let puller = Puller { location, settings, limits, metrics, events };
-    let task = AbortOnDropHandle::new(tokio::spawn(async move { puller.run().await }));
-    Pull::new(ReceiverStream::new(receiver).map(move |event| {
-        let _owned = &task;
-        event
-    }))
+/// A running pull. It ends when this is dropped.
+#[derive(Debug)]
+pub struct Pull {
+    _task: AbortOnDropHandle<()>,
+}
+
+/// Starts a pull, and says what is told of it. `nudge`: somebody publishes the stream again, so a pause is over.
+pub fn start(
+    location: Location,
+    settings: Settings,
+    limits: rtmp::Limits,
+    feeds: Arc<Feeds>,
+    metrics: Arc<Metrics>,
+    nudge: Arc<Notify>,
+) -> (Pull, mpsc::Receiver<PullEvent>) {
+    let (events, receiver) = mpsc::channel(EVENTS);
+    let puller = Puller { location, settings, limits, feeds, metrics, nudge, events };
+    (Pull { _task: AbortOnDropHandle::new(tokio::spawn(async move { puller.run().await })) }, receiver)
 }
 
 struct Puller {
     location: Location,
     settings: Settings,
     limits: rtmp::Limits,
+    feeds: Arc<Feeds>,
     metrics: Arc<Metrics>,
-    events: mpsc::Sender<Event>,
+    nudge: Arc<Notify>,
+    events: mpsc::Sender<PullEvent>,
+}
+
+/// What one attempt knows.
+#[derive(Default)]
+struct Attempt {
+    /// The relay stream that is played, if the server says so.
+    upstream: Option<RelayId>,
+    /// There once media came.
+    feed: Option<Feed>,
 }
 
 impl Puller {
     async fn run(&self) {
-        let _counted = crate::telemetry::Counted::new(&self.metrics.pulls_in.with_label_values(&["native"]));
+        let _counted = Counted::new(&self.metrics.pulls_in.with_label_values(&["native"]));
         let mut pauses = self.settings.pauses();
         loop {
             self.metrics.pulls_started_total.with_label_values(&["native"]).inc();
@@ -148,11 +166,17 @@ impl Puller {
             }
             let pause = pauses.next().unwrap_or(self.settings.retry_max);
             tracing::info!(location = %self.location, ?pause, "pull ended: {error}");
-            if self.events.send(Event::Ended(error.to_string())).await.is_err() {
+            if self
+                .events
+                .send(PullEvent::Ended { reason: error.to_string(), retry_in: pause })
+                .await
+                .is_err()
+            {
                 return;
             }
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
+                () = self.nudge.notified() => pauses = self.settings.pauses(),
                 () = self.events.closed() => return,
             }
         }
@@ -173,6 +197,7 @@ impl Puller {
             false => Client::connect(&target, self.limits, super::nonce()),
         };
         let end = self.play(&socket, &mut client, pipelined).await;
+        self.metrics.lost(Loss::Unusable, client.ignored());
         if pipelined && !client.is_lb() {
             // It may be another server by now, which does not take calls before it has answered connect.
             origins.learn(&self.location, false);
@@ -186,28 +211,21 @@ impl Puller {
         client: &mut Client,
         pipelined: bool,
     ) -> Result<std::convert::Infallible, Error> {
-        let mut started = false;
+        let mut attempt = Attempt::default();
         let mut deadline = Instant::now() + self.settings.start;
         loop {
             send(socket, client).await?;
             let n = match tokio::time::timeout_at(deadline, receive(socket, client)).await {
                 Ok(n) => n?,
-                Err(_) if started => return Err(Error::Silence(self.settings.silence)),
+                Err(_) if attempt.feed.is_some() => return Err(Error::Silence(self.settings.silence)),
                 Err(_) => return Err(Error::Silence(self.settings.start)),
             };
             self.metrics.received_bytes_total.inc_by(n as u64);
             let mut packets = Vec::new();
-            let end = self.consider(client, pipelined, &mut packets);
+            let end = self.consider(client, &mut attempt, pipelined, &mut packets);
             if !packets.is_empty() {
                 self.metrics.received_messages_total.inc_by(packets.len() as u64);
-                if !std::mem::replace(&mut started, true) {
-                    self.tell(Event::Started).await?;
-                }
-                while !packets.is_empty() {
-                    let rest = packets.split_off(packets.len().min(PACKETS));
-                    // Waiting here is the back-pressure to the other server.
-                    self.tell(Event::Packets(std::mem::replace(&mut packets, rest))).await?;
-                }
+                self.hand_on(&mut attempt, &packets).await?;
                 deadline = Instant::now() + self.settings.silence;
             }
             end?;
@@ -217,15 +235,40 @@ impl Puller {
         }
     }
 
-    fn consider(&self, client: &mut Client, pipelined: bool, packets: &mut Vec<Packet>) -> Result<(), Error> {
+    /// Gives what was read to the attempt's feed, which begins with the first of it.
+    async fn hand_on(&self, attempt: &mut Attempt, packets: &[Packet]) -> Result<(), Error> {
+        let feed = match &mut attempt.feed {
+            Some(feed) => feed,
+            none => {
+                let feed = self.feeds.begin(attempt.upstream);
+                self.tell(PullEvent::Began(feed.reference())).await?;
+                feed.wait_attached().await;
+                none.insert(feed)
+            }
+        };
+        for (index, some) in packets.chunks(MESSAGES).enumerate() {
+            if index > 0 {
+                tokio::task::yield_now().await;
+            }
+            feed.push(some);
+        }
+        Ok(())
+    }
+
+    fn consider(
+        &self,
+        client: &mut Client,
+        attempt: &mut Attempt,
+        pipelined: bool,
+        packets: &mut Vec<Packet>,
+    ) -> Result<(), Error> {
         while let Some(event) = client.event() {
             match event {
-                ClientEvent::Media(message) => match message.type_id {
-                    8 => packets.push(Packet::audio(message.timestamp, message.body)),
-                    9 => packets.push(Packet::video(message.timestamp, message.body)),
-                    18 => packets.push(Packet::data(message.timestamp, message.body)),
-                    _ => {}
-                },
+                ClientEvent::Media(message) => {
+                    let packet = Packet::from_message(message.type_id, message.timestamp, message.body);
+                    self.metrics.lost(Loss::Unusable, u64::from(packet.is_none()));
+                    packets.extend(packet);
+                }
                 ClientEvent::Connected => {
                     let is_lb = client.is_lb();
                     if pipelined && !is_lb {
@@ -234,6 +277,7 @@ impl Puller {
                     self.settings.origins.learn(&self.location, is_lb);
                     client.play_stream(&self.stream_key(is_lb));
                 }
+                ClientEvent::Playing { relay } => attempt.upstream = relay.map(RelayId),
                 ClientEvent::Status { level, code, description } if level == "error" => {
                     return Err(Error::Refused(format!("{code} {description}")));
                 }
@@ -248,7 +292,7 @@ impl Puller {
         Ok(())
     }
 
-    async fn tell(&self, event: Event) -> Result<(), Error> {
+    async fn tell(&self, event: PullEvent) -> Result<(), Error> {
         self.events.send(event).await.map_err(|_| Error::Ended)
     }
 

@@ -5,8 +5,7 @@
 
 use super::acl::Acl;
 use crate::ids::StreamName;
-use crate::media::Packet;
-use crate::relay::{Gather, Hub};
+use crate::relay::{FeedRef, Gather, Hub};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -60,6 +59,8 @@ pub struct PublishRequest {
     pub peer: SocketAddr,
     /// The connection's number, for logs.
     pub connection: u64,
+    /// Where its media will come from.
+    pub feed: FeedRef,
     /// Cancelled when the connection is gone, so that an answer has no use.
     pub gone: CancellationToken,
     /// Where the answer goes.
@@ -73,21 +74,8 @@ pub struct Refused(pub String);
 /// An accepted publish.
 #[derive(Debug)]
 pub struct Publication {
-    /// A number that is told with each message.
-    pub id: u64,
-    /// Where its media goes. Full: the publisher waits, and TCP with it.
-    pub media: mpsc::Sender<Incoming>,
     /// Resolves when the publish is ended from this side, with the reason.
     pub evicted: oneshot::Receiver<String>,
-}
-
-/// What a publish brings.
-#[derive(Debug)]
-pub enum Incoming {
-    /// What one read from the socket held.
-    Packets(u64, Vec<Packet>),
-    /// The publish is over.
-    Ended(u64),
 }
 
 /// A way to publish.

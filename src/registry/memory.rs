@@ -1,117 +1,135 @@
-//! The registry in the memory of this process.
+//! The store in the memory of this process.
 
-use super::table::Table;
-use super::{
-    CHANGES_KEPT, Changes, Claim, Error, Lease, Notice, Registry, SWEEP_INTERVAL, Settings, Stats, Status,
-};
-use crate::api::{Heartbeat, HeartbeatReply, NodeEntry};
-use crate::ids::{NodeId, SessionId, StreamName};
+use super::store::{Key, Kind, Memory as Age, Read, Store, Unreachable, Write, Written};
+use bytes::Bytes;
 use futures::future::{BoxFuture, FutureExt, ready};
-use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::broadcast;
 use tokio::time::Instant;
-use tokio_util::task::AbortOnDropHandle;
 
-/// A [`Registry`] that lives and dies with the process.
+/// Announcements that a subscriber may be behind before it is told that it missed some. One is some 100 bytes.
+const ANNOUNCEMENTS_KEPT: usize = 4096;
+
+/// A [`Store`] that lives and dies with the process.
 #[derive(Debug)]
 pub struct Memory {
-    shared: Arc<Shared>,
-    /// Ends the sweeper together with the registry.
-    _sweeper: AbortOnDropHandle<()>,
+    generation: u64,
+    begun: Instant,
+    /// Never held across an await.
+    state: Mutex<State>,
+    announcements: broadcast::Sender<Bytes>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    records: HashMap<Key, Record>,
+    /// The records that expire, in that order.
+    expiring: BTreeSet<(Instant, Key)>,
 }
 
 #[derive(Debug)]
-struct Shared {
-    /// Never held across an await.
-    table: Mutex<Table>,
-    changes: broadcast::Sender<Notice>,
+struct Record {
+    value: Bytes,
+    expires: Option<Instant>,
 }
 
-impl Shared {
-    /// Does something to the table, and tells subscribers in the order in which it happened.
-    fn with<T>(&self, act: impl FnOnce(&mut Table, Instant) -> T) -> T {
-        // Every change of the table is complete before anything that could panic.
-        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        let result = act(&mut table, Instant::now());
-        for change in table.take_changes() {
-            // Without subscribers nobody misses it.
-            let _ = self.changes.send(Notice::Change(change));
+impl State {
+    /// Drops what has expired.
+    fn at(&mut self, now: Instant) -> &mut Self {
+        while let Some((_, key)) = self.expiring.first().filter(|(expires, _)| *expires <= now).cloned() {
+            self.set(key, None);
         }
-        result
+        self
+    }
+
+    fn set(&mut self, key: Key, record: Option<Record>) {
+        let expires = record.as_ref().and_then(|record| record.expires);
+        let old = match record {
+            Some(record) => self.records.insert(key.clone(), record),
+            None => self.records.remove(&key),
+        };
+        if let Some(expired) = old.and_then(|old| old.expires) {
+            self.expiring.remove(&(expired, key.clone()));
+        }
+        if let Some(expires) = expires {
+            self.expiring.insert((expires, key));
+        }
+    }
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Memory::new()
     }
 }
 
 impl Memory {
-    /// An empty registry, and the task that sweeps it, which ends when the registry is dropped.
-    ///
-    /// # Panics
-    /// Outside of a tokio runtime.
-    pub fn start(settings: Settings) -> Self {
-        let shared = Arc::new(Shared {
-            table: Mutex::new(Table::new(settings, Instant::now())),
-            changes: broadcast::Sender::new(CHANGES_KEPT),
-        });
-        let sweeper = tokio::spawn({
-            let shared = shared.clone();
-            async move {
-                loop {
-                    tokio::time::sleep(SWEEP_INTERVAL).await;
-                    shared.with(|table, now| table.sweep(now));
-                }
-            }
-        });
-        Memory { shared, _sweeper: AbortOnDropHandle::new(sweeper) }
+    /// An empty store.
+    pub fn new() -> Self {
+        Memory {
+            generation: rand::random(),
+            begun: Instant::now(),
+            state: Mutex::default(),
+            announcements: broadcast::Sender::new(ANNOUNCEMENTS_KEPT),
+        }
     }
 
-    fn reply<T: Send + 'static>(&self, act: impl FnOnce(&mut Table, Instant) -> T) -> BoxFuture<'_, T> {
-        ready(self.shared.with(act)).boxed()
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Every change of the state is complete before anything that could panic.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn now(&self, now: Instant) -> u64 {
+        super::record::millis(now - self.begun)
+    }
+
+    fn change(&self, state: &mut State, write: Write, now: Instant) -> Written {
+        let value = state.records.get(&write.key).map(|record| record.value.clone());
+        if value != write.expected {
+            return Written::Conflict(Read { value, now: self.now(now) });
+        }
+        let expires = write.expiry.and_then(|expiry| now.checked_add(expiry));
+        state.set(write.key, write.value.map(|value| Record { value, expires }));
+        if let Some(announcement) = write.announce {
+            // Without subscribers nobody misses it.
+            self.announcements.send(announcement).ok();
+        }
+        Written::Done
     }
 }
 
-impl Registry for Memory {
-    fn claim(&self, claim: Claim) -> BoxFuture<'_, Result<Lease, Error>> {
-        self.reply(|table, now| table.claim(claim, now))
+impl Store for Memory {
+    fn read(&self, keys: Vec<Key>) -> BoxFuture<'_, Result<Vec<Read>, Unreachable>> {
+        let now = Instant::now();
+        let mut state = self.lock();
+        let state = state.at(now);
+        let value = |key| state.records.get(key).map(|record| record.value.clone());
+        let reads = keys.iter().map(|key| Read { value: value(key), now: self.now(now) }).collect();
+        ready(Ok(reads)).boxed()
     }
 
-    fn release(&self, name: StreamName, session: SessionId) -> BoxFuture<'_, Result<bool, Error>> {
-        self.reply(|table, now| Ok(table.release(&name, session, now)))
+    fn write(&self, writes: Vec<Write>) -> BoxFuture<'_, Result<Vec<Written>, Unreachable>> {
+        let now = Instant::now();
+        let mut state = self.lock();
+        let state = state.at(now);
+        let written = writes.into_iter().map(|write| self.change(state, write, now)).collect();
+        ready(Ok(written)).boxed()
     }
 
-    fn owner(&self, name: StreamName) -> BoxFuture<'_, Result<Option<Lease>, Error>> {
-        self.reply(|table, now| table.owner(&name, now))
+    fn list(&self, kind: Kind) -> BoxFuture<'_, Result<Vec<(Key, Read)>, Unreachable>> {
+        let now = Instant::now();
+        let mut state = self.lock();
+        let records = state.at(now).records.iter().filter(|(key, _)| key.kind() == kind);
+        let read = |record: &Record| Read { value: Some(record.value.clone()), now: self.now(now) };
+        ready(Ok(records.map(|(key, record)| (key.clone(), read(record))).collect())).boxed()
     }
 
-    fn list(&self) -> BoxFuture<'_, Result<Vec<Lease>, Error>> {
-        self.reply(|table, now| Ok(table.list(now)))
+    fn announcements(&self) -> broadcast::Receiver<Bytes> {
+        self.announcements.subscribe()
     }
 
-    fn heartbeat(
-        &self,
-        node: NodeId,
-        heartbeat: Heartbeat,
-        source: IpAddr,
-    ) -> BoxFuture<'_, Result<HeartbeatReply, Error>> {
-        self.reply(move |table, now| table.heartbeat(node, heartbeat, source, now))
-    }
-
-    fn remove_node(&self, node: NodeId) -> BoxFuture<'_, Result<bool, Error>> {
-        self.reply(|table, _| Ok(table.remove_node(&node)))
-    }
-
-    fn nodes(&self) -> BoxFuture<'_, Result<Vec<NodeEntry>, Error>> {
-        self.reply(|table, now| Ok(table.nodes(now)))
-    }
-
-    fn changes(&self) -> Changes {
-        Changes(self.shared.changes.subscribe())
-    }
-
-    fn status(&self) -> Status {
-        self.shared.with(|table, now| table.status(now))
-    }
-
-    fn stats(&self) -> Stats {
-        self.shared.with(|table, _| table.stats())
+    fn memory(&self) -> Option<Age> {
+        Some(Age { generation: self.generation, age: self.begun.elapsed() })
     }
 }

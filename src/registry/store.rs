@@ -19,6 +19,16 @@ pub enum Key {
     Node(NodeId),
 }
 
+impl Key {
+    /// Which kind of record it is.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Key::Stream(_) => Kind::Stream,
+            Key::Node(_) => Kind::Node,
+        }
+    }
+}
+
 /// The kinds of keys, for [`Store::list`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
@@ -88,8 +98,9 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     /// All records of a kind. Not a snapshot: what changes during the call may be seen before or after its change.
     fn list(&self, kind: Kind) -> BoxFuture<'_, Result<Vec<(Key, Read)>, Unreachable>>;
 
-    /// What is announced from now on, by any process. A subscriber that lags is told so by the channel; after
-    /// [`Store::memory`] changed, or while the store could not be reached, announcements may be missing.
+    /// What is announced from now on, by any process. A subscriber that lags is told so by the channel; an empty
+    /// announcement says that some may be missing: the store could not be reached for a while. The same when
+    /// [`Store::memory`] has changed.
     fn announcements(&self) -> broadcast::Receiver<Bytes>;
 
     /// How long it has kept what it was told; nothing while it cannot be reached.

@@ -1,31 +1,57 @@
-//! What a viewer must have before its first frame: metadata and the sequence headers of each track.
+//! What a viewer must have before its first frame: metadata, the sequence headers of each track, and what describes their
+//! media (HDR colours, channel order).
 
 use super::ring;
-use crate::media::{Packet, PacketKind};
+use crate::media::{Content, Packet, PacketKind};
 use crate::rtmp::message::{AUDIO, VIDEO};
 use bytes::{Bytes, BytesMut};
 
-/// The most sequence headers that are kept: Enhanced RTMP has up to 256 tracks a kind; nobody publishes 64.
-const TRACKS: usize = 64;
+/// The most headers that are kept: Enhanced RTMP has up to 256 tracks a kind; nobody publishes 64.
+const COUNT: usize = 64;
 
-/// The newest metadata and sequence headers of a stream.
+/// The most bytes of all headers together: real ones have some hundred bytes, a JPEG in `onMetaData` some ten thousand.
+const BYTES: usize = 256 << 10;
+
+/// The newest metadata and headers of a stream.
 #[derive(Debug, Default)]
 pub struct Headers {
-    metadata: Option<Header>,
-    /// One a kind and track, in the order of their first arrival.
-    sequence: Vec<Header>,
+    /// One a key, in the order in which a viewer gets them.
+    list: Vec<Header>,
+    /// The bytes of their bodies.
+    bytes: usize,
     /// The number of the source that the next packets come from.
     source: u64,
     /// Goes up with each change, so that a viewer that skipped knows whether to get them again.
     version: u64,
+    /// What [`Headers::wire`] made last, and for which time: all who join at one keyframe share it.
+    wire: Option<(u32, Bytes)>,
 }
 
 #[derive(Debug)]
 struct Header {
-    /// The RTMP message type and the track.
-    key: (u8, u8),
+    key: Key,
     source: u64,
     packet: Packet,
+}
+
+/// What a header replaces, in the order of the wire: metadata, video, audio; a decoder's configuration before what
+/// describes its media; by track.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Key {
+    rank: u8,
+    description: u8,
+    track: u8,
+}
+
+impl Key {
+    fn of(packet: &Packet) -> Self {
+        let (rank, content) = match packet.kind {
+            PacketKind::Data { .. } => (0, Content::SequenceHeader),
+            PacketKind::Video { content, .. } => (1, content),
+            PacketKind::Audio { content } => (2, content),
+        };
+        Key { rank, description: u8::from(content != Content::SequenceHeader), track: packet.track_id }
+    }
 }
 
 /// What a packet was to the [`Headers`].
@@ -35,48 +61,50 @@ pub enum Seen {
     Frame,
     /// A header that says what the last one of its kind said.
     Same,
-    /// A header with news. For video this means that frames before it cannot be decoded with it.
+    /// A header with news. For a video sequence header this means that frames before it cannot be decoded with it.
     Changed,
+    /// A header with news for which there is no room: late viewers do not get it.
+    Refused,
 }
 
 impl Headers {
     /// Takes note of a packet.
     pub fn see(&mut self, packet: &Packet) -> Seen {
-        let (key, list) = match packet.kind {
-            PacketKind::Data { metadata: true } => ((packet.type_id(), 0), None),
-            PacketKind::Audio { sequence_header: true } | PacketKind::Video { sequence_header: true, .. } => {
-                ((packet.type_id(), packet.track_id()), Some(&mut self.sequence))
-            }
-            _ => return Seen::Frame,
-        };
+        if !packet.kind.is_header() {
+            return Seen::Frame;
+        }
+        let key = Key::of(packet);
         let new = Header { key, source: self.source, packet: packet.clone() };
-        let old = match list {
-            None => &mut self.metadata,
-            Some(list) => match list.iter_mut().find(|header| header.key == key) {
-                Some(old) => {
-                    let same = old.packet.body == new.packet.body;
+        match self.list.binary_search_by_key(&key, |header| header.key) {
+            Ok(at) => match self.list.get_mut(at) {
+                Some(old) if old.packet.body == packet.body => {
                     *old = new;
-                    return self.changed(!same);
+                    Seen::Same
                 }
-                None => {
-                    if list.len() < TRACKS {
-                        list.push(new);
-                    }
-                    return self.changed(true);
+                _ => {
+                    // Also if there is no room for the new one: the old one is wrong by now.
+                    self.bytes -= self.list.remove(at).packet.body.len();
+                    self.insert(at, new)
                 }
             },
-        };
-        let same = old.as_ref().is_some_and(|old| old.packet.body == new.packet.body);
-        *old = Some(new);
-        self.changed(!same)
+            Err(at) => self.insert(at, new),
+        }
     }
 
-    fn changed(&mut self, news: bool) -> Seen {
-        if !news {
-            return Seen::Same;
+    fn insert(&mut self, at: usize, header: Header) -> Seen {
+        self.change();
+        let length = header.packet.body.len();
+        if self.list.len() >= COUNT || self.bytes + length > BYTES {
+            return Seen::Refused;
         }
-        self.version += 1;
+        self.bytes += length;
+        self.list.insert(at, header);
         Seen::Changed
+    }
+
+    fn change(&mut self) {
+        self.version += 1;
+        self.wire = None;
     }
 
     /// The next packets come from another source, or from the same after a break.
@@ -87,14 +115,19 @@ impl Headers {
     /// Forgets what earlier sources said and the current one did not say again.
     pub fn forget_older(&mut self) {
         let current = self.source;
-        self.metadata.take_if(|header| header.source != current);
-        self.sequence.retain(|header| header.source == current);
-        self.version += 1;
+        self.list.retain(|header| header.source == current);
+        self.bytes = self.list.iter().map(|header| header.packet.body.len()).sum();
+        self.change();
+    }
+
+    /// Whether a packet is a video sequence header: frames from before a new one cannot be decoded with it.
+    pub fn configures_video(packet: &Packet) -> bool {
+        packet.type_id() == VIDEO && packet.kind.is_sequence_header()
     }
 
     /// Whether the source has said how its video is to be decoded.
     pub fn has_video(&self) -> bool {
-        self.sequence.iter().any(|header| header.key.0 == VIDEO)
+        self.packets().any(Headers::configures_video)
     }
 
     /// See the field.
@@ -102,13 +135,70 @@ impl Headers {
         self.version
     }
 
-    /// All of them as wire-ready bytes that carry `timestamp`: metadata first, then video, then audio.
-    pub fn wire(&self, timestamp: u32) -> Bytes {
-        let of_kind = |kind| self.sequence.iter().filter(move |header| header.key.0 == kind);
-        let mut out = BytesMut::new();
-        for header in self.metadata.iter().chain(of_kind(VIDEO)).chain(of_kind(AUDIO)) {
-            ring::write_wire(&mut out, &header.packet, timestamp);
+    /// All of them, in the order in which a viewer gets them.
+    pub fn packets(&self) -> impl Iterator<Item = &Packet> {
+        self.list.iter().map(|header| &header.packet)
+    }
+
+    /// All of them as wire-ready bytes. Audio and video headers carry `timestamp`. Metadata carries 0: with another time
+    /// ffprobe takes it for a subtitle stream, and `ffmpeg -map 0` waits for more of it.
+    pub fn wire(&mut self, timestamp: u32) -> Bytes {
+        if let Some((_, wire)) = self.wire.as_ref().filter(|(of, _)| *of == timestamp) {
+            return wire.clone();
         }
-        out.freeze()
+        let mut out = BytesMut::new();
+        for packet in self.packets() {
+            let timestamp = if matches!(packet.type_id(), AUDIO | VIDEO) { timestamp } else { 0 };
+            ring::write_wire(&mut out, packet, timestamp);
+        }
+        let wire = out.freeze();
+        self.wire = Some((timestamp, wire.clone()));
+        wire
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn video(head: u8, size: usize) -> Packet {
+        Packet::video(0, [&[head][..], b"hvc1", &vec![1; size]].concat().into())
+    }
+
+    #[test]
+    fn late_viewers_get_the_newest_of_each_kind_in_order() {
+        let mut headers = Headers::default();
+        let channels = Packet::audio(0, Bytes::from_static(b"\x94Opus\x01\x02\0\0\0\x03"));
+        let metadata = Packet::data(0, Bytes::from_static(b"\x02\0\x0aonMetaData"));
+        let (colour, newer) = (video(0x94, 5), video(0x94, 6));
+        for (packet, seen) in [
+            (&channels, Seen::Changed),
+            (&colour, Seen::Changed),
+            (&video(0x90, 9), Seen::Changed),
+            (&metadata, Seen::Changed),
+            (&newer, Seen::Changed),
+            (&newer, Seen::Same),
+            (&video(0x91, 9), Seen::Frame),
+        ] {
+            assert_eq!(headers.see(packet), seen, "{packet:?}");
+        }
+        let got: Vec<Packet> = headers.packets().cloned().collect();
+        assert_eq!(got, [metadata, video(0x90, 9), newer, channels]);
+    }
+
+    #[test]
+    fn headers_are_bounded_in_bytes_and_in_number() {
+        let mut headers = Headers::default();
+        assert_eq!(headers.see(&video(0x90, BYTES)), Seen::Refused);
+        assert_eq!(headers.see(&video(0x90, BYTES / 2)), Seen::Changed);
+        assert_eq!(headers.see(&video(0x94, BYTES)), Seen::Refused);
+        assert_eq!(headers.see(&video(0x90, BYTES)), Seen::Refused);
+        assert_eq!(headers.packets().count(), 0, "what it replaces is wrong by now");
+        for track in 0..=u8::MAX {
+            // A multitrack sequence start of one track.
+            let body = [&[0x96, 0x00][..], b"hvc1", &[track]].concat();
+            let seen = if usize::from(track) < COUNT { Seen::Changed } else { Seen::Refused };
+            assert_eq!(headers.see(&Packet::video(0, body.into())), seen, "{track}");
+        }
     }
 }

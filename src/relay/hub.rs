@@ -3,8 +3,9 @@
 //! Where streams are pulled on demand, the hub says with [`Hub::demand`] which names have viewers, once a name however
 //! many they are, and what changes quickly is said only if it lasts. The hub does not know how a wish is granted.
 
+use super::feed::Outlet;
 use super::settings::{Gather, Settings};
-use super::stream::{End, Stream};
+use super::stream::{End, RelayId, Stream};
 use super::viewer::{Sink, Viewer};
 use crate::ids::StreamName;
 use crate::media::Packet;
@@ -122,14 +123,15 @@ impl Hub {
         Ok(Interest { hub: self.clone(), stream })
     }
 
-    /// A source for a stream comes; an older one of the same name is not heard any more.
-    pub fn attach(self: &Arc<Self>, name: &StreamName) -> Source {
+    /// A source for a stream comes; an older one of the same name is not heard any more. `upstream`: it is a pull of this
+    /// relay stream, and goes on where an earlier pull of the same one broke off; any other source is a break for viewers.
+    pub fn attach(self: &Arc<Self>, name: &StreamName, upstream: Option<RelayId>) -> Source {
         let mut state = self.lock();
         state.next_source += 1;
         let number = state.next_source;
         let entry = self.entry(&mut state, name);
         entry.ends = None;
-        entry.stream.attach(number);
+        entry.stream.attach(number, upstream);
         Source { hub: self.clone(), stream: entry.stream.clone(), number }
     }
 
@@ -349,8 +351,14 @@ pub struct Source {
 
 impl Source {
     /// Hands packets on to all viewers.
-    pub fn push<'a>(&self, packets: impl IntoIterator<Item = &'a Packet>) {
+    pub fn push(&self, packets: &[Packet]) {
         self.stream.push(self.number, packets, super::now());
+    }
+}
+
+impl Outlet for Source {
+    fn push(&mut self, packets: &[Packet]) {
+        Source::push(self, packets);
     }
 }
 

@@ -149,14 +149,10 @@ impl Ring {
             self.source_changed();
         }
         // Where a stream has several video tracks, their keyframes of one moment belong together.
-        let keyframe = matches!(packet.kind, PacketKind::Video { keyframe: true, sequence_header: false })
-            && self.keyframe_time != Some(timestamp);
-        let alone = self.video.is_none()
-            && matches!(
-                packet.kind,
-                PacketKind::Audio { sequence_header: false } | PacketKind::Data { metadata: false }
-            );
-        let frame = matches!(packet.kind, PacketKind::Video { sequence_header: false, .. });
+        let keyframe = packet.kind.is_keyframe() && self.keyframe_time != Some(timestamp);
+        let frame = packet.kind.is_video_frame();
+        let video = matches!(packet.kind, PacketKind::Video { .. });
+        let alone = self.video.is_none() && !video && !packet.kind.is_header();
         // A viewer starts at a block's first byte, and a block should not grow without end.
         let overdue = self.due().is_some_and(|due| now > due + UNWATCHED);
         let begins = keyframe || alone && self.gathering.as_ref().is_some_and(|gathering| !gathering.starts);

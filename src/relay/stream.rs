@@ -6,8 +6,8 @@ use super::ring::{Mark, Ring};
 use super::settings::Settings;
 use super::timeline::Timeline;
 use crate::ids::StreamName;
-use crate::media::{Packet, PacketKind};
-use crate::telemetry::{Counted, Metrics};
+use crate::media::Packet;
+use crate::telemetry::{Counted, Loss, Metrics};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 use tokio::sync::Notify;
@@ -24,10 +24,16 @@ pub enum End {
     Closed,
 }
 
+/// The clock and the order of one relay stream, for as long as it lives: two pulls that play the same one get the same
+/// messages at the same times, so the second may go on where the first broke off. Random, and known to those who play.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RelayId(pub u64);
+
 /// See the module's head. Sources push into it through [`crate::relay::hub::Source`].
 #[derive(Debug)]
 pub struct Stream {
     name: StreamName,
+    id: RelayId,
     pub(super) settings: Arc<Settings>,
     pub(super) metrics: Arc<Metrics>,
     tasks: TaskTracker,
@@ -45,6 +51,10 @@ pub(super) struct State {
     timeline: Timeline,
     /// The number of the source that may push.
     source: Option<u64>,
+    /// The relay stream of another server that the newest source plays, if it is a pull that knows it.
+    upstream: Option<RelayId>,
+    /// Another source began, and frames that need a keyframe are of no use until there is one.
+    wants_keyframe: bool,
     pub ended: Option<End>,
     pub pumps: Vec<Pump>,
 }
@@ -80,11 +90,14 @@ impl Stream {
                 headers: Headers::default(),
                 timeline: Timeline::default(),
                 source: None,
+                upstream: None,
+                wants_keyframe: false,
                 ended: None,
                 pumps: Vec::new(),
             }),
             _counted: Counted::new(&metrics.streams),
             name,
+            id: RelayId(rand::random()),
             settings,
             metrics,
             tasks,
@@ -95,6 +108,11 @@ impl Stream {
     /// The stream's name.
     pub fn name(&self) -> &StreamName {
         &self.name
+    }
+
+    /// What a pull of this stream is told, see [`RelayId`].
+    pub fn id(&self) -> RelayId {
+        self.id
     }
 
     /// Whether a source is attached right now.
@@ -112,10 +130,11 @@ impl Stream {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    pub(super) fn attach(&self, source: u64) {
+    pub(super) fn attach(&self, source: u64, upstream: Option<RelayId>) {
         let mut state = self.lock();
         state.source = Some(source);
-        state.timeline.source_changed();
+        let before = std::mem::replace(&mut state.upstream, upstream);
+        state.timeline.source_changed(upstream.is_some() && upstream == before);
         state.headers.source_changed();
     }
 
@@ -132,15 +151,19 @@ impl Stream {
         true
     }
 
-    /// Takes what a source brings; nothing if another source has taken its place.
-    pub(super) fn push<'a>(&self, source: u64, packets: impl IntoIterator<Item = &'a Packet>, now: Instant) {
+    /// Takes what a source brings, unless another source has taken its place or the stream has ended.
+    pub(super) fn push(&self, source: u64, packets: &[Packet], now: Instant) {
         let mut state = self.lock();
         if state.source != Some(source) || state.ended.is_some() {
+            drop(state);
+            self.metrics.lost(Loss::Superseded, packets.len() as u64);
             return;
         }
         let (could_start, end) = (state.can_start(), state.ring.end());
         for packet in packets {
-            state.push(packet, now);
+            if let Some(loss) = state.push(packet, now) {
+                self.metrics.lost(loss, 1);
+            }
         }
         let sealed = state.ring.end() != end;
         for pump in state.pumps.iter().filter(|pump| pump.running) {
@@ -233,21 +256,31 @@ impl Stream {
 }
 
 impl State {
-    fn push(&mut self, packet: &Packet, now: Instant) {
-        let Some(timestamp) = self.timeline.map(packet) else { return };
+    /// Says what was lost, if anything.
+    fn push(&mut self, packet: &Packet, now: Instant) -> Option<Loss> {
+        // What a pull repeats of what viewers have had is no loss.
+        let timestamp = self.timeline.map(packet)?;
         if self.timeline.take_break() {
+            self.wants_keyframe = true;
             self.ring.source_changed();
             self.headers.forget_older();
             if self.headers.has_video() {
                 self.ring.expect_video(timestamp, now);
             }
         }
-        let video = matches!(packet.kind, PacketKind::Video { .. });
-        if self.headers.see(packet) == Seen::Changed && video {
+        if self.wants_keyframe && packet.kind.is_video_frame() {
+            if !packet.kind.is_keyframe() {
+                return Some(Loss::NoKeyframe);
+            }
+            self.wants_keyframe = false;
+        }
+        let seen = self.headers.see(packet);
+        if matches!(seen, Seen::Changed | Seen::Refused) && Headers::configures_video(packet) {
             self.ring.forget_start();
             self.ring.expect_video(timestamp, now);
         }
         self.ring.push(packet, timestamp, now);
+        (seen == Seen::Refused).then_some(Loss::Headers)
     }
 
     /// How far a viewer on this pump may read by itself; beyond, the pump serves. While no pump runs that is everything.

@@ -3,11 +3,14 @@
 //! Every source (an encoder's publish, a pull) has a clock of its own, which may start anywhere. Viewers see one clock
 //! that never goes back: when the source changes, the new one is shifted to follow the last message that went out.
 //!
-//! A source that only lost its connection begins again with a group of pictures that viewers have partly seen. It is
-//! recognised by its first keyframe: when that is the newest one seen, at the same time and of the same content, the shift stays
-//! and what was already relayed is dropped, so that viewers see no frame twice.
+//! A pull that only lost its connection begins again with a group of pictures that viewers have partly seen. Where the
+//! caller says that the source may resume (it plays the same relay stream of the same server), it is recognised by its
+//! first keyframe: when that is the newest one seen, at the same time and of the same content, the shift stays and what was
+//! already relayed is dropped, so that viewers see no frame twice. Any other source is a break, however much its first
+//! keyframe looks like the last one: encoders start their clocks at zero, and a file, a slide or a black scene starts with
+//! the same picture each time.
 
-use crate::media::{Packet, PacketKind, tag};
+use crate::media::{Packet, PacketKind};
 use std::hash::{DefaultHasher, Hasher};
 
 /// The step in milliseconds from the last message of one source to the first of the next: a frame at 30 per second.
@@ -38,6 +41,8 @@ pub struct Timeline {
     /// The same as the source before left them. The next source repeats nothing of it and stays above it.
     floor: PerKind<Option<u32>>,
     state: State,
+    /// The source that comes next, or now, may continue the one before.
+    may_resume: bool,
     /// The newest keyframe of the current source, on the source's clock; the first one where several tracks have theirs
     /// at one time.
     keyframe: Option<Fingerprint>,
@@ -57,9 +62,11 @@ enum State {
 }
 
 impl Timeline {
-    /// The next message comes from another source, or from the same after a break.
-    pub fn source_changed(&mut self) {
+    /// The next message comes from another source. `may_resume`: it has the clock of the one before, so that it may repeat
+    /// what that one brought, and go on.
+    pub fn source_changed(&mut self, may_resume: bool) {
         self.state = State::Fresh;
+        self.may_resume = may_resume;
     }
 
     /// Whether the current source has sent no frame yet.
@@ -75,22 +82,23 @@ impl Timeline {
     /// The viewers' time of a message, or nothing if viewers have had it already.
     pub fn map(&mut self, packet: &Packet) -> Option<u32> {
         if self.state == State::Fresh {
-            if is_header(packet.kind) {
+            if packet.kind.is_header() {
                 return Some(self.last.unwrap_or(packet.timestamp));
             }
             self.begin(packet);
         }
-        if is_keyframe(packet.kind) && self.keyframe.is_none_or(|newest| newest.timestamp != packet.timestamp)
+        if packet.kind.is_keyframe()
+            && self.keyframe.is_none_or(|newest| newest.timestamp != packet.timestamp)
         {
             self.keyframe = Some(Fingerprint::of(packet));
         }
         let mut time = packet.timestamp.wrapping_add(self.shift);
-        if is_header(packet.kind) && self.state != State::Running {
+        if packet.kind.is_header() && self.state != State::Running {
             return self.last;
         }
         if let Some(last) = self.last
             && (ahead(time, last) < -DISORDER || ahead(time, last) > DISORDER)
-            && !is_frame(packet.kind)
+            && !(packet.kind.is_video_frame() || packet.kind.is_audio_frame())
         {
             // Encoders send headers and data messages with a time of zero, or with any. They do not move the clock.
             return Some(last);
@@ -133,7 +141,8 @@ impl Timeline {
         self.state = State::Running;
         self.floor = self.last_of;
         let Some(last) = self.last else { return };
-        if is_keyframe(packet.kind) && self.keyframe == Some(Fingerprint::of(packet)) {
+        let resumes = self.may_resume && packet.kind.is_keyframe();
+        if resumes && self.keyframe == Some(Fingerprint::of(packet)) {
             self.state = State::Resuming { until: last };
         } else {
             self.shift = self.follow(last, packet).wrapping_sub(packet.timestamp);
@@ -150,15 +159,9 @@ impl Timeline {
     }
 }
 
-/// How much later than it is sent a picture is shown.
+/// How much later than it is sent a picture is shown, as far as that is believed.
 fn composition_time(packet: &Packet) -> u32 {
-    match packet.kind {
-        PacketKind::Video { sequence_header: false, .. } => {
-            let times = tag::video(&packet.body).tracks.map(|track| track.composition_time);
-            times.max().unwrap_or(0).clamp(0, DISORDER) as u32
-        }
-        _ => 0,
-    }
+    packet.composition_time.clamp(0, DISORDER) as u32
 }
 
 /// What a keyframe is recognised by, without keeping it.
@@ -196,39 +199,23 @@ fn slot(kind: PacketKind) -> usize {
     }
 }
 
-fn is_keyframe(kind: PacketKind) -> bool {
-    matches!(kind, PacketKind::Video { keyframe: true, sequence_header: false })
-}
-
-fn is_frame(kind: PacketKind) -> bool {
-    matches!(kind, PacketKind::Audio { .. } | PacketKind::Video { .. }) && !is_header(kind)
-}
-
-fn is_header(kind: PacketKind) -> bool {
-    matches!(
-        kind,
-        PacketKind::Audio { sequence_header: true }
-            | PacketKind::Video { sequence_header: true, .. }
-            | PacketKind::Data { metadata: true }
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::media::Content;
     use bytes::Bytes;
 
     fn packet(kind: PacketKind, timestamp: u32, body: &'static str) -> Packet {
-        Packet { kind, timestamp, body: Bytes::from_static(body.as_bytes()) }
+        Packet { kind, ..Packet::data(timestamp, Bytes::from_static(body.as_bytes())) }
     }
     fn key(timestamp: u32, body: &'static str) -> Packet {
-        packet(PacketKind::Video { keyframe: true, sequence_header: false }, timestamp, body)
+        packet(PacketKind::Video { content: Content::Frame, keyframe: true }, timestamp, body)
     }
     fn frame(timestamp: u32) -> Packet {
-        packet(PacketKind::Video { keyframe: false, sequence_header: false }, timestamp, "p")
+        packet(PacketKind::Video { content: Content::Frame, keyframe: false }, timestamp, "p")
     }
     fn header(timestamp: u32) -> Packet {
-        packet(PacketKind::Video { keyframe: true, sequence_header: true }, timestamp, "h")
+        packet(PacketKind::Video { content: Content::SequenceHeader, keyframe: false }, timestamp, "h")
     }
 
     #[test]
@@ -244,7 +231,7 @@ mod tests {
         let mut timeline = Timeline::default();
         timeline.map(&key(1_000, "a"));
         timeline.map(&frame(1_040));
-        timeline.source_changed();
+        timeline.source_changed(true);
         assert_eq!(timeline.map(&header(0)), Some(1_040));
         assert_eq!(timeline.map(&key(7, "b")), Some(1_073));
         assert_eq!(timeline.map(&frame(47)), Some(1_113));
@@ -259,10 +246,10 @@ mod tests {
         let mut timeline = Timeline::default();
         timeline.map(&avc(0x17, 1_000, 80));
         timeline.map(&avc(0x27, 1_040, 160));
-        timeline.source_changed();
+        timeline.source_changed(true);
         // The last picture is shown at 1,200; the new one 33 ms after that.
         assert_eq!(timeline.map(&avc(0x17, 0, 80)), Some(1_153));
-        timeline.source_changed();
+        timeline.source_changed(true);
         assert_eq!(timeline.map(&avc(0x17, 0, 200)), Some(1_186), "sent after the last message in any case");
     }
 
@@ -272,15 +259,27 @@ mod tests {
         timeline.map(&key(1_000, "a"));
         timeline.map(&frame(1_040));
         timeline.map(&frame(1_080));
-        timeline.source_changed();
+        timeline.source_changed(true);
         assert_eq!(timeline.map(&header(0)), Some(1_080));
         assert_eq!(timeline.map(&key(1_000, "a")), None);
         assert_eq!(timeline.map(&frame(1_040)), None);
         assert_eq!(timeline.map(&frame(1_080)), None);
-        let audio = packet(PacketKind::Audio { sequence_header: false }, 1_070, "a");
+        let audio = packet(PacketKind::Audio { content: Content::Frame }, 1_070, "a");
         assert_eq!(timeline.map(&audio), Some(1_070), "a late track loses nothing");
         assert_eq!(timeline.map(&audio), Some(1_070), "nor does one of two tracks");
         assert_eq!(timeline.map(&frame(1_120)), Some(1_120));
+    }
+
+    #[test]
+    fn only_a_source_that_may_resume_does() {
+        for (may_resume, again) in [(true, [None, None]), (false, [Some(1_073), Some(1_113)])] {
+            let mut timeline = Timeline::default();
+            timeline.map(&key(0, "the same picture"));
+            timeline.map(&frame(1_040));
+            timeline.source_changed(may_resume);
+            assert_eq!([&key(0, "the same picture"), &frame(40)].map(|packet| timeline.map(packet)), again);
+            assert_eq!(timeline.take_break(), !may_resume);
+        }
     }
 
     #[test]
@@ -296,7 +295,7 @@ mod tests {
         let mut timeline = Timeline::default();
         timeline.map(&frame(1_000));
         assert_eq!(timeline.map(&frame(980)), Some(980));
-        timeline.source_changed();
+        timeline.source_changed(true);
         assert_eq!(timeline.map(&key(0, "n")), Some(1_033), "the highest time counts, not the latest");
     }
 }

@@ -1,4 +1,5 @@
-//! The step `workflow_forwarder` (also `forward_to_workflow`) towards one named workflow.
+//! The step `workflow_forwarder` (also `forward_to_workflow`) towards one named workflow: tells it which streams begin and
+//! end.
 //!
 //! `mmids-core` has this step, and where it routes by a reactor that one is used. But each of its instances keeps an entry
 //! and a future for every workflow of the node, so a playback node that pulls a thousand streams, each in a workflow of
@@ -7,7 +8,6 @@
 use super::parameters::{ParameterError, Parameters};
 use futures::future::BoxFuture;
 use mmids_core::StreamId;
-use mmids_core::event_hub::{SubscriptionRequest, WorkflowStartedOrStoppedEvent};
 use mmids_core::workflows::definitions::WorkflowStepDefinition;
 use mmids_core::workflows::steps::factory::StepGenerator;
 use mmids_core::workflows::steps::workflow_forwarder::WorkflowForwarderStepGenerator;
@@ -19,7 +19,7 @@ use mmids_core::workflows::{
 };
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -29,7 +29,8 @@ pub const NAMES: [&str; 2] = ["workflow_forwarder", "forward_to_workflow"];
 /// The parameters the step knows.
 pub const PARAMETERS: [&str; 2] = ["target_workflow", "reactor"];
 
-type Channel = UnboundedSender<WorkflowRequest>;
+/// Where a workflow takes requests.
+pub type Channel = UnboundedSender<WorkflowRequest>;
 
 /// The workflows that run, for those who forward to one.
 #[derive(Debug, Default)]
@@ -38,30 +39,8 @@ pub struct Directory {
 }
 
 impl Directory {
-    /// Subscribes to the engine's events; the future that is returned follows them until the engine is gone.
-    pub fn subscribe(
-        events: &UnboundedSender<SubscriptionRequest>,
-    ) -> (Arc<Self>, impl Future<Output = ()> + Send + 'static) {
-        let directory = Arc::new(Directory::default());
-        let (channel, receiver) = unbounded_channel();
-        if events.send(SubscriptionRequest::WorkflowStartedOrStopped { channel }).is_err() {
-            tracing::error!("the engine's event hub is gone");
-        }
-        (directory.clone(), directory.follow(receiver))
-    }
-
-    async fn follow(self: Arc<Self>, mut events: UnboundedReceiver<WorkflowStartedOrStoppedEvent>) {
-        while let Some(event) = events.recv().await {
-            match event {
-                WorkflowStartedOrStoppedEvent::WorkflowStarted { name, channel } => {
-                    self.set(name.as_str(), Some(channel));
-                }
-                WorkflowStartedOrStoppedEvent::WorkflowEnded { name } => self.set(name.as_str(), None),
-            }
-        }
-    }
-
-    fn set(&self, name: &str, channel: Option<Channel>) {
+    /// A workflow runs, or does not any more.
+    pub fn set(&self, name: &str, channel: Option<Channel>) {
         let mut workflows = self.lock();
         let gone = channel.is_none();
         let entry = workflows.entry(name.to_owned()).or_insert_with(|| watch::channel(None).0);
@@ -73,6 +52,18 @@ impl Directory {
 
     fn watch(&self, name: &str) -> watch::Receiver<Option<Channel>> {
         self.lock().entry(name.to_owned()).or_insert_with(|| watch::channel(None).0).subscribe()
+    }
+
+    /// Where a workflow takes requests, as soon as it runs.
+    #[cfg(test)]
+    pub async fn channel(&self, name: &str) -> Channel {
+        let mut target = self.watch(name);
+        loop {
+            if let Some(channel) = target.borrow_and_update().clone().filter(|channel| !channel.is_closed()) {
+                return channel;
+            }
+            target.changed().await.expect("the directory lives");
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, watch::Sender<Option<Channel>>>> {
@@ -117,8 +108,8 @@ struct Forwarder {
     status: StepStatus,
     target: watch::Receiver<Option<Channel>>,
     stop: CancellationToken,
-    /// What a target that starts late must have of each stream.
-    streams: HashMap<StreamId, Vec<MediaNotification>>,
+    /// The beginnings of the streams that are there, for a target that starts late.
+    streams: HashMap<StreamId, MediaNotification>,
 }
 
 struct TargetChanged(watch::Receiver<Option<Channel>>);
@@ -156,17 +147,10 @@ impl Forwarder {
     fn remember(&mut self, media: &MediaNotification) {
         match &media.content {
             MediaNotificationContent::NewIncomingStream { .. } => {
-                self.streams.insert(media.stream_id.clone(), vec![media.clone()]);
+                self.streams.insert(media.stream_id.clone(), media.clone());
             }
             MediaNotificationContent::StreamDisconnected => {
                 self.streams.remove(&media.stream_id);
-            }
-            MediaNotificationContent::Video { is_sequence_header: true, .. }
-            | MediaNotificationContent::Audio { is_sequence_header: true, .. }
-            | MediaNotificationContent::MediaPayload { is_required_for_decoding: true, .. } => {
-                if let Some(required) = self.streams.get_mut(&media.stream_id) {
-                    required.push(media.clone());
-                }
             }
             _ => {}
         }
@@ -186,7 +170,7 @@ impl WorkflowStep for Forwarder {
         for notification in inputs.notifications.drain(..) {
             if let Ok(changed) = notification.downcast::<TargetChanged>() {
                 outputs.futures.push(wait(changed.0, self.stop.clone()));
-                self.streams.values().flatten().for_each(|media| self.send(media.clone()));
+                self.streams.values().for_each(|begin| self.send(begin.clone()));
             }
         }
         for media in inputs.media.drain(..) {

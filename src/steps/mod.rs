@@ -5,11 +5,12 @@
 //! | [`definition`] | the configuration text, read as the contract writes it |
 //! | [`engine`] | the engine's parts put together, and its step types |
 //! | [`reactors`] | follows the names that steps ask for, and runs the workflows that come back |
+//! | `runs` | which workflows run for a followed name, and on whose account |
 //! | [`executor`] | how an mmids reactor asks its web service: `simple_http` |
-//! | [`bridge`] | packets as the engine's notifications, and back |
+//! | [`announce`] | feeds as the engine's streams: that one begins, and that it ends |
 //! | [`rtmp_receive`], [`rtmp_watch`], [`pull`], [`forwarder`] | the steps |
 
-pub mod bridge;
+pub mod announce;
 pub mod definition;
 pub mod engine;
 pub mod executor;
@@ -19,6 +20,7 @@ pub mod pull;
 pub mod reactors;
 pub mod rtmp_receive;
 pub mod rtmp_watch;
+mod runs;
 
 pub use definition::{Config, ConfigError};
 pub use engine::{Engine, Parts};

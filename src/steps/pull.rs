@@ -1,22 +1,32 @@
-//! The steps `rtmp_pull` and `ffmpeg_pull`: bring a stream from another server into a workflow.
+//! The steps `rtmp_pull` and `ffmpeg_pull`: run a pull from another server, and announce each of its feeds to the workflow.
 
-use super::bridge;
+use super::announce::Announced;
 use super::parameters::{ParameterError, Parameters};
 use super::reactors::Reactors;
 use crate::ids::StreamName;
-use crate::relay::pull::{Event, Pull};
-use mmids_core::StreamId;
+use crate::relay::PullEvent;
 use mmids_core::workflows::definitions::WorkflowStepDefinition;
 use mmids_core::workflows::steps::factory::StepGenerator;
 use mmids_core::workflows::steps::{
     StepCreationResult, StepFutureResult, StepInputs, StepOutputs, StepStatus, WorkflowStep,
 };
+use std::any::Any;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-/// Starts a pull from a location; the two steps differ only in this.
-pub type Start = dyn Fn(&WorkflowStepDefinition, &str) -> Result<Pull, ParameterError> + Send + Sync;
+/// A running pull, however it is done. It ends when this is dropped.
+pub struct Pull {
+    /// What is said of it.
+    pub events: mpsc::Receiver<PullEvent>,
+    /// What it needs to run.
+    pub running: Box<dyn Any + Send>,
+}
+
+/// Starts a pull of a stream from a location; the two steps differ only in this.
+pub type Start =
+    dyn Fn(&WorkflowStepDefinition, &StreamName, &str) -> Result<Pull, ParameterError> + Send + Sync;
 
 /// Makes pull steps.
 pub struct Generator {
@@ -62,11 +72,11 @@ pub fn parameters(definition: &WorkflowStepDefinition) -> Result<(String, Stream
 impl StepGenerator for Generator {
     fn generate(&self, definition: WorkflowStepDefinition) -> StepCreationResult {
         let (location, name) = parameters(&definition)?;
-        let pull = (self.start)(&definition, &location)?;
+        let pull = (self.start)(&definition, &name, &location)?;
         let stop = CancellationToken::new();
         let futures = vec![wait(pull, stop.clone())];
         let reactors = self.reactors.clone();
-        let step = PullStep { definition, status: StepStatus::Active, name, reactors, stop, sender: None };
+        let step = PullStep { definition, status: StepStatus::Active, name, reactors, stop, announced: None };
         Ok((Box::new(step), futures))
     }
 }
@@ -78,11 +88,12 @@ struct PullStep {
     reactors: Arc<Reactors>,
     /// The engine keeps the futures of a step that it removed, so they are told to end.
     stop: CancellationToken,
-    sender: Option<bridge::Sender>,
+    /// What the current attempt brings.
+    announced: Option<Announced>,
 }
 
 struct Arrived {
-    events: Option<Vec<Event>>,
+    event: Option<PullEvent>,
     pull: Pull,
 }
 
@@ -97,41 +108,30 @@ fn wait(
     stop: CancellationToken,
 ) -> futures::future::BoxFuture<'static, Box<dyn StepFutureResult>> {
     Box::pin(async move {
-        let events = tokio::select! {
+        let event = tokio::select! {
             () = stop.cancelled() => return Box::new(Stopped) as Box<dyn StepFutureResult>,
-            events = pull.next() => events,
+            event = pull.events.recv() => event,
         };
-        Box::new(Arrived { events, pull })
+        Box::new(Arrived { event, pull })
     })
 }
 
 impl PullStep {
-    fn take(&mut self, event: Event, outputs: &mut StepOutputs) {
+    fn take(&mut self, event: PullEvent, outputs: &mut StepOutputs) {
+        self.end(outputs);
         match event {
-            Event::Started => {
-                self.end(outputs);
-                let id = format!("{}#{:016x}", self.name, rand::random::<u64>());
-                let sender = bridge::Sender::new(StreamId(Arc::new(id)));
-                outputs.media.push(sender.begin(self.name.as_str()));
-                self.sender = Some(sender);
+            PullEvent::Began(feed) => {
+                let (announced, begin) = Announced::begin(feed, self.name.as_str());
+                outputs.media.push(begin);
+                self.announced = Some(announced);
             }
-            Event::Packets(packets) => {
-                if let Some(sender) = &mut self.sender {
-                    outputs.media.extend(packets.into_iter().map(|packet| sender.packet(packet)));
-                }
-            }
-            Event::Ended(_) => {
-                self.end(outputs);
-                // It tries again at the same place by itself; but by now the stream may be at another.
-                self.reactors.changed(&self.name);
-            }
+            // It tries again at the same place by itself; but by now the stream may be at another.
+            PullEvent::Ended { .. } => self.reactors.changed(&self.name),
         }
     }
 
     fn end(&mut self, outputs: &mut StepOutputs) {
-        if let Some(sender) = self.sender.take() {
-            outputs.media.push(sender.end());
-        }
+        outputs.media.extend(self.announced.take().map(Announced::end));
     }
 }
 
@@ -148,10 +148,10 @@ impl WorkflowStep for PullStep {
         outputs.media.append(&mut inputs.media);
         for notification in inputs.notifications.drain(..) {
             let Ok(arrived) = notification.downcast::<Arrived>() else { continue };
-            let Arrived { events, pull } = *arrived;
-            match events {
-                Some(events) => {
-                    events.into_iter().for_each(|event| self.take(event, outputs));
+            let Arrived { event, pull } = *arrived;
+            match event {
+                Some(event) => {
+                    self.take(event, outputs);
                     outputs.futures.push(wait(pull, self.stop.clone()));
                 }
                 None => {

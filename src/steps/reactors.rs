@@ -1,7 +1,7 @@
 //! Follows stream names at mmids reactors, and runs the workflows that their answers name.
 //!
 //! It stands where `mmids-core` has its reactor manager, and serves that one's requests too, because the engine's
-//! forwarder makes them. Its own is left out for three faults that a stream server meets daily: each request that arrives
+//! forwarder makes them. What runs for whom is kept in [`super::runs`]. Its own is left out for three faults that a stream server meets daily: each request that arrives
 //! before the first answer makes a lookup and an endless timer of its own; a name that is dropped and wanted again keeps
 //! its old timers; and a workflow that is stopped and started again under its name within a moment is forgotten by the
 //! manager while it runs on. Here a followed name is one task with one lookup at a time, however many ask, and each run
@@ -10,6 +10,7 @@
 //! An answer is final only if it is one: where no reactor answers, what runs goes on.
 
 use super::executor::{self, Settings};
+use super::runs::{self, Followed, Runs};
 use crate::api::{ACCEPT_RTMP_PULL, PublisherLookup, WatcherLookup};
 use crate::client::{Answer, Lookup};
 use crate::ids::{NodeId, Origin, SessionId, StreamName};
@@ -18,7 +19,6 @@ use mmids_core::reactors::manager::ReactorManagerRequest;
 use mmids_core::workflows::definitions::WorkflowDefinition;
 use mmids_core::workflows::manager::{WorkflowManagerRequest, WorkflowManagerRequestOperation};
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
@@ -87,7 +87,7 @@ pub struct Reactors {
     manager: UnboundedSender<WorkflowManagerRequest>,
     tasks: TaskTracker,
     followed: Mutex<HashMap<Key, Arc<Follower>>>,
-    runs: AtomicU64,
+    runs: Mutex<Runs<Follower>>,
 }
 
 type Key = (String, StreamName, Asker);
@@ -96,6 +96,8 @@ struct Follower {
     status: watch::Sender<Status>,
     /// Ask again now.
     poke: Notify,
+    /// The stream is published again: who pauses before the next attempt to pull it need not.
+    nudge: Arc<Notify>,
 }
 
 impl std::fmt::Debug for Reactors {
@@ -117,7 +119,7 @@ impl Reactors {
             manager,
             tasks: TaskTracker::new(),
             followed: Mutex::default(),
-            runs: AtomicU64::new(0),
+            runs: Mutex::default(),
         })
     }
 
@@ -138,14 +140,18 @@ impl Reactors {
             return follower.status.subscribe();
         }
         let (status, receiver) = watch::channel(Status::Asking);
-        let follower = Arc::new(Follower { status, poke: Notify::new() });
+        let follower = Arc::new(Follower { status, poke: Notify::new(), nudge: Arc::default() });
         followed.insert(key.clone(), follower.clone());
+        let place = (key.0.clone(), key.1.clone());
+        let run = self.runs().join(&place, follower.clone());
         let task = Task {
             reactors: self.clone(),
             settings: settings.clone(),
             lookup: lookup.clone(),
-            run: self.runs.fetch_add(1, Ordering::Relaxed),
+            place,
+            run,
             running: Vec::new(),
+            epoch: None,
             follower,
             key,
         };
@@ -162,6 +168,18 @@ impl Reactors {
                 follower.poke.notify_one();
             }
         }
+    }
+
+    /// Ends the pause of a pull when its stream is published again, also at the address it had before.
+    pub fn nudge(&self, name: &StreamName) -> Arc<Notify> {
+        let followed = self.lock();
+        let watched = |reactor: &String| followed.get(&(reactor.clone(), name.clone(), Asker::Watcher));
+        self.reactors.keys().find_map(watched).map(|follower| follower.nudge.clone()).unwrap_or_default()
+    }
+
+    /// A workflow ended. If a follower runs it and did not stop it, it asks again at once, and so starts it again.
+    pub fn workflow_ended(&self, name: &str) {
+        self.runs().followers(name).iter().for_each(|follower| follower.poke.notify_one());
     }
 
     /// Changes may have been missed: everybody who watches asks again.
@@ -202,6 +220,10 @@ impl Reactors {
                 }
             }
         }
+    }
+
+    fn runs(&self) -> MutexGuard<'_, Runs<Follower>> {
+        self.runs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Key, Arc<Follower>>> {
@@ -245,9 +267,13 @@ struct Task {
     lookup: Lookup,
     follower: Arc<Follower>,
     key: Key,
+    /// The name at its reactor.
+    place: Followed,
     /// Tells this run's workflows from those of an earlier run that are still being stopped.
     run: u64,
     running: Vec<Arc<String>>,
+    /// The order of the session that was last heard of.
+    epoch: Option<u64>,
 }
 
 impl Task {
@@ -362,7 +388,7 @@ impl Task {
     fn apply(&mut self, mut workflows: Vec<WorkflowDefinition>, epoch: Option<u64>) {
         let own: HashMap<Arc<String>, Arc<String>> = workflows
             .iter()
-            .map(|workflow| (workflow.name.clone(), Arc::new(format!("{}~{}", workflow.name, self.run))))
+            .map(|workflow| (workflow.name.clone(), runs::name(&workflow.name, self.run)))
             .collect();
         let mut routable = HashSet::new();
         for workflow in &mut workflows {
@@ -381,20 +407,29 @@ impl Task {
             }
         }
         let running: Vec<_> = workflows.iter().map(|workflow| workflow.name.clone()).collect();
-        for gone in self.running.iter().filter(|name| !running.contains(name)) {
-            self.request(WorkflowManagerRequestOperation::StopWorkflow { name: gone.clone() });
-        }
+        self.set_running(running);
         for definition in workflows {
             self.request(WorkflowManagerRequestOperation::UpsertWorkflow { definition });
         }
-        self.running = running;
+        if epoch.is_some() && std::mem::replace(&mut self.epoch, epoch) != epoch {
+            self.follower.nudge.notify_one();
+        }
         self.tell(Status::Valid { epoch, routable: Arc::new(routable) });
     }
 
     fn stop_workflows(&mut self) {
-        for name in std::mem::take(&mut self.running) {
+        self.set_running(Vec::new());
+    }
+
+    /// Takes note of what runs now, and stops what nobody wants any more.
+    fn set_running(&mut self, running: Vec<Arc<String>>) {
+        let mut runs = self.reactors.runs();
+        // Told while the lock is held: whoever wants one of them a moment later starts it after this.
+        for name in runs.change(&self.place, &self.running, &running) {
             self.request(WorkflowManagerRequestOperation::StopWorkflow { name });
         }
+        drop(runs);
+        self.running = running;
     }
 
     fn request(&self, operation: WorkflowManagerRequestOperation) {
@@ -414,6 +449,7 @@ impl Task {
             followed.remove(&self.key);
         }
         self.stop_workflows();
+        self.reactors.runs().leave(&self.place, &self.follower);
         true
     }
 }

@@ -1,18 +1,17 @@
-//! The step `rtmp_receive`: takes publishers and brings their streams into its workflow.
+//! The step `rtmp_receive`: lets publishers in and announces their streams to its workflow. Their media goes from the
+//! connection's feed to whoever attaches to it, and never through this step.
 //!
 //! With `reactor=NAME` the reactor decides whether a stream may be published, and keeps deciding: when another session
 //! owns the name, this one's publisher is sent away. A name has one publisher on a node: the newest.
 
-use super::bridge;
+use super::announce::Announced;
 use super::parameters::{ParameterError, Parameters};
 use super::reactors::{Asker, Reactors, Status, next_status};
-use crate::client::{Published, Registration};
 use crate::ids::{SessionId, StreamName};
-use crate::net::routes::{
-    Incoming, Place, Publication, PublishRequest, PublishRoute, Refused, RouteGuard, Routes,
-};
+use crate::net::routes::{Place, Publication, PublishRequest, PublishRoute, Refused, RouteGuard, Routes};
+use crate::published::{Published, Registration};
+use crate::relay::FeedRef;
 use futures::future::BoxFuture;
-use mmids_core::StreamId;
 use mmids_core::workflows::definitions::WorkflowStepDefinition;
 use mmids_core::workflows::steps::factory::StepGenerator;
 use mmids_core::workflows::steps::{
@@ -28,12 +27,6 @@ pub const PARAMETERS: [&str; 6] = ["rtmp_app", "stream_key", "port", "allow_ips"
 
 /// Publishers that wait for the step to hear them: a thousand encoders that come back at once fit.
 const REQUESTS: usize = 1024;
-
-/// Reads of publishers' sockets that wait for the step, 64 KiB each at most. Beyond, publishers wait, and TCP with them.
-const QUEUE: usize = 512;
-
-/// The most of those that one turn of the workflow takes, so that a busy step still hears its other events.
-const BATCH: usize = 128;
 
 /// Makes `rtmp_receive` steps.
 pub struct Generator {
@@ -57,10 +50,9 @@ impl StepGenerator for Generator {
         let place = parameters(&definition, self.default_port)?;
         let reactor = Parameters(&definition).get("reactor").map(str::to_owned);
         let (requests, waiting) = mpsc::channel(REQUESTS);
-        let (media, incoming) = mpsc::channel(QUEUE);
         let route = self.routes.add_publish(place, PublishRoute { requests })?;
         let stop = CancellationToken::new();
-        let futures = vec![wait_request(waiting, stop.clone()), wait_media(incoming, stop.clone())];
+        let futures = vec![wait_request(waiting, stop.clone())];
         let step = ReceiveStep {
             definition,
             status: StepStatus::Active,
@@ -69,7 +61,6 @@ impl StepGenerator for Generator {
             published: self.published.clone(),
             route: Some(route),
             stop,
-            media,
             next: 0,
             publishers: HashMap::new(),
             by_name: HashMap::new(),
@@ -86,7 +77,6 @@ struct ReceiveStep {
     published: Arc<Published>,
     route: Option<RouteGuard>,
     stop: CancellationToken,
-    media: mpsc::Sender<Incoming>,
     next: u64,
     publishers: HashMap<u64, Publisher>,
     by_name: HashMap<StreamName, u64>,
@@ -103,13 +93,12 @@ struct Publisher {
 }
 
 enum State {
-    Asking(oneshot::Sender<Result<Publication, Refused>>),
-    Running { sender: bridge::Sender, evict: Option<oneshot::Sender<String>> },
+    Asking { feed: FeedRef, reply: oneshot::Sender<Result<Publication, Refused>> },
+    Running { announced: Announced, evict: oneshot::Sender<String> },
 }
 
 enum Woken {
     Request(Box<PublishRequest>, mpsc::Receiver<PublishRequest>),
-    Media(Vec<Incoming>, mpsc::Receiver<Incoming>),
     Answer { id: u64, status: Status, receiver: watch::Receiver<Status>, stop: CancellationToken },
     Evicted { id: u64, reason: String },
     Gone { id: u64 },
@@ -133,20 +122,6 @@ fn wait_request(mut requests: mpsc::Receiver<PublishRequest>, stop: Cancellation
     })
 }
 
-fn wait_media(mut incoming: mpsc::Receiver<Incoming>, stop: CancellationToken) -> StepFuture {
-    Box::pin(async move {
-        let mut batch = Vec::new();
-        let woken = tokio::select! {
-            () = stop.cancelled() => Woken::Stopped,
-            n = incoming.recv_many(&mut batch, BATCH) => match n {
-                0 => Woken::Stopped,
-                _ => Woken::Media(batch, incoming),
-            },
-        };
-        Box::new(woken) as Box<dyn StepFutureResult>
-    })
-}
-
 fn wait_answer(id: u64, mut receiver: watch::Receiver<Status>, stop: CancellationToken) -> StepFuture {
     Box::pin(async move {
         let woken = match next_status(&mut receiver, &stop).await {
@@ -154,14 +129,6 @@ fn wait_answer(id: u64, mut receiver: watch::Receiver<Status>, stop: Cancellatio
             None => Woken::Stopped,
         };
         Box::new(woken) as Box<dyn StepFutureResult>
-    })
-}
-
-fn end_behind_media(id: u64, media: mpsc::Sender<Incoming>) -> StepFuture {
-    Box::pin(async move {
-        // A step that is gone has no publishers.
-        drop(media.send(Incoming::Ended(id)).await);
-        Box::new(Woken::Stopped) as Box<dyn StepFutureResult>
     })
 }
 
@@ -187,15 +154,15 @@ fn wait_end(
 
 impl ReceiveStep {
     fn request(&mut self, request: PublishRequest, outputs: &mut StepOutputs) {
-        let PublishRequest { name, gone, reply, .. } = request;
+        let PublishRequest { name, feed, gone, reply, .. } = request;
         self.next += 1;
         let id = self.next;
         let session = SessionId::random();
         let (evict, evicted) = oneshot::channel();
         let stop = self.stop.child_token();
         let registration = self.published.register(&name, session, evict);
-        let publisher =
-            Publisher { name: name.clone(), stop: stop.clone(), registration, state: State::Asking(reply) };
+        let state = State::Asking { feed, reply };
+        let publisher = Publisher { name: name.clone(), stop: stop.clone(), registration, state };
         self.publishers.insert(id, publisher);
         outputs.futures.push(wait_end(id, gone, evicted, stop.clone()));
         match &self.reactor {
@@ -211,68 +178,44 @@ impl ReceiveStep {
     /// Lets a publisher in, and sends an older one of the same name away: an encoder that lost its connection comes back
     /// long before the old one is found dead.
     fn accept(&mut self, id: u64, outputs: &mut StepOutputs) {
-        let Some(publisher) = self.publishers.get_mut(&id) else { return };
-        if !matches!(publisher.state, State::Asking(_)) {
+        let Some(mut publisher) = self.publishers.remove(&id) else { return };
+        let State::Asking { feed, reply } = publisher.state else {
+            self.publishers.insert(id, publisher);
             return;
-        }
-        let stream = StreamId(Arc::new(format!("{}#{}", publisher.name, publisher.registration.session())));
-        let sender = bridge::Sender::new(stream);
-        let begin = sender.begin(publisher.name.as_str());
-        let (evict, evicted) = oneshot::channel();
-        let running = State::Running { sender, evict: Some(evict) };
-        let State::Asking(reply) = std::mem::replace(&mut publisher.state, running) else { return };
+        };
         publisher.registration.accepted();
-        let name = publisher.name.clone();
-        if let Some(old) = self.by_name.insert(name, id) {
-            self.evict(old, "another publisher took over this stream");
-            self.end(old, outputs);
+        if let Some(old) = self.by_name.insert(publisher.name.clone(), id) {
+            self.end(old, Some("another publisher took over this stream"), outputs);
         }
+        let (announced, begin) = Announced::begin(feed, publisher.name.as_str());
         outputs.media.push(begin);
-        let publication = Publication { id, media: self.media.clone(), evicted };
-        if reply.send(Ok(publication)).is_err() {
-            self.remove(id, outputs);
+        let (evict, evicted) = oneshot::channel();
+        publisher.state = State::Running { announced, evict };
+        self.publishers.insert(id, publisher);
+        if reply.send(Ok(Publication { evicted })).is_err() {
+            // It left at this moment.
+            self.end(id, None, outputs);
         }
     }
 
-    fn refuse(&mut self, id: u64, reason: &str, outputs: &mut StepOutputs) {
-        let Some(publisher) = self.publishers.get(&id) else { return };
-        match publisher.state {
-            State::Asking(_) => {
-                if let Some(Publisher { state: State::Asking(reply), .. }) = self.publishers.remove(&id) {
-                    // A peer that left meanwhile needs no answer.
-                    drop(reply.send(Err(Refused(reason.to_owned()))));
-                }
-            }
-            State::Running { .. } => {
-                self.evict(id, reason);
-                self.remove(id, outputs);
-            }
-        }
-    }
-
-    fn evict(&mut self, id: u64, reason: &str) {
-        if let Some(Publisher { state: State::Running { evict, .. }, .. }) = self.publishers.get_mut(&id)
-            && let Some(evict) = evict.take()
-        {
-            drop(evict.send(reason.to_owned()));
-        }
-    }
-
-    /// Forgets a publisher, wherever it stands.
-    fn remove(&mut self, id: u64, outputs: &mut StepOutputs) {
-        if let Some(publisher) = self.publishers.get(&id)
-            && self.by_name.get(&publisher.name) == Some(&id)
-        {
+    /// Ends a publish, whatever its state; with a reason its publisher is told and sent away. One that is gone already
+    /// needs no telling.
+    fn end(&mut self, id: u64, reason: Option<&str>, outputs: &mut StepOutputs) {
+        let Some(publisher) = self.publishers.remove(&id) else { return };
+        publisher.stop.cancel();
+        if self.by_name.get(&publisher.name) == Some(&id) {
             self.by_name.remove(&publisher.name);
         }
-        self.end(id, outputs);
-    }
-
-    fn end(&mut self, id: u64, outputs: &mut StepOutputs) {
-        if let Some(publisher) = self.publishers.remove(&id) {
-            publisher.stop.cancel();
-            if let State::Running { sender, .. } = &publisher.state {
-                outputs.media.push(sender.end());
+        match (publisher.state, reason) {
+            (State::Asking { reply, .. }, reason) => {
+                let reason = reason.unwrap_or("the publisher left");
+                drop(reply.send(Err(Refused(reason.to_owned()))));
+            }
+            (State::Running { announced, evict }, reason) => {
+                if let Some(reason) = reason {
+                    drop(evict.send(reason.to_owned()));
+                }
+                outputs.media.push(announced.end());
             }
         }
     }
@@ -283,15 +226,6 @@ impl ReceiveStep {
                 self.request(*request, outputs);
                 outputs.futures.push(wait_request(requests, self.stop.clone()));
             }
-            Woken::Media(batch, incoming) => {
-                for item in batch {
-                    match item {
-                        Incoming::Packets(id, packets) => self.media(id, packets, outputs),
-                        Incoming::Ended(id) => self.remove(id, outputs),
-                    }
-                }
-                outputs.futures.push(wait_media(incoming, self.stop.clone()));
-            }
             Woken::Answer { id, status, receiver, stop } => {
                 match &status {
                     Status::Asking => {}
@@ -301,27 +235,15 @@ impl ReceiveStep {
                         }
                         self.accept(id, outputs);
                     }
-                    Status::Invalid(reason) => self.refuse(id, reason, outputs),
+                    Status::Invalid(reason) => self.end(id, Some(reason), outputs),
                 }
                 if self.publishers.contains_key(&id) {
                     outputs.futures.push(wait_answer(id, receiver, stop));
                 }
             }
-            Woken::Evicted { id, reason } => self.refuse(id, &reason, outputs),
-            Woken::Gone { id } => match self.publishers.get(&id).map(|publisher| &publisher.state) {
-                Some(State::Asking(_)) => self.remove(id, outputs),
-                // Let in at the moment at which it left, so that its connection may never have heard of it. What it did
-                // send goes first.
-                Some(State::Running { .. }) => outputs.futures.push(end_behind_media(id, self.media.clone())),
-                None => {}
-            },
+            Woken::Evicted { id, reason } => self.end(id, Some(&reason), outputs),
+            Woken::Gone { id } => self.end(id, None, outputs),
             Woken::Stopped => {}
-        }
-    }
-
-    fn media(&mut self, id: u64, packets: Vec<crate::media::Packet>, outputs: &mut StepOutputs) {
-        if let Some(Publisher { state: State::Running { sender, .. }, .. }) = self.publishers.get_mut(&id) {
-            outputs.media.extend(packets.into_iter().map(|packet| sender.packet(packet)));
         }
     }
 }
@@ -361,6 +283,8 @@ impl Drop for ReceiveStep {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::relay::Feeds;
+    use crate::telemetry::Metrics;
     use mmids_core::workflows::definitions::WorkflowStepType;
 
     #[tokio::test]
@@ -389,7 +313,9 @@ mod tests {
         let route = routes.publish(1, "live", &name, peer).unwrap();
         let (reply, answer) = oneshot::channel();
         let gone = CancellationToken::new();
-        let request = PublishRequest { name, peer, connection: 1, gone: gone.clone(), reply };
+        let feed = Feeds::new(Arc::new(Metrics::new().unwrap())).begin(None);
+        let request =
+            PublishRequest { name, peer, connection: 1, feed: feed.reference(), gone: gone.clone(), reply };
         route.requests.send(request).await.unwrap();
 
         let mut let_in = false;

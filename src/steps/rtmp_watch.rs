@@ -1,15 +1,16 @@
-//! The step `rtmp_watch`: lets viewers watch the streams that come through its workflow.
+//! The step `rtmp_watch`: lets viewers watch the streams that its workflow is told of. It attaches a relay stream to the feed
+//! of each; the media goes there from whoever brings it, and never through this step.
 //!
 //! With `reactor=NAME` viewers may ask for any stream: the reactor is asked once a name, however many wait, and for as
 //! long as somebody does.
 
-use super::bridge;
+use super::announce;
 use super::parameters::{ParameterError, Parameters};
 use super::reactors::{Asker, Reactors, Status, next_status};
 use crate::ids::StreamName;
 use crate::net::routes::{KeyPattern, Place, PlayRoute, RouteGuard, Routes};
-use crate::relay::{Admission, Demand, Gather, Hub, Settings, Source};
-use crate::telemetry::Metrics;
+use crate::relay::{Admission, Attachment, Demand, Feeds, Gather, Hub, Settings};
+use crate::telemetry::{Metrics, Seldom};
 use futures::future::BoxFuture;
 use mmids_core::StreamId;
 use mmids_core::workflows::definitions::WorkflowStepDefinition;
@@ -38,6 +39,8 @@ pub struct Generator {
     pub routes: Arc<Routes>,
     /// Whom to ask.
     pub reactors: Arc<Reactors>,
+    /// Where the media of streams is found.
+    pub feeds: Arc<Feeds>,
     /// How streams are relayed.
     pub settings: Settings,
     /// What is counted.
@@ -78,10 +81,11 @@ impl StepGenerator for Generator {
             key,
             reactor,
             reactors: self.reactors.clone(),
+            feeds: self.feeds.clone(),
             hub,
             route: Some(route),
             stop,
-            sources: HashMap::new(),
+            attached: HashMap::new(),
             followed: HashMap::new(),
         };
         Ok((Box::new(step), futures))
@@ -94,10 +98,12 @@ struct WatchStep {
     key: KeyPattern,
     reactor: Option<String>,
     reactors: Arc<Reactors>,
+    feeds: Arc<Feeds>,
     hub: Arc<Hub>,
     route: Option<RouteGuard>,
     stop: CancellationToken,
-    sources: HashMap<StreamId, Source>,
+    /// The streams that can be watched, by their ids.
+    attached: HashMap<StreamId, Attachment>,
     /// The names that are followed; cancelling one ends the interest.
     followed: HashMap<StreamName, CancellationToken>,
 }
@@ -176,16 +182,43 @@ impl WatchStep {
         }
     }
 
+    fn take(&mut self, MediaNotification { stream_id, content }: &MediaNotification) {
+        match content {
+            MediaNotificationContent::NewIncomingStream { stream_name } => self.begin(stream_id, stream_name),
+            MediaNotificationContent::StreamDisconnected => {
+                self.attached.remove(stream_id);
+            }
+            // Media does not pass the engine.
+            _ => {}
+        }
+    }
+
     fn begin(&mut self, stream: &StreamId, stream_name: &str) {
+        if self.attached.contains_key(stream) {
+            // The engine tells steps again of streams that they know when other steps of their workflow change.
+            return;
+        }
+        static UNWATCHABLE: Seldom = Seldom::new(Duration::from_secs(10));
         let name = match &self.key {
             KeyPattern::Exact(name) => Ok(name.clone()),
             KeyPattern::Any => StreamName::parse(stream_name),
         };
-        match name {
-            Ok(name) => {
-                self.sources.insert(stream.clone(), self.hub.attach(&name));
+        match (name, announce::feed(&self.feeds, stream)) {
+            (Ok(name), Some(feed)) => {
+                let source = self.hub.attach(&name, feed.upstream());
+                self.attached.insert(stream.clone(), feed.attach(Box::new(source)));
             }
-            Err(error) => tracing::warn!(stream = stream_name, "a stream that nobody can watch: {error}"),
+            // It ended before the workflow heard that it began.
+            (Ok(_), None) => {}
+            (Err(error), _) => {
+                if let Some(held_back) = UNWATCHABLE.pass() {
+                    tracing::warn!(
+                        stream = stream_name,
+                        held_back,
+                        "a stream that nobody can watch: {error}"
+                    );
+                }
+            }
         }
     }
 }
@@ -205,25 +238,7 @@ impl WorkflowStep for WatchStep {
                 self.wake(*woken, outputs);
             }
         }
-        // One lock and one wake-up for all that one stream brings in this turn.
-        for run in inputs.media.chunk_by(|one, two| one.stream_id == two.stream_id) {
-            let mut packets = Vec::with_capacity(run.len());
-            for MediaNotification { stream_id, content } in run {
-                match content {
-                    MediaNotificationContent::NewIncomingStream { stream_name } => {
-                        self.begin(stream_id, stream_name);
-                    }
-                    MediaNotificationContent::StreamDisconnected => {
-                        self.push(stream_id, &mut packets);
-                        self.sources.remove(stream_id);
-                    }
-                    other => packets.extend(bridge::packet(other)),
-                }
-            }
-            if let Some(first) = run.first() {
-                self.push(&first.stream_id, &mut packets);
-            }
-        }
+        inputs.media.iter().for_each(|notification| self.take(notification));
         outputs.media.append(&mut inputs.media);
     }
 
@@ -232,16 +247,7 @@ impl WorkflowStep for WatchStep {
         self.stop.cancel();
         self.route = None;
         self.hub.close();
-        self.sources.clear();
-    }
-}
-
-impl WatchStep {
-    fn push(&self, stream: &StreamId, packets: &mut Vec<crate::media::Packet>) {
-        if let (false, Some(source)) = (packets.is_empty(), self.sources.get(stream)) {
-            source.push(packets.iter());
-        }
-        packets.clear();
+        self.attached.clear();
     }
 }
 

@@ -18,7 +18,7 @@ impl ReactorMetrics {
     /// Errors: metrics of these names are registered there already.
     pub fn register(
         metrics: &prometheus::Registry,
-        registry: &Arc<dyn Registry>,
+        registry: &Arc<Registry>,
     ) -> Result<Self, prometheus::Error> {
         let help = "Lookups answered by the reactor.";
         let lookups = IntCounterVec::new(Opts::new("lb_reactor_lookups_total", help), &["kind", "result"])?;
@@ -39,15 +39,15 @@ impl ReactorMetrics {
 
 /// Reads [`Registry::stats`] at each scrape.
 struct Figures {
-    registry: Weak<dyn Registry>,
+    registry: Weak<Registry>,
     streams: IntGauge,
     nodes: IntGauge,
     takeovers: IntCounter,
-    contested: IntCounter,
+    held_down: IntCounter,
 }
 
 impl Figures {
-    fn new(registry: Weak<dyn Registry>) -> Result<Self, prometheus::Error> {
+    fn new(registry: Weak<Registry>) -> Result<Self, prometheus::Error> {
         Ok(Figures {
             registry,
             streams: IntGauge::new("lb_reactor_streams", "Streams with an owner.")?,
@@ -56,9 +56,9 @@ impl Figures {
                 "lb_reactor_takeovers_total",
                 "Names that went from one living owner to another.",
             )?,
-            contested: IntCounter::new(
+            held_down: IntCounter::new(
                 "lb_reactor_contested_total",
-                "Claims refused because publishers fight for their name.",
+                "Claims refused by the takeover hold-down: publishers fight for their name.",
             )?,
         })
     }
@@ -66,7 +66,7 @@ impl Figures {
 
 impl Collector for Figures {
     fn desc(&self) -> Vec<&Desc> {
-        let collectors: [&dyn Collector; 4] = [&self.streams, &self.nodes, &self.takeovers, &self.contested];
+        let collectors: [&dyn Collector; 4] = [&self.streams, &self.nodes, &self.takeovers, &self.held_down];
         collectors.into_iter().flat_map(Collector::desc).collect()
     }
 
@@ -75,9 +75,9 @@ impl Collector for Figures {
             self.streams.set(i64::try_from(stats.streams).unwrap_or(i64::MAX));
             self.nodes.set(i64::try_from(stats.nodes).unwrap_or(i64::MAX));
             self.takeovers.inc_by(stats.takeovers.saturating_sub(self.takeovers.get()));
-            self.contested.inc_by(stats.contested.saturating_sub(self.contested.get()));
+            self.held_down.inc_by(stats.held_down.saturating_sub(self.held_down.get()));
         }
-        let collectors: [&dyn Collector; 4] = [&self.streams, &self.nodes, &self.takeovers, &self.contested];
+        let collectors: [&dyn Collector; 4] = [&self.streams, &self.nodes, &self.takeovers, &self.held_down];
         collectors.into_iter().flat_map(Collector::collect).collect()
     }
 }

@@ -1,4 +1,4 @@
-//! The reactor's API, as [`crate::api`] describes it, over any [`Registry`].
+//! The reactor's API, as [`crate::api`] describes it, over a [`Registry`].
 
 use super::metrics::ReactorMetrics;
 use super::request::{Failure, Request, empty, request};
@@ -6,11 +6,11 @@ use super::secret::Secret;
 use super::template::Template;
 use super::{Routes, events, forwarded, probes};
 use crate::api::{
-    ACCEPT_RTMP_PULL, EPOCH_HEADER, Heartbeat, NodeList, ORIGIN_HEADER, PublisherLookup, PublisherRelease,
-    StreamList, WatcherLookup,
+    ACCEPT_RTMP_PULL, EPOCH_HEADER, HEARTBEAT_STREAMS, Heartbeat, NodeList, ORIGIN_HEADER, PublisherLookup,
+    PublisherRelease, StreamList, WatcherLookup,
 };
 use crate::health::Health;
-use crate::ids::{DEFAULT_RTMP_PORT, NodeId, Origin};
+use crate::ids::{DEFAULT_RTMP_PORT, NodeId, Origin, STREAM_NAME_MAX, SessionId};
 use crate::registry::{Claim, Error, Registry, Status};
 use ipnet::IpNet;
 use std::convert::Infallible;
@@ -26,8 +26,9 @@ use warp::{Filter, Reply};
 /// The greatest body of a lookup or release, bytes. The longest real one is below 2 KiB.
 pub const LOOKUP_BODY_MAX: usize = 16 * 1024;
 
-/// The greatest body of a heartbeat, bytes: some 10,000 streams with the longest names.
-pub const HEARTBEAT_BODY_MAX: usize = 4 * 1024 * 1024;
+/// The greatest body of a heartbeat, bytes: as many streams and as many ends as it may have, all with the longest names,
+/// where a stream's keys, session and epoch take at most 128 bytes; and what it says of the node.
+pub const HEARTBEAT_BODY_MAX: usize = 2 * HEARTBEAT_STREAMS * (STREAM_NAME_MAX + 128) + LOOKUP_BODY_MAX;
 
 /// The most roles a heartbeat may name, and the longest name of one: they are kept.
 const ROLES_MAX: (usize, usize) = (16, 32);
@@ -42,7 +43,7 @@ const WARN_INTERVAL: Duration = Duration::from_secs(10);
 #[derive(Clone)]
 pub struct Reactor {
     /// Where leases are kept.
-    pub registry: Arc<dyn Registry>,
+    pub registry: Arc<Registry>,
     /// The text of the reply to a watcher lookup.
     pub template: Template,
     /// What nodes must know to be heard; nothing: every node is heard.
@@ -151,13 +152,20 @@ impl Handler {
         self.authorize(&request)?;
         let node: NodeId = node.parse().map_err(|error| Failure::bad(format!("{error}")))?;
         if !put {
-            self.reactor.registry.remove_node(node).await?;
+            self.reactor.registry.sign_off(node, instance(&request.query)?).await?;
             return Ok(empty(StatusCode::NO_CONTENT));
         }
         let heartbeat: Heartbeat = request.json(HEARTBEAT_BODY_MAX).await?;
         let (count, length) = ROLES_MAX;
         if heartbeat.roles.len() > count || heartbeat.roles.iter().any(|role| role.len() > length) {
             return Err(Failure::bad(format!("at most {count} roles of {length} characters are allowed")));
+        }
+        if heartbeat.streams.len().max(heartbeat.ended.len()) > HEARTBEAT_STREAMS {
+            let most =
+                format!("at most {HEARTBEAT_STREAMS} streams and {HEARTBEAT_STREAMS} ends of publishes");
+            return Err(Failure::bad(format!(
+                "{most} are allowed in a heartbeat; the rest goes in further ones"
+            )));
         }
         let source = self.source(&request);
         self.origin(heartbeat.origin.clone(), heartbeat.rtmp_port, source)?;
@@ -235,12 +243,21 @@ impl Handler {
     }
 }
 
+/// The process of a node that signs off, in the query of its request.
+fn instance(query: &str) -> Result<Option<SessionId>, Failure> {
+    let mut pairs = url::form_urlencoded::parse(query.as_bytes());
+    let instance = pairs.find(|(key, _)| key == "instance").map(|(_, value)| value.parse());
+    instance.transpose().map_err(|_| Failure::bad("instance is 32 hexadecimal digits".to_owned()))
+}
+
 impl From<Error> for Failure {
     fn from(error: Error) -> Failure {
         let text = error.to_string();
         match error {
-            Error::Superseded(_) | Error::Taken(..) => Failure::new(StatusCode::CONFLICT, text),
-            Error::Contested { held, .. } => Failure::new(StatusCode::CONFLICT, text).retry_after(held),
+            Error::Superseded(_) | Error::Taken(..) | Error::Replaced(_) => {
+                Failure::new(StatusCode::CONFLICT, text)
+            }
+            Error::HeldDown { left, .. } => Failure::new(StatusCode::CONFLICT, text).retry_after(left),
             Error::WarmingUp(left) => Failure::new(StatusCode::SERVICE_UNAVAILABLE, text).retry_after(left),
             Error::Full(..) | Error::Unavailable => {
                 Failure::new(StatusCode::SERVICE_UNAVAILABLE, text).retry_after(UNAVAILABLE_RETRY)

@@ -33,6 +33,8 @@ pub(super) struct Request {
     pub method: Method,
     /// As sent: percent-encoded, without the query.
     pub path: String,
+    /// As sent; empty where there is none.
+    pub query: String,
     pub headers: HeaderMap,
     pub peer: IpAddr,
     body: BoxStream<'static, Result<bytes::Bytes, warp::Error>>,
@@ -42,12 +44,14 @@ pub(super) struct Request {
 pub(super) fn request() -> impl Filter<Extract = (Request,), Error = Rejection> + Clone {
     warp::method()
         .and(warp::path::full())
+        .and(warp::query::raw().or(warp::any().map(String::new)).unify())
         .and(warp::header::headers_cloned())
         .and(warp::ext::get::<Peer>())
         .and(warp::body::stream())
-        .map(|method, path: FullPath, headers, Peer(peer), body| Request {
+        .map(|method, path: FullPath, query, headers, Peer(peer), body| Request {
             method,
             path: path.as_str().to_owned(),
+            query,
             headers,
             peer,
             body: chunks(body).boxed(),

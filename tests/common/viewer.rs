@@ -48,6 +48,11 @@ impl Seen {
         self.arrivals.iter().filter(|arrival| arrival.kind == Kind::Keyframe).find(of_session).copied()
     }
 
+    /// The keyframes that came, of whatever publish.
+    pub fn keyframes(&self) -> Vec<Arrival> {
+        self.arrivals.iter().filter(|arrival| arrival.kind == Kind::Keyframe).copied().collect()
+    }
+
     /// How many frames of a publish came.
     pub fn frames(&self, session: u16) -> usize {
         self.arrivals.iter().filter(|arrival| arrival.mark.is_some_and(|m| m.session == session)).count()

@@ -192,6 +192,43 @@ fn a_publisher_that_comes_back_to_its_node_is_followed() {
 }
 
 #[test]
+fn a_publisher_that_starts_over_with_the_same_picture_freezes_nobody() {
+    let _machine = shared_machine();
+    let World { reactor: _reactor, playback, a, b: _b } = World::start();
+    // As a file with a group of pictures of 20 s: each publish begins with the same keyframe at the same time.
+    let file = Media { session: 1, gop: 500, ..Media::default() };
+    let first = publish(&a, "x", file);
+    let viewers = watch(&playback, "x", VIEWERS, 1);
+    wait_for("some seconds of the first publish", SOON, || viewers[0].seen().frames(1) > 150);
+    drop(first);
+    let second = publish(&a, "x", file);
+    let sent = second.wait_for_keyframe();
+    let mut gap = Duration::ZERO;
+    for viewer in &viewers {
+        wait_for("the second publish", SOON, || viewer.seen().keyframes().len() == 2);
+        let seen = viewer.seen();
+        let begins = seen.keyframes()[1];
+        gap = gap.max(begins.at.saturating_duration_since(sent));
+        let after: Vec<_> = seen.arrivals.iter().skip_while(|arrival| arrival.at < begins.at).collect();
+        let frames = after.iter().filter(|arrival| matches!(arrival.kind, Kind::Keyframe | Kind::Inter));
+        let marks: Vec<u32> = frames.filter_map(|arrival| arrival.mark).map(|mark| mark.number).collect();
+        assert!(
+            marks.iter().copied().eq(0..marks.len() as u32),
+            "decoded against another keyframe: {marks:?}"
+        );
+    }
+    measured("the same picture again, first keyframe sent to seen by the last of 20 viewers", gap);
+    assert!(gap < SWITCH, "it took {gap:?}");
+    let late = &watch(&playback, "x", 1, 1)[0];
+    let newest = viewers[0].seen().keyframes()[1].timestamp;
+    assert_eq!(
+        late.seen().keyframes()[0].timestamp,
+        newest,
+        "a late viewer starts with the publish that is there"
+    );
+}
+
+#[test]
 fn viewers_of_a_publisher_that_stays_away_get_a_clean_end() {
     let _machine = shared_machine();
     let reactor = reactor(&[]);

@@ -35,6 +35,27 @@ fn an_advertised_address_is_where_streams_are_pulled_from() {
     measured("origin registered with --advertise", origin);
 }
 
+#[test]
+fn the_port_of_the_step_that_is_pulled_from_is_registered() {
+    let _machine = shared_machine();
+    // On a host of its own every port is free.
+    let host = Host::start();
+    let reactor = reactor(&["--reactor-listen", &format!("{}:0", host.gateway())]);
+    let url = reactor.reactor_url();
+    let text = include_str!("../../mmids-configs/ingest.mmids");
+    let port_of_its_own = "rtmp_app=pull_source stream_key=* port=65501";
+    let text = text.replace("rtmp_app=pull_source stream_key=* port=${RTMP_PORT}", port_of_its_own);
+    assert!(text.contains(port_of_its_own));
+    let file = config(&text);
+    let a = Lb::start_on(&host, &ingest_flags(&url, &["--config", path(&file)]));
+    let playback = Lb::start_on(&host, &playback_flags(&url, &[]));
+    let _publisher = publish(&a, "x", session(1));
+    wait_for("the owner", SOON, || stream(reactor.reactor(), "x").is_some());
+    let origin = stream(reactor.reactor(), "x").unwrap()["origin"].as_str().unwrap().to_owned();
+    assert_eq!(origin, format!("{}:65501", host.address()));
+    assert_none_lost(&watch(&playback, "x", 1, 1));
+}
+
 /// A lookup with a forwarded address.
 fn claim(server: SocketAddr, name: &str, forwarded: &str) -> u16 {
     let body = format!("{{\"stream_name\":\"{name}\"}}");

@@ -11,10 +11,10 @@ use lb::drain::Drain;
 use lb::media::Packet;
 use lb::net::acl::Acl;
 use lb::net::routes::{
-    Incoming, KeyPattern, Place, PlayRoute, Publication, PublishRequest, PublishRoute, RouteGuard, Routes,
+    KeyPattern, Place, PlayRoute, Publication, PublishRequest, PublishRoute, RouteGuard, Routes,
 };
 use lb::net::{Limits, Server};
-use lb::relay::{Admission, Hub, Settings};
+use lb::relay::{Admission, Attachment, FeedRef, Feeds, Hub, Outlet, Settings};
 use lb::rtmp::amf0::Value;
 use lb::rtmp::chunk::{self, Reader};
 use lb::rtmp::message::{self, Command, Control, Message};
@@ -54,6 +54,7 @@ pub async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
 /// A node's RTMP side.
 pub struct Node {
     pub routes: Arc<Routes>,
+    pub feeds: Arc<Feeds>,
     pub metrics: Arc<Metrics>,
     pub drain: Drain,
     pub port: u16,
@@ -75,16 +76,18 @@ impl Node {
     pub fn with_spread(limits: Limits, spread: Duration) -> Node {
         let (routes, drain) = (Routes::new(), Drain::new());
         let metrics = Arc::new(Metrics::new().unwrap());
+        let feeds = Feeds::new(metrics.clone());
         let server = Server::new(
             routes.clone(),
+            feeds.clone(),
             limits,
             metrics.clone(),
             drain.clone(),
             "node-under-test".parse().unwrap(),
             spread,
         );
-        let mut node =
-            Node { routes, metrics, drain, port: 0, tasks: TaskTracker::new(), server, guards: Vec::new() };
+        let (tasks, guards) = (TaskTracker::new(), Vec::new());
+        let mut node = Node { routes, feeds, metrics, drain, port: 0, tasks, server, guards };
         node.port = node.listen();
         node
     }
@@ -142,8 +145,37 @@ pub struct Publishers(mpsc::Receiver<PublishRequest>);
 
 /// A publisher that was let in.
 pub struct Accepted {
-    pub media: mpsc::Receiver<Incoming>,
+    /// What it brings.
+    pub media: Media,
     pub evict: Option<oneshot::Sender<String>>,
+}
+
+/// What a feed brings, from the moment at which this was made.
+pub struct Media {
+    packets: mpsc::UnboundedReceiver<Vec<Packet>>,
+    _attached: Attachment,
+}
+
+#[derive(Debug)]
+struct Forward(mpsc::UnboundedSender<Vec<Packet>>);
+
+impl Outlet for Forward {
+    fn push(&mut self, packets: &[Packet]) {
+        // A test that listens no longer.
+        drop(self.0.send(packets.to_vec()));
+    }
+}
+
+impl Media {
+    pub fn of(feed: &FeedRef) -> Media {
+        let (forward, packets) = mpsc::unbounded_channel();
+        Media { packets, _attached: feed.attach(Box::new(Forward(forward))) }
+    }
+
+    /// What comes together; nothing: the feed has ended.
+    pub async fn next(&mut self) -> Option<Vec<Packet>> {
+        soon("media", self.packets.recv()).await
+    }
 }
 
 impl Publishers {
@@ -159,16 +191,16 @@ impl Publishers {
     pub async fn accept(&mut self, name: &str) -> Accepted {
         let request = self.next().await;
         assert_eq!(request.name.as_str(), name);
-        Accepted::answer(request, 64)
+        Accepted::answer(request)
     }
 }
 
 impl Accepted {
-    /// Lets a publisher in with a queue of `queue` reads.
-    pub fn answer(request: PublishRequest, queue: usize) -> Self {
-        let (sender, media) = mpsc::channel(queue);
+    /// Lets a publisher in.
+    pub fn answer(request: PublishRequest) -> Self {
+        let media = Media::of(&request.feed);
         let (evict, evicted) = oneshot::channel();
-        request.reply.send(Ok(Publication { id: 1, media: sender, evicted })).expect("the publisher waits");
+        request.reply.send(Ok(Publication { evicted })).expect("the publisher waits");
         Accepted { media, evict: Some(evict) }
     }
 
@@ -176,9 +208,9 @@ impl Accepted {
     pub async fn packets(&mut self, n: usize) -> Vec<Packet> {
         let mut packets = Vec::new();
         while packets.len() < n {
-            match soon("media", self.media.recv()).await {
-                Some(Incoming::Packets(_, more)) => packets.extend(more),
-                other => panic!("{other:?} after {} of {n} packets", packets.len()),
+            match self.media.next().await {
+                Some(more) => packets.extend(more),
+                None => panic!("the end after {} of {n} packets", packets.len()),
             }
         }
         assert_eq!(packets.len(), n);
@@ -187,8 +219,8 @@ impl Accepted {
 
     /// The publish ends, with no more media before.
     pub async fn ended(&mut self) {
-        let last = soon("the end of the publish", self.media.recv()).await;
-        assert!(matches!(last, Some(Incoming::Ended(_))), "{last:?}");
+        let last = self.media.next().await;
+        assert!(last.is_none(), "{last:?}");
     }
 }
 

@@ -8,7 +8,7 @@ mod ring;
 mod splice;
 mod viewers;
 
-use super::{Admission, Gather, Hub, Settings, Sink, Source, Turn};
+use super::{Admission, Gather, Hub, RelayId, Settings, Sink, Source, Turn};
 use crate::ids::StreamName;
 use crate::media::Packet;
 use crate::rtmp::message::{self, Message};
@@ -46,8 +46,14 @@ impl World {
         (world, source)
     }
 
+    /// A pull, always of the same relay stream.
     fn attach(&self) -> Source {
-        self.hub.attach(&name())
+        self.hub.attach(&name(), Some(RelayId(1)))
+    }
+
+    /// A publish.
+    fn publish(&self) -> Source {
+        self.hub.attach(&name(), None)
     }
 
     /// A viewer with a task of its own, as the network floor runs it.

@@ -61,9 +61,10 @@ impl Run {
         for _ in 0..count {
             let n = self.pushed.len() as u32;
             let body = format!("{n:08}{}", "x".repeat(size.into()));
-            self.pushed.push(match n % 12 {
+            // Every encoder begins with a keyframe.
+            self.pushed.push(match (n - self.began as u32) % 12 {
                 0 => key(n * 20, &body),
-                n if n % 3 == 0 => video(self.pushed.len() as u32 * 20, &body),
+                since if since % 3 == 0 => video(n * 20, &body),
                 _ => audio(n * 20, &body),
             });
         }

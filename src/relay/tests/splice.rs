@@ -83,6 +83,48 @@ async fn a_source_that_resumes_repeats_and_loses_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_publisher_that_comes_back_with_the_same_picture_is_shown_at_once() {
+    let (world, source) = World::live(|_| {});
+    drop(source);
+    let clip = |last: &str| {
+        let mut clip = opening().to_vec();
+        clip.extend([key(0, "black"), video(40, "1"), video(80, last)]);
+        clip
+    };
+    let source = world.publish();
+    source.push(&clip("one"));
+    source.push(&[video(6_000, "far")]);
+    let viewer = world.viewer();
+    world.settle().await;
+    drop(source);
+    let source = world.publish();
+    source.push(&clip("two"));
+    world.settle().await;
+    let again = ["key@6033:black", "v@6073:1", "v@6113:two"];
+    assert_eq!(viewer.got()[viewer.got().len() - 3..], again, "nothing is left out as a repetition");
+    let late = world.viewer();
+    world.settle().await;
+    assert_eq!(late.got()[3..], again, "a late viewer starts with the session that is there");
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_source_is_heard_from_its_first_keyframe() {
+    let (world, source) = World::live(|_| {});
+    source.push(&opening());
+    source.push(&[key(0, "1")]);
+    let viewer = world.viewer();
+    world.settle().await;
+    drop(source);
+    let source = world.publish();
+    source.push(&opening());
+    source.push(&[video(0, "needs another"), audio(0, "2"), video(40, "needs another"), key(80, "2")]);
+    world.settle().await;
+    let got = viewer.got();
+    assert_eq!(got[got.len() - 2..], ["a@33:2", "key@113:2"]);
+    assert_eq!(world.metrics.lost_total(crate::telemetry::Loss::NoKeyframe), 2);
+}
+
+#[tokio::test(start_paused = true)]
 async fn out_of_band_messages_do_not_move_the_clock() {
     let (world, source) = World::live(|_| {});
     source.push(&opening());
@@ -115,7 +157,7 @@ async fn who_waits_while_others_watch_starts_with_the_new_source() {
         source.push(&[audio(0, "2"), audio(20, "3"), key(40, "2"), video(80, "3")]);
         world.pass(200).await;
         let got = waiting.got();
-        assert_eq!(got, ["meta@73", "vhead@73:h", "ahead@73:h", "key@73:2", "v@113:3"], "{announced}");
+        assert_eq!(got, ["meta@0", "vhead@73:h", "ahead@73:h", "key@73:2", "v@113:3"], "{announced}");
         assert_eq!(watching.got()[watching.got().len() - 2..], got[3..]);
     }
 }

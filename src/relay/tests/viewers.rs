@@ -17,7 +17,7 @@ async fn a_late_viewer_gets_metadata_headers_and_the_newest_keyframe_in_one_writ
     ]);
     let viewer = world.viewer();
     world.settle().await;
-    let all = ["meta@80", "vhead@80:h", "ahead@80:h", "key@80:3", "a@81:2", "v@120:4"];
+    let all = ["meta@0", "vhead@80:h", "ahead@80:h", "key@80:3", "a@81:2", "v@120:4"];
     assert_eq!((viewer.got(), viewer.socket.writes()), (all.map(String::from).to_vec(), 1));
     source.push(&[audio(130, "3")]);
     world.settle().await;
@@ -25,6 +25,19 @@ async fn a_late_viewer_gets_metadata_headers_and_the_newest_keyframe_in_one_writ
     drop(source);
     viewer.leave().await;
     world.is_empty().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_late_viewer_gets_the_colours_and_the_order_of_channels() {
+    let (world, source) = World::live(|_| {});
+    let colours = Packet::video(0, Bytes::from_static(b"\x94hvc1\x02\0\x09colorInfo"));
+    let channels = Packet::audio(0, Bytes::from_static(b"\x94Opus\x01\x02\0\0\0\x03"));
+    source.push(&[video_header("h"), colours.clone(), channels.clone(), key(0, "1"), video(40, "2")]);
+    source.push(&[key(80, "3")]);
+    let viewer = world.viewer();
+    world.settle().await;
+    let got: Vec<Bytes> = viewer.socket.messages().into_iter().map(|message| message.body).collect();
+    assert_eq!(got, [video_header("h").body, colours.body, channels.body, key(80, "3").body]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -37,7 +50,7 @@ async fn a_viewer_that_comes_first_starts_with_the_first_keyframe() {
     assert_eq!(viewer.got(), [""; 0]);
     source.push(&[key(40, "2")]);
     world.settle().await;
-    assert_eq!(viewer.got(), ["meta@40", "vhead@40:h", "ahead@40:h", "key@40:2"]);
+    assert_eq!(viewer.got(), ["meta@0", "vhead@40:h", "ahead@40:h", "key@40:2"]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -155,7 +168,7 @@ async fn a_viewer_that_skips_over_a_new_header_gets_it_first() {
     world.settle().await;
     let got = slow.got();
     let at = got.iter().position(|text| text.starts_with("key@400")).unwrap();
-    assert_eq!(got[at - 3..at], ["meta@400", "vhead@400:new", "ahead@400:h"]);
+    assert_eq!(got[at - 3..at], ["meta@0", "vhead@400:new", "ahead@400:h"]);
 }
 
 #[tokio::test(start_paused = true)]

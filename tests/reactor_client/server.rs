@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 
@@ -22,8 +22,6 @@ pub enum Deed {
     Hang,
     /// These bytes, then one byte now and then, forever.
     Drip(Vec<u8>),
-    /// Something, as soon as it is allowed.
-    After(Arc<Notify>, Box<Deed>),
     /// Server-Sent Events, handed to the test.
     Stream(mpsc::Sender<EventStream>),
 }
@@ -115,12 +113,8 @@ impl EventStream {
 
 async fn serve(mut socket: TcpStream, handler: Arc<Handler>, log: Arc<watch::Sender<Vec<Request>>>) {
     while let Some(request) = receive(&mut socket).await {
-        let mut deed = handler(&request);
+        let deed = handler(&request);
         log.send_modify(|requests| requests.push(request));
-        while let Deed::After(allowed, then) = deed {
-            allowed.notified().await;
-            deed = *then;
-        }
         // A client that gave up closes the connection: nothing to do but end.
         if !perform(&mut socket, deed).await.unwrap_or(false) {
             return;
@@ -143,7 +137,7 @@ async fn perform(socket: &mut TcpStream, deed: Deed) -> std::io::Result<bool> {
             socket.write_all(&bytes).await?;
             Ok(false)
         }
-        Deed::Hang | Deed::After(..) => std::future::pending().await,
+        Deed::Hang => std::future::pending().await,
         Deed::Drip(bytes) => {
             socket.write_all(&bytes).await?;
             let mut drop = tokio::time::interval(Duration::from_millis(50));

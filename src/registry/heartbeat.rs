@@ -1,0 +1,260 @@
+//! Heartbeats: the node's own record, then the streams that are named, and nothing else.
+
+use super::calls::Registry;
+use super::record::{NodeRecord, Record, StreamRecord};
+use super::rules::{self, Decision, Heard, HeardNode, Nodes, Restored, Scene, Speaker};
+use super::settle::{Job, Undone};
+use super::store::{Key, Read, Unreachable, Write, Written};
+use super::{Error, MAX_NODES};
+use crate::api::{Heartbeat, HeartbeatReply, PublishedStream, PublisherRelease};
+use crate::ids::{NodeId, SessionId, StreamName};
+use bytes::Bytes;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+/// How often the record of a node is tried to be written. Only heartbeats of one node write it, and it sends one at a time.
+const ROUNDS: usize = 8;
+
+/// What a heartbeat says of one name, in its order.
+#[derive(Debug, Default)]
+struct Said {
+    ended: Vec<SessionId>,
+    streams: Vec<PublishedStream>,
+}
+
+/// Why a heartbeat was not taken in.
+enum Failed {
+    Unreachable,
+    Refused(Error),
+}
+
+impl From<Unreachable> for Failed {
+    fn from(_: Unreachable) -> Self {
+        Failed::Unreachable
+    }
+}
+
+impl Registry {
+    /// Takes in what a node says of itself and of its streams, and names those that it lost. `source` is the address it
+    /// came from.
+    ///
+    /// While the store cannot be reached nobody loses a name: those that are known to be owned are confirmed, and the node
+    /// is asked for everything afterwards, since nothing was kept of what it said.
+    ///
+    /// Errors: [`Error::Full`], [`Error::Replaced`], [`Error::Unavailable`].
+    pub async fn heartbeat(
+        &self,
+        node: NodeId,
+        mut heartbeat: Heartbeat,
+        source: IpAddr,
+    ) -> Result<HeartbeatReply, Error> {
+        let streams = std::mem::take(&mut heartbeat.streams);
+        let ended = std::mem::take(&mut heartbeat.ended);
+        if heartbeat.instance.is_none() {
+            heartbeat.published = streams.len() as u64;
+        }
+        match self.take_in(&node, &heartbeat, &streams, ended, source).await {
+            Ok(reply) => Ok(reply),
+            Err(Failed::Refused(error)) => Err(error),
+            Err(Failed::Unreachable) => {
+                Ok(HeartbeatReply { owned: self.confirmed(streams), ..HeartbeatReply::default() })
+            }
+        }
+    }
+
+    async fn take_in(
+        &self,
+        node: &NodeId,
+        heartbeat: &Heartbeat,
+        streams: &[PublishedStream],
+        ended: Vec<PublisherRelease>,
+        source: IpAddr,
+    ) -> Result<HeartbeatReply, Failed> {
+        let heard = self.write_node(node, heartbeat, streams.len(), source).await?;
+        if heard.want_all || heard.completes {
+            self.figures().listing.store(true, Relaxed);
+        }
+        let mut said = BTreeMap::<StreamName, Said>::new();
+        for PublisherRelease { stream_name, session } in ended {
+            said.entry(stream_name).or_default().ended.push(session);
+        }
+        for stream in streams {
+            said.entry(stream.stream_name.clone()).or_default().streams.push(stream.clone());
+        }
+        let mut reply = HeartbeatReply {
+            since: rules::since(&heard.record),
+            want_all: heard.want_all,
+            ..HeartbeatReply::default()
+        };
+        self.take_in_streams(node, &heard.record, said, &mut reply).await?;
+        if heard.completes {
+            self.complete(node, &heard.record).await?;
+        }
+        Ok(reply)
+    }
+
+    /// Writes that the node is alive.
+    async fn write_node(
+        &self,
+        node: &NodeId,
+        heartbeat: &Heartbeat,
+        listed: usize,
+        source: IpAddr,
+    ) -> Result<Heard, Failed> {
+        let generation = self.store().memory().ok_or(Unreachable)?.generation;
+        let key = Key::Node(node.clone());
+        let mut read = first(self.store().read(vec![key.clone()]).await?)?;
+        for _ in 0..ROUNDS {
+            let before = self.node_record(&read)?;
+            if before.is_none() && self.figures().nodes.get() >= MAX_NODES as u64 {
+                return Err(Failed::Refused(Error::Full(MAX_NODES, "nodes")));
+            }
+            let nodes = Nodes::new();
+            let scene = self.scene(read.now, generation, &nodes);
+            let heard = rules::heartbeat(node, heartbeat.clone(), listed, source, before.as_ref(), &scene)
+                .map_err(Failed::Refused)?;
+            match first(self.store().write(vec![self.node_write(&key, read.value, &heard.record)?]).await?)? {
+                Written::Done => {
+                    if before.is_none() {
+                        self.figures().nodes.up();
+                    }
+                    return Ok(heard);
+                }
+                Written::Conflict(other) => read = other,
+            }
+        }
+        Err(Failed::Refused(Error::Unavailable))
+    }
+
+    /// Writes that the whole list has been taken in, unless the node has begun another one.
+    async fn complete(&self, node: &NodeId, heard: &NodeRecord) -> Result<(), Failed> {
+        let key = Key::Node(node.clone());
+        let mut read = first(self.store().read(vec![key.clone()]).await?)?;
+        for _ in 0..ROUNDS {
+            let Some(mut record) = self.node_record(&read)?.filter(|now| now.listed() == heard.listed())
+            else {
+                return Ok(());
+            };
+            record.complete = true;
+            // Its lease goes on as it was: this is no further sign of life.
+            let left = record.left(read.now);
+            let mut write = self.node_write(&key, read.value, &record)?;
+            write.expiry = Some(Duration::from_millis(left));
+            match first(self.store().write(vec![write]).await?)? {
+                Written::Done => return Ok(()),
+                Written::Conflict(other) => read = other,
+            }
+        }
+        Err(Failed::Refused(Error::Unavailable))
+    }
+
+    fn node_record(&self, read: &Read) -> Result<Option<NodeRecord>, Failed> {
+        let record = read.value.as_deref().map(NodeRecord::decode).transpose();
+        record.map_err(|unreadable| {
+            self.report(&unreadable);
+            Failed::Refused(Error::Unavailable)
+        })
+    }
+
+    fn node_write(&self, key: &Key, expected: Option<Bytes>, record: &NodeRecord) -> Result<Write, Failed> {
+        let expiry = Some(Duration::from_millis(record.lease));
+        let value = record.clone().encode().map_err(|unreadable| {
+            self.report(&unreadable);
+            Failed::Refused(Error::Unavailable)
+        })?;
+        Ok(Write { key: key.clone(), expected, value: Some(value), expiry, announce: None })
+    }
+
+    async fn take_in_streams(
+        &self,
+        node: &NodeId,
+        record: &NodeRecord,
+        said: BTreeMap<StreamName, Said>,
+        reply: &mut HeartbeatReply,
+    ) -> Result<(), Failed> {
+        let speaker = Speaker { node, record };
+        let heard = HeardNode { record: record.clone(), left: record.lease };
+        let nodes = Nodes::from([(node.clone(), Some(heard))]);
+        let jobs: Vec<_> = said
+            .iter()
+            .map(|(name, said)| {
+                Job::new(name.clone(), |record, scene| decide(name, said, &speaker, record, scene))
+            })
+            .collect();
+        let mut left_out = 0;
+        for (replies, said) in self.settle(&jobs, nodes, Vec::new()).await?.into_iter().zip(said.values()) {
+            let replies = match replies {
+                Ok(replies) => replies,
+                Err(Undone::Unreadable) => vec![Restored::LeftOut; said.streams.len()],
+                // The node sends it again.
+                Err(Undone::Conflicts) => return Err(Failed::Refused(Error::Unavailable)),
+            };
+            for (restored, PublishedStream { stream_name, session, .. }) in
+                replies.into_iter().zip(&said.streams)
+            {
+                let (stream_name, session) = (stream_name.clone(), *session);
+                match restored {
+                    Restored::Owned(epoch) => {
+                        reply.owned.push(PublishedStream { stream_name, session, epoch: Some(epoch) });
+                    }
+                    Restored::Superseded => reply.superseded.push(PublisherRelease { stream_name, session }),
+                    Restored::LeftOut => left_out += 1,
+                }
+            }
+        }
+        if left_out > 0
+            && let Some(held_back) = self.left_out.pass()
+        {
+            tracing::warn!(%node, streams = left_out, held_back, "streams not registered: no room, or warming up");
+        }
+        Ok(())
+    }
+
+    /// During an outage nobody loses a name; those that are known are confirmed.
+    fn confirmed(&self, streams: Vec<PublishedStream>) -> Vec<PublishedStream> {
+        let confirmed = |stream: PublishedStream| {
+            let lease = self.known().get(&stream.stream_name)?;
+            let owns = lease.session == Some(stream.session);
+            owns.then_some(PublishedStream { epoch: Some(lease.epoch), ..stream })
+        };
+        streams.into_iter().filter_map(confirmed).collect()
+    }
+}
+
+/// Everything that a heartbeat says of one name: first what ended, then what is published.
+fn decide(
+    name: &StreamName,
+    said: &Said,
+    speaker: &Speaker,
+    before: &StreamRecord,
+    scene: &Scene,
+) -> Decision<Vec<Restored>> {
+    let mut all = Decision { record: None, change: None, takeover: false, reply: Vec::new() };
+    for session in &said.ended {
+        let decision = rules::release(name, *session, all.record.as_ref().unwrap_or(before), scene);
+        all.add(decision);
+    }
+    for stream in &said.streams {
+        let decision = rules::restore(stream, speaker, all.record.as_ref().unwrap_or(before), scene);
+        let restored = all.add(decision);
+        all.reply.push(restored);
+    }
+    all
+}
+
+impl Decision<Vec<Restored>> {
+    /// Adds what was decided about the record as it is by now. The last change is the one to announce.
+    fn add<T>(&mut self, next: Decision<T>) -> T {
+        self.record = next.record.or(self.record.take());
+        self.change = next.change.or(self.change.take());
+        self.takeover |= next.takeover;
+        next.reply
+    }
+}
+
+/// The answer of the store to the only key.
+fn first<T>(answers: Vec<T>) -> Result<T, Unreachable> {
+    answers.into_iter().next().ok_or(Unreachable)
+}

@@ -1,0 +1,171 @@
+//! What can be said of a configuration, or of a reactor's answer, before it runs.
+
+use super::super::definition::{Config, ConfigError, ReactorDefinition};
+use super::super::executor::{self, Settings};
+use super::super::parameters::{ParameterError, Parameters};
+use super::super::{forwarder, pull, rtmp_receive, rtmp_watch};
+use crate::ffmpeg;
+use crate::net::location::Location;
+use mmids_core::workflows::definitions::WorkflowStepDefinition;
+use std::collections::BTreeSet;
+
+/// Every step type, with its parameters.
+fn step_types() -> [(&'static str, &'static [&'static str]); 6] {
+    let [documented, registered] = forwarder::NAMES;
+    [
+        ("rtmp_receive", &rtmp_receive::PARAMETERS),
+        ("rtmp_watch", &rtmp_watch::PARAMETERS),
+        ("rtmp_pull", &pull::NATIVE_PARAMETERS),
+        ("ffmpeg_pull", &pull::PARAMETERS),
+        (documented, &forwarder::PARAMETERS),
+        (registered, &forwarder::PARAMETERS),
+    ]
+}
+
+/// Checks a configuration as far as that is possible without running it. `file` is named in errors.
+pub fn check(file: &str, config: &Config, default_port: u16) -> Result<(), ConfigError> {
+    for reactor in &config.reactors {
+        let settings = Settings::read(file, reactor)?;
+        if let Some(target) = &settings.forward_to
+            && !config.workflows.iter().any(|workflow| *workflow.definition.name == *target)
+        {
+            let what = format!("reactor {}: forward_to {target}: there is no such workflow", reactor.name);
+            return Err(ConfigError { file: file.to_owned(), line: Some(reactor.line), what });
+        }
+    }
+    for workflow in &config.workflows {
+        for (index, step) in workflow.definition.steps.iter().enumerate() {
+            check_step(step, &config.reactors, default_port).map_err(|what| ConfigError {
+                file: file.to_owned(),
+                line: Some(workflow.lines.get(index).copied().unwrap_or(workflow.line)),
+                what,
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// Checks a step with its parameters; says what is wrong and what is allowed.
+pub(super) fn check_step(
+    step: &WorkflowStepDefinition,
+    reactors: &[ReactorDefinition],
+    default_port: u16,
+) -> Result<(), String> {
+    let types = step_types();
+    let name = step.step_type.0.as_str();
+    let Some((_, known)) = types.iter().find(|(known, _)| *known == name) else {
+        let all: Vec<&str> = types.iter().map(|(name, _)| *name).collect();
+        return Err(format!("the step '{name}' is not known; {} are", all.join(", ")));
+    };
+    let mut given: Vec<&String> = step.parameters.keys().collect();
+    given.sort();
+    if let Some(unknown) = given.into_iter().find(|key| !known.contains(&key.as_str())) {
+        return Err(format!("{name}: the parameter '{unknown}' is not known; {} are", known.join(", ")));
+    }
+    if let Some(reactor) = Parameters(step).get("reactor")
+        && !reactors.iter().any(|known| known.name == reactor)
+    {
+        let all: Vec<&str> = reactors.iter().map(|reactor| reactor.name.as_str()).collect();
+        let known =
+            if all.is_empty() { "none is defined".to_owned() } else { format!("{} are", all.join(", ")) };
+        return Err(format!("{name}: reactor={reactor} is not known; {known}"));
+    }
+    let checked = match name {
+        "rtmp_receive" => rtmp_receive::parameters(step, default_port).map(drop),
+        "rtmp_watch" => rtmp_watch::parameters(step, default_port).map(drop),
+        "rtmp_pull" => pull::parameters(step).and_then(|(location, _)| {
+            read_location(&location)?;
+            pull::deadlines(step).map(drop)
+        }),
+        "ffmpeg_pull" => pull::parameters(step).and_then(|(location, _)| {
+            let read = ffmpeg::Location::parse(&location).map(drop);
+            read.map_err(|error| ParameterError(format!("location: {error}")))
+        }),
+        _ => forwarder::parameters(step),
+    };
+    checked.map_err(|error| format!("{name}: {error}"))
+}
+
+/// Reads the location of a native pull.
+pub(super) fn read_location(location: &str) -> Result<Location, ParameterError> {
+    Location::parse(location).map_err(|error| ParameterError(format!("location: {error}")))
+}
+
+/// The ports that the steps of a configuration listen on.
+pub fn ports(config: &Config, default_port: u16) -> BTreeSet<u16> {
+    let steps = config.workflows.iter().flat_map(|workflow| &workflow.definition.steps);
+    let sockets = steps.filter(|step| matches!(step.step_type.0.as_str(), "rtmp_receive" | "rtmp_watch"));
+    sockets.filter_map(|step| Parameters(step).place(default_port).ok()).map(|place| place.port).collect()
+}
+
+/// The port that other nodes pull from: that of the step that watches at the app for pulls, which may have a port of its
+/// own.
+pub fn pull_port(configs: &[(String, Config)], default_port: u16) -> u16 {
+    let workflows = configs.iter().flat_map(|(_, config)| &config.workflows);
+    let steps = workflows.flat_map(|workflow| &workflow.definition.steps);
+    let watches = steps.filter(|step| step.step_type.0 == "rtmp_watch");
+    let places = watches.filter_map(|step| Parameters(step).place(default_port).ok());
+    places
+        .filter(|place| place.app == rtmp_watch::PULL_APP)
+        .map(|place| place.port)
+        .next()
+        .unwrap_or(default_port)
+}
+
+/// Says whether a text is a workflow definition that mmids-core's own parser takes, as plain mmids nodes would. The
+/// brackets of an IPv6 address are let through: that parser knows none, so plain nodes can have no such origin anyway.
+pub fn check_answer(text: &str) -> Result<(), String> {
+    executor::read(text, None)?;
+    match mmids_core::config::parse(&text.replace(['[', ']'], "_")) {
+        Ok(parsed) if parsed.workflows.is_empty() => Err("it defines no workflow".to_owned()),
+        Ok(_) => Ok(()),
+        Err(error) => Err(format!("mmids cannot read it: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::definition;
+    use super::*;
+    use std::collections::HashMap;
+
+    #[test]
+    fn the_port_for_pulls_is_that_of_the_step_that_serves_them() {
+        let port = |step: &str| {
+            let text = format!("workflow w {{\n rtmp_watch rtmp_app=live stream_key=* port=1\n {step}\n}}\n");
+            let config = definition::parse("f", &text, &HashMap::new()).unwrap();
+            pull_port(&[("f".to_owned(), config)], 1935)
+        };
+        assert_eq!(port("rtmp_watch rtmp_app=pull_source stream_key=* port=1999"), 1999);
+        assert_eq!(port("rtmp_watch rtmp_app=pull_source stream_key=*"), 1935);
+        assert_eq!(port("rtmp_watch rtmp_app=other stream_key=* port=1999"), 1935);
+    }
+
+    #[test]
+    fn a_step_is_checked_with_its_parameters() {
+        let check = |step: &str| {
+            let text = format!("workflow w {{\n {step}\n}}\n");
+            let config = definition::parse("f", &text, &HashMap::new()).unwrap();
+            check_step(&config.workflows[0].definition.steps[0], &[], 1935)
+        };
+        assert_eq!(check("rtmp_pull location=rtmp://[::1]/a/x stream_name=x"), Ok(()));
+        assert_eq!(
+            check("rtmp_pull location=rtmp://h/a/x stream_name=x connect_ms=1 silence_ms=600000"),
+            Ok(())
+        );
+        assert_eq!(check("rtmp_watch rtmp_app=live/ stream_key=*"), Ok(()));
+        for (bad, part) in [
+            ("rtmp_pull location=nonsense stream_name=x", "not a URL"),
+            ("rtmp_pull location=rtmp://h/a/x stream_name=a//b", "stream_name=a//b"),
+            ("rtmp_pull location=rtmp://h/a/x", "lacks stream_name"),
+            ("rtmp_pull location=rtmp://h/a/x stream_name=x start_ms=soon", "start_ms=soon is not allowed"),
+            ("rtmp_pull location=rtmp://h/a/x stream_name=x silence_ms=0", "from 1 to 600000"),
+            ("ffmpeg_pull location=rtmp://h/a/x stream_name=x silence_ms=1", "'silence_ms' is not known"),
+            ("made_up x=y", "'made_up' is not known"),
+            ("rtmp_watch rtmp_app=live/inst stream_key=*", "rtmp_app=live/inst is not allowed"),
+        ] {
+            let error = check(bad).unwrap_err();
+            assert!(error.contains(part), "{error}");
+        }
+    }
+}
