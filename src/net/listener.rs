@@ -1,100 +1,18 @@
-//! Binds RTMP ports and takes connections, within limits.
+//! Takes connections from RTMP ports, within limits.
 
-use super::routes::Routes;
-use super::{connection, socket};
-use crate::drain::Drain;
-use crate::ids::NodeId;
-use crate::relay::Feeds;
-use crate::rtmp;
-use crate::telemetry::{Counted, Metrics, Seldom};
-use std::collections::HashMap;
+use super::server::{AddressSlot, Server};
+use super::{serve, socket};
+use crate::telemetry::{Counted, Seldom};
 use std::io;
-use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::Instant;
 
 /// The pause after the process ran out of descriptors, so that the accept loop does not spin.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 
-/// What the RTMP side of a node takes on.
-#[derive(Clone, Debug)]
-pub struct Limits {
-    /// Connections in all: each costs a descriptor, and a viewer about 3.5 KiB (docs/BENCHMARKS.md).
-    pub connections: usize,
-    /// Connections of one IPv4 address, or of one IPv6 network of 64 bits, which is what a single customer has. Viewers
-    /// behind one carrier's translation share theirs, so this is generous.
-    pub connections_per_address: usize,
-    /// From the first byte to the publish or play: a slow phone on a bad network needs a few seconds.
-    pub negotiation: Duration,
-    /// A publisher that sends nothing at all for so long is gone, whatever TCP says.
-    pub publisher_silence: Duration,
-    /// The protocol's own limits.
-    pub rtmp: rtmp::Limits,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Limits {
-            connections: 100_000,
-            connections_per_address: 20_000,
-            negotiation: Duration::from_secs(10),
-            publisher_silence: Duration::from_secs(60),
-            rtmp: rtmp::Limits::default(),
-        }
-    }
-}
-
-/// What all connections of a node share.
-#[derive(Debug)]
-pub struct Server {
-    /// Who may publish and play what.
-    pub routes: Arc<Routes>,
-    /// See [`Limits`].
-    pub limits: Limits,
-    /// Where publishers' media goes.
-    pub feeds: Arc<Feeds>,
-    /// What is counted.
-    pub metrics: Arc<Metrics>,
-    /// When to stop.
-    pub drain: Drain,
-    /// This node's name, by which it knows a pull that went round in a circle.
-    pub node: NodeId,
-    /// Over how long the viewers of a draining node are sent away, so that they do not all come back at once elsewhere.
-    pub drain_spread: Duration,
-    /// What happens to all connections now and then happens at multiples of its period after this.
-    pub(super) begun: Instant,
-    next: AtomicU64,
-    addresses: Mutex<HashMap<IpAddr, usize>>,
-}
-
 impl Server {
-    /// A server without listeners.
-    pub fn new(
-        routes: Arc<Routes>,
-        feeds: Arc<Feeds>,
-        limits: Limits,
-        metrics: Arc<Metrics>,
-        drain: Drain,
-        node: NodeId,
-        drain_spread: Duration,
-    ) -> Arc<Self> {
-        Arc::new(Server {
-            routes,
-            feeds,
-            limits,
-            metrics,
-            drain,
-            node,
-            drain_spread,
-            begun: Instant::now(),
-            next: AtomicU64::new(1),
-            addresses: Mutex::default(),
-        })
-    }
-
     /// Takes connections from a listener until the node drains. The task belongs to the drain's tracker.
     pub fn listen(self: &Arc<Self>, listener: TcpListener) -> io::Result<()> {
         let port = listener.local_addr()?.port();
@@ -141,13 +59,13 @@ impl Server {
         };
         self.metrics.connections_total.inc();
         let counted = Counted::new(&self.metrics.connections);
-        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let id = self.next_id();
         let server = self.clone();
         self.drain.tasks().spawn(async move {
             let ended = server.drain.ended().clone();
             tokio::select! {
                 () = ended.cancelled() => {}
-                () = connection::serve(&server, socket, peer, port, id) => {}
+                () = serve::serve(&server, socket, peer, port, id) => {}
             }
             drop((counted, slot));
         });
@@ -158,56 +76,4 @@ impl Server {
 fn is_passing(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
-}
-
-/// What stands for all addresses that one customer of a provider can use at will.
-fn customer(address: IpAddr) -> IpAddr {
-    match address {
-        IpAddr::V4(_) => address,
-        IpAddr::V6(v6) => IpAddr::V6((v6.to_bits() >> 64 << 64).into()),
-    }
-}
-
-/// One of the connections that an address may have.
-struct AddressSlot {
-    server: Arc<Server>,
-    address: IpAddr,
-}
-
-impl AddressSlot {
-    fn take(server: &Arc<Server>, address: IpAddr) -> Option<Self> {
-        let address = customer(address);
-        let mut addresses = server.addresses.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = addresses.entry(address).or_insert(0);
-        if *count >= server.limits.connections_per_address {
-            return None;
-        }
-        *count += 1;
-        Some(AddressSlot { server: server.clone(), address })
-    }
-}
-
-impl Drop for AddressSlot {
-    fn drop(&mut self) {
-        let mut addresses = self.server.addresses.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = addresses.get_mut(&self.address) {
-            *count -= 1;
-            if *count == 0 {
-                addresses.remove(&self.address);
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_customer_with_a_network_of_its_own_counts_once() {
-        let customer = |text: &str| customer(text.parse().unwrap()).to_string();
-        assert_eq!(customer("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::");
-        assert_ne!(customer("2001:db8:1:3::1"), customer("2001:db8:1:2::1"));
-        assert_eq!(customer("192.0.2.7"), "192.0.2.7");
-    }
 }

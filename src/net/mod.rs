@@ -5,7 +5,7 @@
 
 pub mod acl;
 mod connection;
-pub mod listener;
+mod listener;
 pub mod location;
 mod low_water;
 pub mod origins;
@@ -13,9 +13,11 @@ mod play;
 mod publish;
 pub mod pull;
 pub mod routes;
+mod serve;
+pub mod server;
 mod socket;
 
-pub use listener::{Limits, Server};
+pub use server::{Limits, Server};
 
 /// Random bytes for a handshake.
 fn nonce() -> crate::rtmp::Nonce {

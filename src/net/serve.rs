@@ -1,0 +1,133 @@
+//! The life of a connection: negotiate, then publish or play, until it ends.
+
+use super::connection::{Connection, Error};
+use super::server::Server;
+use super::{play, publish};
+use crate::ids::StreamName;
+use crate::rtmp::session::{Event, Server as Session};
+use crate::telemetry::{Loss, Seldom};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpStream;
+
+/// How many streams one connection may publish or play after one another; players that zap stay far below.
+const STREAMS: usize = 1000;
+
+/// What a peer wants after its negotiation.
+enum Intent {
+    Publish(StreamName),
+    /// With whether this is a pull that came through this node before.
+    Play(StreamName, bool),
+}
+
+/// Serves a connection to its end.
+pub(super) async fn serve(server: &Arc<Server>, socket: TcpStream, peer: SocketAddr, port: u16, id: u64) {
+    static MISBEHAVED: Seldom = Seldom::new(Duration::from_secs(1));
+    let mut connection = Connection {
+        server,
+        socket: Arc::new(socket),
+        session: Box::new(Session::new(server.limits.rtmp, super::nonce())),
+        peer,
+        port,
+        id,
+        app: String::new(),
+    };
+    let outcome = connection.run().await;
+    server.metrics.lost(Loss::Unusable, connection.session.ignored());
+    match outcome {
+        Ok(()) => tracing::debug!(id, %peer, "connection closed"),
+        Err(Error::Protocol(error)) => {
+            server.metrics.misbehaved_total.inc();
+            if let Some(held_back) = MISBEHAVED.pass() {
+                tracing::warn!(id, %peer, held_back, "connection closed: {error}");
+            }
+        }
+        Err(error) => tracing::debug!(id, %peer, "connection closed: {error}"),
+    }
+}
+
+impl Connection<'_> {
+    async fn run(&mut self) -> Result<(), Error> {
+        for _ in 0..STREAMS {
+            // Boxed, so that the negotiation's state takes no memory while the peer plays for hours.
+            let deadline = self.server.limits.negotiation;
+            let negotiated = Box::pin(self.negotiate());
+            let intent = match tokio::time::timeout(deadline, negotiated).await {
+                Ok(Ok(Some(intent))) => intent,
+                Ok(Ok(None)) => return Ok(()),
+                Ok(Err(error)) => return Err(error),
+                Err(_) => {
+                    self.server.metrics.refused("negotiation");
+                    return Err(Error::Negotiation);
+                }
+            };
+            let stays = match intent {
+                Intent::Publish(name) => Box::pin(publish::run(self, name)).await?,
+                Intent::Play(name, looped) => play::run(self, name, looped).await?,
+            };
+            if !stays {
+                return Ok(());
+            }
+        }
+        Err(Error::Refused("too many streams on one connection".to_owned()))
+    }
+
+    /// Reads until the peer wants to publish or play. Nothing: it left, or the node stops.
+    async fn negotiate(&mut self) -> Result<Option<Intent>, Error> {
+        let draining = self.server.drain.draining().clone();
+        // A peer that has asked for nothing yet is disconnected without an error: encoders take an error on their first
+        // connect for final, and reconnect after a mere disconnect.
+        while !draining.is_cancelled() {
+            while let Some(event) = self.session.event() {
+                if let Some(intent) = self.consider(event).await? {
+                    return Ok(Some(intent));
+                }
+            }
+            self.flush().await?;
+            // Reports a protocol error in messages that were held back until the answer: no more input may follow them.
+            self.session.input(&[])?;
+            tokio::select! {
+                read = self.read() => {
+                    if !read? {
+                        return Ok(None);
+                    }
+                }
+                () = draining.cancelled() => {}
+            }
+        }
+        Ok(None)
+    }
+
+    async fn consider(&mut self, event: Event) -> Result<Option<Intent>, Error> {
+        match event {
+            Event::Connect(connect) => {
+                self.app = connect.app;
+                if !self.server.routes.has_app(self.port, &self.app) {
+                    return self.refuse_connect("app", "no such app").await.map(|()| None);
+                }
+                self.session.accept_connect();
+            }
+            Event::Publish(publish) => {
+                return match StreamName::parse(&publish.stream_key) {
+                    Ok(name) => Ok(Some(Intent::Publish(name))),
+                    Err(error) => self.refuse_publish("stream_name", &error.to_string()).await.map(|()| None),
+                };
+            }
+            Event::Play(play) => {
+                let looped = play.query.as_deref().is_some_and(|query| self.is_loop(query));
+                return match StreamName::parse(&play.stream_key) {
+                    Ok(name) => Ok(Some(Intent::Play(name, looped))),
+                    Err(error) => self.refuse_play("stream_name", &error.to_string()).await.map(|()| None),
+                };
+            }
+            _ => {}
+        }
+        Ok(None)
+    }
+
+    /// Whether a pull has come through this node before.
+    fn is_loop(&self, query: &str) -> bool {
+        super::pull::hops(query).any(|hop| hop == self.server.node.as_str())
+    }
+}
