@@ -257,7 +257,10 @@ pub(super) fn heartbeat(
         return Err(Error::Replaced(node.clone()));
     }
     let origin = heartbeat_origin(&heartbeat, source);
-    let whole = heartbeat.instance.is_none() || listed as u64 >= heartbeat.published;
+    // Only at first sight: a heartbeat of a known process that names no list, or another, may have been overtaken by later
+    // ones. It proves by naming the list that it is not, so the node is asked.
+    let first = record.is_none_or(|record| record.instance != heartbeat.instance);
+    let whole = heartbeat.instance.is_none() || (first && listed as u64 >= heartbeat.published);
     let mut next = NodeRecord::new(heartbeat, origin, scene.now);
     next.generation = scene.generation;
     next.lease = millis(heartbeat_lease(&next.heartbeat));
@@ -280,9 +283,10 @@ pub(super) fn heartbeat(
         }
     }
     // With nothing to take in it is complete at once.
-    next.complete |= next.instance.is_none() || (whole && listed == 0);
-    let completes = !next.complete && (whole || (goes_on && next.heartbeat.complete));
-    let want_all = !goes_on && !completes && !next.complete;
+    let ends = whole || (goes_on && next.heartbeat.complete);
+    next.complete |= ends && (listed == 0 || next.instance.is_none());
+    let completes = ends && !next.complete;
+    let want_all = !goes_on && !ends;
     next.heartbeat.since = None;
     Ok(Heard { record: next, completes, want_all })
 }
@@ -469,7 +473,7 @@ impl<'a> Draft<'a> {
         let alive = self.owner(scene).map(|owner| is_draining(owner, scene));
         match (self.record.owner.as_ref().map(|owner| owner.id), alive) {
             // Also one that was silent: it is older than whoever has come.
-            (Some(former @ Identity::Session(_)), _) => {
+            (Some(former @ Identity::Session(_)), _) if former != id => {
                 self.record.remember_ended(former, now, ENDED_MEMORY);
             }
             // Long enough for the next time the old node asks again, and no longer: its address is all it is known by.
