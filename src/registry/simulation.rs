@@ -182,6 +182,8 @@ struct State {
     /// Who was given an epoch of a name, in this generation; and which sessions cannot own a name any more.
     given: HashMap<(StreamName, u64), SessionId>,
     over: HashSet<SessionId>,
+    /// The session that took a name last, and when.
+    taken: HashMap<StreamName, (SessionId, u64)>,
     /// Since when the record of a node is there.
     there_since: HashMap<NodeId, u64>,
 }
@@ -209,6 +211,7 @@ impl Servers {
         state.away_until = now + away;
         state.given.clear();
         state.over.clear();
+        state.taken.clear();
         state.there_since.clear();
         drop(state);
         self.announcements.send(Bytes::new()).ok();
@@ -305,6 +308,12 @@ impl Servers {
                 state.over.insert(session);
             }
         }
+        if owner(&before) != owner(&after) {
+            match owner(&after) {
+                Some(session) => state.taken.insert(name.clone(), (session, self.clock.now())),
+                None => state.taken.remove(name),
+            };
+        }
         if let Some(session) = owner(&after) {
             assert!(!state.over.contains(&session), "{session} owns {name} again: {before:?} {after:?}");
             let given = *state.given.entry((name.clone(), after.epoch)).or_insert(session);
@@ -390,7 +399,7 @@ struct Node {
 struct Session {
     name: StreamName,
     epoch: Option<u64>,
-    /// Since when it was told that it owns its name, in which generation.
+    /// Since when heartbeats are told that it owns its name, in which generation.
     owns: Option<(u64, u64)>,
 }
 
@@ -403,8 +412,6 @@ struct World {
     nodes: Vec<RefCell<Node>>,
     names: Vec<StreamName>,
     spawned: RefCell<Vec<Pin<Box<dyn Future<Output = ()>>>>>,
-    /// When a session of a name was heard of last that is not alive any more.
-    ghosts: RefCell<HashMap<StreamName, u64>>,
     over: Cell<bool>,
 }
 
@@ -425,19 +432,22 @@ impl World {
     }
 
     /// A call of a node: nothing if it or its reply got lost. It may arrive once more, later.
-    async fn call<T, F>(self: &Rc<Self>, call: impl Fn(Arc<Registry>) -> F + 'static) -> Option<T>
+    ///
+    /// With the reply comes the generation of the store that it is from.
+    async fn call<T, F>(self: &Rc<Self>, call: impl Fn(Arc<Registry>) -> F + 'static) -> Option<(T, u64)>
     where
         T: 'static,
         F: Future<Output = T> + 'static,
     {
         let faults = self.store.state().faults;
+        let generation = || self.store.state().generation;
         if !faults {
-            return Some(call(self.registry()).await);
+            return Some((call(self.registry()).await, generation()));
         }
         self.clock.sleep(self.clock.draw(WAY)).await;
         let repeated = self.clock.one_in(12);
         let lost = self.clock.one_in(12);
-        let reply = if lost { None } else { Some(call(self.registry()).await) };
+        let reply = if lost { None } else { Some((call(self.registry()).await, generation())) };
         if repeated {
             let world = self.clone();
             self.spawn(async move {
@@ -462,23 +472,20 @@ impl World {
                 async move { registry.claim(claim).await }
             };
             match self.call(ask).await {
-                Some(Ok(lease)) => {
+                Some((Ok(lease), _)) => {
                     epoch = Some(lease.epoch);
                     break;
                 }
                 // As in an outage: the publisher is let in, and heartbeats settle it.
-                None | Some(Err(Error::Unavailable | Error::WarmingUp(_) | Error::Full(..))) => {}
-                Some(Err(_)) => return self.leave_behind(session, name).await,
+                None | Some((Err(Error::Unavailable | Error::WarmingUp(_) | Error::Full(..)), _)) => {}
+                Some((Err(_), _)) => return self.leave_behind(session, name).await,
             }
         }
         let mut at = self.nodes[node].borrow_mut();
         if at.instance != instance {
-            self.ghosts.borrow_mut().insert(name, self.clock.now());
             return;
         }
-        let generation = self.store.state().generation;
-        let owns = epoch.map(|_| (self.clock.now(), generation));
-        at.sessions.insert(session, Session { name: name.clone(), epoch, owns });
+        at.sessions.insert(session, Session { name: name.clone(), epoch, owns: None });
         at.changed.insert(session);
         drop(at);
         if self.clock.one_in(2) {
@@ -498,12 +505,12 @@ impl World {
             async move { registry.claim(claim).await }
         };
         match self.call(ask).await {
-            Some(Ok(lease)) => {
+            Some((Ok(lease), _)) => {
                 if let Some(session) = self.nodes[node].borrow_mut().sessions.get_mut(&session) {
                     session.epoch = session.epoch.max(Some(lease.epoch));
                 }
             }
-            Some(Err(Error::Superseded(_) | Error::Taken(..) | Error::HeldDown { .. })) => {
+            Some((Err(Error::Superseded(_) | Error::Taken(..) | Error::HeldDown { .. }), _)) => {
                 self.clone().leave(node, session).await;
             }
             _ => {}
@@ -538,13 +545,12 @@ impl World {
 
     /// Tells that a session is over.
     async fn leave_behind(self: Rc<Self>, session: SessionId, name: StreamName) {
-        self.ghosts.borrow_mut().insert(name.clone(), self.clock.now());
         let tell = move |registry: Arc<Registry>| {
             let name = name.clone();
             async move { registry.release(name, session).await }
         };
         for _ in 0..2 {
-            if let Some(Ok(_)) = self.call(tell.clone()).await {
+            if let Some((Ok(_), _)) = self.call(tell.clone()).await {
                 return;
             }
         }
@@ -555,9 +561,6 @@ impl World {
         let instance = self.session_id();
         self.clock.tell(|| format!("n{index} crashes"));
         let mut node = self.nodes[index].borrow_mut();
-        for session in node.sessions.values() {
-            self.ghosts.borrow_mut().insert(session.name.clone(), self.clock.now());
-        }
         let (id, source) = (node.id.clone(), node.source);
         *node = Node::new(id, source, instance);
         drop(node);
@@ -581,8 +584,8 @@ impl World {
             if self.nodes[index].borrow().instance != instance {
                 return;
             }
-            if let Some(Ok(reply)) = reply {
-                self.heard(index, &sent, reply);
+            if let Some((Ok(reply), generation)) = reply {
+                self.heard(index, &sent, reply, generation);
             }
             let hurry = {
                 let node = self.nodes[index].borrow();
@@ -594,8 +597,8 @@ impl World {
     }
 
     /// A heartbeat was answered.
-    fn heard(self: &Rc<Self>, index: usize, sent: &Heartbeat, reply: HeartbeatReply) {
-        let (now, generation) = (self.clock.now(), self.store.state().generation);
+    fn heard(self: &Rc<Self>, index: usize, sent: &Heartbeat, reply: HeartbeatReply, generation: u64) {
+        let now = self.clock.now();
         let mut node = self.nodes[index].borrow_mut();
         node.since = Some(reply.since.clone());
         for PublishedStream { session, epoch, .. } in &sent.streams {
@@ -728,7 +731,6 @@ impl Schedule {
             nodes,
             names,
             spawned: RefCell::default(),
-            ghosts: RefCell::default(),
             over: Cell::new(false),
         };
         Schedule { world: Rc::new(world), tasks: Vec::new() }
@@ -867,21 +869,20 @@ async fn watch(world: Shared) {
     }
 }
 
-/// A name was denied: nobody may have owned it all the time since the lookup began, on a node that was heard of.
+/// A name was denied: no session may have owned it since before the lookup began, told so in this generation of the store,
+/// on a node that was heard all the time.
 fn check_denial(world: &Shared, name: &StreamName, begun: u64) {
     let state = world.store.state();
-    // A call of another session, ended since, may have taken the name for a moment.
-    let haunted = world.ghosts.borrow().get(name).is_some_and(|at| at + LATE + 2 * DEADLINE > begun);
-    let mut live = Vec::new();
+    let Some((session, taken)) = state.taken.get(name) else { return };
     for node in &world.nodes {
         let node = node.borrow();
-        for (id, session) in node.sessions.iter().filter(|(_, session)| session.name == *name) {
-            live.push((*id, session.owns, state.there_since.get(&node.id).copied()));
+        let there = state.there_since.get(&node.id).copied();
+        if let (Some(Session { owns: Some((since, generation)), .. }), Some(there)) =
+            (node.sessions.get(session), there)
+        {
+            let sure = *generation == state.generation && *since.max(taken).max(&there) < begun;
+            assert!(!sure, "{name} was denied, but {session} owns it since {since}, asked at {begun}");
         }
-    }
-    if let ([(session, Some((since, generation)), Some(there))], false) = (live.as_slice(), haunted) {
-        let sure = *generation == state.generation && since.max(there) < &begun;
-        assert!(!sure, "{name} was denied, but {session} owns it since {since}, asked at {begun}");
     }
 }
 
