@@ -37,7 +37,7 @@ use tokio::sync::broadcast;
 const SCHEDULES: u64 = 50_000;
 
 /// Milliseconds with faults, and the most that the world may take to come to rest afterwards.
-const CHAOS: u64 = 2_500;
+const CHAOS: u64 = 1_800;
 const CALM: u64 = 12_000;
 
 /// Milliseconds between two heartbeats, and two sweeps.
@@ -297,9 +297,10 @@ impl Servers {
                 return;
             }
         };
-        let record =
-            |bytes: &Option<Bytes>| bytes.as_deref().map(|bytes| StreamRecord::decode(bytes).unwrap());
-        let (before, after) = (record(&write.expected).unwrap_or_default(), record(&write.value).unwrap());
+        let (value, expected) = (write.value.as_ref().unwrap(), write.expected.as_ref());
+        let after = StreamRecord::decode(value).unwrap();
+        let before = expected.map(|bytes| state.streams.get(bytes).unwrap().clone()).unwrap_or_default();
+        state.streams.insert(value.clone(), after.clone());
         let owner = |record: &StreamRecord| record.owner.as_ref().and_then(|owner| owner.id.session());
         assert!(after.epoch >= before.epoch, "the epoch of {name} fell: {before:?} {after:?}");
         if let Some(former) = owner(&before).filter(|former| owner(&after) != Some(*former)) {
@@ -900,7 +901,7 @@ fn check_denial(world: &Shared, name: &StreamName, begun: u64) {
 async fn disturb(world: Shared, end: u64) {
     let pick = |of: usize| world.clock.draw(of as u64) as usize;
     loop {
-        world.clock.sleep(world.clock.draw(250)).await;
+        world.clock.sleep(world.clock.draw(200)).await;
         if world.clock.now() >= end {
             return;
         }
