@@ -369,14 +369,19 @@ async fn a_node_is_asked_for_what_is_not_known_and_keeps_the_rest_without_naming
 async fn what_an_earlier_process_says_late_ends_nothing_of_its_successor() {
     let service = Service::start().await;
     let (before, after) = (SessionId::random(), SessionId::random());
-    let body = |instance, name| {
-        json!({"interval_ms": 5000, "instance": instance, "published": 1, "complete": true,
+    let body = |instance, name, since| {
+        json!({"interval_ms": 5000, "instance": instance, "published": 1, "complete": true, "since": since,
             "streams": [{"stream_name": name, "session": instance}]})
     };
-    service.beat("n1", body(before, "x")).await;
-    service.beat("n1", body(after, "y")).await;
-    assert_eq!(service.watch("x").await.status(), 404, "its streams ended with it");
-    let late = service.put("/nodes/n1", body(before, "x").to_string()).await;
+    let asked = service.beat("n1", body(before, "x", "")).await;
+    service.beat("n1", body(before, "x", &asked.since)).await;
+    let asked = service.beat("n1", body(after, "y", "")).await;
+    assert!(asked.want_all, "it has to show that it is no late call");
+    assert_eq!(service.watch("x").await.status(), 200);
+    let reply = service.beat("n1", body(after, "y", &asked.since)).await;
+    assert_eq!((reply.owned.len(), reply.want_all), (1, false));
+    assert_eq!(service.watch("x").await.status(), 404, "the streams of the one before ended with it");
+    let late = service.put("/nodes/n1", body(before, "x", "").to_string()).await;
     assert_eq!(late.status(), 409);
     assert_eq!(error(late).await, "node 'n1': another process with this name has taken its place");
     let sign_off = async |query: &str| {
@@ -388,7 +393,7 @@ async fn what_an_earlier_process_says_late_ends_nothing_of_its_successor() {
     assert_eq!(sign_off("?instance=nonsense").await, 400);
     assert_eq!(sign_off(&format!("?instance={after}")).await, 204);
     assert_eq!(service.watch("y").await.status(), 404);
-    let again = service.put("/nodes/n2", body(after, "y").to_string()).await;
+    let again = service.put("/nodes/n2", body(after, "y", "").to_string()).await;
     assert_eq!(
         again.json::<HeartbeatReply>().await.unwrap().superseded.len(),
         1,

@@ -94,6 +94,7 @@ async fn a_lease_lapses_unless_it_is_renewed(registry: &Registry) {
     assert_eq!(next_change(&mut changes).await, ("x".into(), None, first.epoch), "a lapse is told too");
     let again = registry.claim(claim("x", session, "a")).await.unwrap();
     assert!(again.epoch > first.epoch, "epochs rise over a lapse");
+    registry.claim(claim("x", session, "a")).await.expect("and it goes on renewing");
 }
 
 async fn the_newest_session_wins_and_the_old_one_is_told(registry: &Registry) {

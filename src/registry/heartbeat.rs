@@ -8,7 +8,6 @@ use super::store::{Key, Read, Unreachable, Write, Written};
 use super::{Error, MAX_NODES};
 use crate::api::{Heartbeat, HeartbeatReply, PublishedStream, PublisherRelease};
 use crate::ids::{NodeId, SessionId, StreamName};
-use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::atomic::Ordering::Relaxed;
@@ -72,9 +71,17 @@ impl Registry {
         ended: Vec<PublisherRelease>,
         source: IpAddr,
     ) -> Result<HeartbeatReply, Failed> {
-        let heard = self.write_node(node, heartbeat, streams.len(), source).await?;
+        let heard = self.write_node(node, heartbeat, !streams.is_empty(), source).await?;
         if heard.want_all || heard.completes {
             self.figures().listing.store(true, Relaxed);
+        }
+        let mut reply = HeartbeatReply {
+            since: heard.since.clone(),
+            want_all: heard.want_all,
+            ..HeartbeatReply::default()
+        };
+        if !heard.taken {
+            return Ok(reply);
         }
         let mut said = BTreeMap::<StreamName, Said>::new();
         for PublisherRelease { stream_name, session } in ended {
@@ -83,11 +90,6 @@ impl Registry {
         for stream in streams {
             said.entry(stream.stream_name.clone()).or_default().streams.push(stream.clone());
         }
-        let mut reply = HeartbeatReply {
-            since: rules::since(&heard.record),
-            want_all: heard.want_all,
-            ..HeartbeatReply::default()
-        };
         self.take_in_streams(node, &heard.record, said, &mut reply).await?;
         if heard.completes {
             self.complete(node, &heard.record).await?;
@@ -100,7 +102,7 @@ impl Registry {
         &self,
         node: &NodeId,
         heartbeat: &Heartbeat,
-        listed: usize,
+        listed: bool,
         source: IpAddr,
     ) -> Result<Heard, Failed> {
         let generation = self.store().memory().ok_or(Unreachable)?.generation;
@@ -115,7 +117,7 @@ impl Registry {
             let scene = self.scene(read.now, generation, &nodes);
             let heard = rules::heartbeat(node, heartbeat.clone(), listed, source, before.as_ref(), &scene)
                 .map_err(Failed::Refused)?;
-            match first(self.store().write(vec![self.node_write(&key, read.value, &heard.record)?]).await?)? {
+            match first(self.store().write(vec![self.node_write(&key, read, &heard.record)?]).await?)? {
                 Written::Done => {
                     if before.is_none() {
                         self.figures().nodes.up();
@@ -138,10 +140,7 @@ impl Registry {
                 return Ok(());
             };
             record.complete = true;
-            // Its lease goes on as it was: this is no further sign of life.
-            let left = record.left(read.now);
-            let mut write = self.node_write(&key, read.value, &record)?;
-            write.expiry = Some(Duration::from_millis(left));
+            let write = self.node_write(&key, read, &record)?;
             match first(self.store().write(vec![write]).await?)? {
                 Written::Done => return Ok(()),
                 Written::Conflict(other) => read = other,
@@ -158,13 +157,14 @@ impl Registry {
         })
     }
 
-    fn node_write(&self, key: &Key, expected: Option<Bytes>, record: &NodeRecord) -> Result<Write, Failed> {
-        let expiry = Some(Duration::from_millis(record.lease));
+    /// The record lives on for as long as it says, whatever else changes.
+    fn node_write(&self, key: &Key, read: Read, record: &NodeRecord) -> Result<Write, Failed> {
+        let expiry = Some(Duration::from_millis(record.left(read.now)));
         let value = record.clone().encode().map_err(|unreadable| {
             self.report(&unreadable);
             Failed::Refused(Error::Unavailable)
         })?;
-        Ok(Write { key: key.clone(), expected, value: Some(value), expiry, announce: None })
+        Ok(Write { key: key.clone(), expected: read.value, value: Some(value), expiry, announce: None })
     }
 
     async fn take_in_streams(

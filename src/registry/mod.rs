@@ -30,6 +30,8 @@ mod memory;
 mod record;
 mod rules;
 mod settle;
+#[cfg(test)]
+mod simulation;
 pub mod store;
 #[cfg(test)]
 mod store_contract;

@@ -135,6 +135,10 @@ pub(super) struct NodeRecord {
     pub instance: Option<SessionId>,
     /// Processes that were replaced by this one or those before it.
     pub former: Vec<SessionId>,
+    /// Another process that spoke under this name, and the list that it was asked for. It takes the place of this one when it
+    /// shows that it has heard the question: then it is no late call of a process that has ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub candidate: Option<Listed>,
     /// The list that is being received or was received last, see [`Listed`].
     pub generation: u64,
     /// See [`Listed`].
@@ -156,6 +160,7 @@ impl NodeRecord {
             version: VERSION,
             instance: heartbeat.instance,
             former: Vec::new(),
+            candidate: None,
             generation: 0,
             // Above the rounds before the silence.
             round: now,

@@ -235,61 +235,86 @@ pub(super) fn owner(name: &StreamName, record: &StreamRecord, scene: &Scene) -> 
 pub(super) struct Heard {
     /// What it becomes: before the streams are taken in.
     pub record: NodeRecord,
+    /// What the node carries in its next heartbeat.
+    pub since: String,
+    /// The streams are taken in. Not so those of a process that has still to show that it is the one that lives.
+    pub taken: bool,
     /// When the streams have been taken in, its list is complete.
     pub completes: bool,
     /// The rest of the list is not known: a new list begins.
     pub want_all: bool,
 }
 
-/// Takes in what a heartbeat says of the node itself. `heartbeat` comes without its streams, of which there were `listed`.
+/// Takes in what a heartbeat says of the node itself. `heartbeat` comes without its streams; `listed` says whether it had
+/// any.
+///
+/// Calls may be late: one of an earlier process must not displace its successor, and one that was overtaken must not pass
+/// for a new list without streams. Both are told by [`Heartbeat::since`]: only who names a list has heard that it begins.
 ///
 /// Errors: [`Error::Replaced`].
 pub(super) fn heartbeat(
     node: &NodeId,
     heartbeat: Heartbeat,
-    listed: usize,
+    listed: bool,
     source: IpAddr,
     record: Option<&NodeRecord>,
     scene: &Scene,
 ) -> Result<Heard, Error> {
-    let replaced = |record: &NodeRecord| heartbeat.instance.is_some_and(|i| record.former.contains(&i));
-    if record.is_some_and(replaced) {
-        return Err(Error::Replaced(node.clone()));
-    }
     let origin = heartbeat_origin(&heartbeat, source);
-    let whole = heartbeat.instance.is_none() || listed as u64 >= heartbeat.published;
     let mut next = NodeRecord::new(heartbeat, origin, scene.now);
     next.generation = scene.generation;
     next.lease = millis(heartbeat_lease(&next.heartbeat));
     let mut goes_on = false;
     if let Some(record) = record {
         next.former.clone_from(&record.former);
-        match record.instance {
-            Some(instance) if record.instance != next.instance => next.remember_former(instance),
-            _ => {}
-        }
-        // Where the node can be pulled from stands in the record of each of its streams.
-        goes_on = record.instance == next.instance
-            && record.generation == next.generation
-            && record.origin == next.origin
-            && next.heartbeat.since.as_ref() == Some(&since(record));
-        if goes_on {
-            (next.round, next.complete) = (record.round, record.complete);
+        next.round = scene.now.max(record.round.saturating_add(1));
+        let named = next.heartbeat.since.take();
+        let names = |list: Option<Listed>| list.filter(|list| named.as_ref() == Some(&since(*list)));
+        if record.instance == next.instance {
+            next.candidate = record.candidate;
+            // Where the node can be pulled from stands in the record of each of its streams.
+            let same = record.generation == next.generation && record.origin == next.origin;
+            goes_on = same && names(record.listed()).is_some();
+            if goes_on {
+                (next.round, next.complete) = (record.round, record.complete);
+            }
         } else {
-            next.round = scene.now.max(record.round.saturating_add(1));
+            match names(record.candidate).filter(|list| list.generation == next.generation) {
+                Some(list) if Some(list.instance) == next.instance => {
+                    (goes_on, next.round) = (true, list.round);
+                    record.instance.into_iter().for_each(|former| next.remember_former(former));
+                }
+                _ => return ask(node, next, record),
+            }
         }
     }
+    let ends = next.instance.is_none() || (goes_on && next.heartbeat.complete);
     // With nothing to take in it is complete at once.
-    next.complete |= next.instance.is_none() || (whole && listed == 0);
-    let completes = !next.complete && (whole || (goes_on && next.heartbeat.complete));
-    let want_all = !goes_on && !completes && !next.complete;
-    next.heartbeat.since = None;
-    Ok(Heard { record: next, completes, want_all })
+    next.complete |= ends && (!listed || next.instance.is_none());
+    Ok(Heard {
+        since: next.listed().map(since).unwrap_or_default(),
+        taken: true,
+        completes: ends && !next.complete,
+        want_all: !goes_on && !ends,
+        record: next,
+    })
 }
 
-/// What a node carries in its next heartbeat.
-pub(super) fn since(record: &NodeRecord) -> String {
-    format!("{:x}.{:x}", record.generation, record.round)
+/// Asks a process that speaks under the name of another one for its list.
+fn ask(node: &NodeId, next: NodeRecord, record: &NodeRecord) -> Result<Heard, Error> {
+    let candidate = next.listed().filter(|list| !record.former.contains(&list.instance));
+    let Some(mut list) = candidate else {
+        return Err(Error::Replaced(node.clone()));
+    };
+    list.round = list.round.max(record.candidate.map_or(0, |earlier| earlier.round.saturating_add(1)));
+    let mut record = record.clone();
+    record.candidate = Some(list);
+    Ok(Heard { record, since: since(list), taken: false, completes: false, want_all: true })
+}
+
+/// The word for a list.
+fn since(list: Listed) -> String {
+    format!("{:x}.{:x}", list.generation, list.round)
 }
 
 /// How long a node lives that is not heard.
@@ -469,7 +494,7 @@ impl<'a> Draft<'a> {
         let alive = self.owner(scene).map(|owner| is_draining(owner, scene));
         match (self.record.owner.as_ref().map(|owner| owner.id), alive) {
             // Also one that was silent: it is older than whoever has come.
-            (Some(former @ Identity::Session(_)), _) => {
+            (Some(former @ Identity::Session(_)), _) if former != id => {
                 self.record.remember_ended(former, now, ENDED_MEMORY);
             }
             // Long enough for the next time the old node asks again, and no longer: its address is all it is known by.

@@ -170,18 +170,17 @@ impl Registry {
         let listing =
             |node: &super::rules::HeardNode| !node.record.complete || node.record.generation != generation;
         self.figures().listing.store(nodes.values().flatten().any(listing), Relaxed);
-        let (over, look) = {
+        let (over, look, prune) = {
             let mut watch = self.watch();
             let lost = watch.nodes(&nodes);
             let before = watch.generation.replace(generation);
             if before.is_some_and(|before| before != generation) {
                 self.tell(Notice::Resync);
             }
-            let due = watch.sweeps % LOOK_EVERY == 0 || before != Some(generation);
             watch.sweeps += 1;
-            watch.look |= lost || due;
-            let sweep = watch.sweeps;
-            (watch.leases.over(sweep), watch.look)
+            let (sweep, due) = (watch.sweeps, watch.sweeps % LOOK_EVERY == 0);
+            watch.look |= lost || due || before != Some(generation);
+            (watch.leases.over(sweep), watch.look, due)
         };
         for names in over.chunks(BATCH) {
             if let Err(error) = self.lapse(names).await {
@@ -191,7 +190,7 @@ impl Registry {
         }
         if look {
             self.watch().look = false;
-            if let Err(error) = self.look(&nodes, generation).await {
+            if let Err(error) = self.look(&nodes, generation, prune).await {
                 self.watch().look = true;
                 return Err(error);
             }
@@ -199,9 +198,9 @@ impl Registry {
         Ok(())
     }
 
-    /// Looks through all streams: counts them, and ends what is over.
-    async fn look(&self, nodes: &Nodes, generation: u64) -> Result<(), Unreachable> {
-        let before = self.known().names();
+    /// Looks through all streams: counts them, and ends what is over. With `prune` it forgets names that have no record.
+    async fn look(&self, nodes: &Nodes, generation: u64, prune: bool) -> Result<(), Unreachable> {
+        let before = if prune { self.known().names() } else { Vec::new() };
         let streams = self.store().list(Kind::Stream).await?;
         let (mut owned, mut over, mut names) = (0, Vec::new(), HashSet::with_capacity(streams.len()));
         for (index, (key, read)) in streams.into_iter().enumerate() {
