@@ -16,7 +16,7 @@ use crate::health::Health;
 use crate::ids::NodeId;
 use crate::listen;
 use crate::net::{self, routes::Routes};
-use crate::registry::{self, Memory, Redis, Registry};
+use crate::registry::{self, Memory, Registry};
 use crate::relay::{self, Gather};
 use crate::steps::reactors::{Identity, Reactors};
 use crate::steps::{ConfigError, Engine, Parts, engine};
@@ -225,13 +225,7 @@ fn reactor_routes(
         warm_up: plan.args.heartbeat.mul_f64(BEAT_JITTER) + BEAT_WAY,
         ..Default::default()
     };
-    let registry: Arc<dyn Registry> = match plan.args.store.as_str() {
-        "memory" => Arc::new(Memory::start(settings)),
-        url => Arc::new(
-            Redis::start(url, settings)
-                .map_err(|error| config::Error::Flag { flag: "--store", why: error.to_string() })?,
-        ),
-    };
+    let registry: Arc<dyn Registry> = Arc::new(Memory::start(settings));
     let token = plan.token.as_deref().map(Secret::new).transpose().map_err(start_error)?;
     if token.is_none() {
         tracing::warn!("no --reactor-token is set: the reactor believes every node that reaches it");

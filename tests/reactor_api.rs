@@ -2,20 +2,16 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
-#[path = "../src/registry/redis_server.rs"]
-mod redis_server;
-
 use futures::StreamExt;
 use futures::future::FutureExt;
 use lb::api::{Heartbeat, HeartbeatReply, NodeList, StreamList};
 use lb::health::Health;
 use lb::ids::SessionId;
 use lb::listen;
-use lb::registry::{Memory, Policy, Redis, Registry, Settings};
+use lb::registry::{Memory, Policy, Registry, Settings};
 use lb::web::reactor::{self, Reactor};
 use lb::web::server::{self, Limits};
 use lb::web::{ReactorMetrics, Routes, Secret, Template, admin};
-use redis_server::RedisServer;
 use reqwest::{Client, Response, StatusCode};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
@@ -486,114 +482,6 @@ async fn the_admin_port_shows_health_metrics_and_workflows() {
     assert_eq!(service.post("/metrics", "").await.status(), 405);
 }
 
-#[tokio::test]
-async fn two_reactors_on_one_store_are_one() {
-    let store = RedisServer::start();
-    let (one, two) = (Service::on(&store).await, Service::on(&store).await);
-    let mut events = Events::open(&two).await;
-    assert_eq!(events.next().await.unwrap(), "event:hello\ndata:{}");
-    let (old, new) = (SessionId::random(), SessionId::random());
-    let first = epoch(&one.publish(json!({"stream_name": "x", "session": old, "origin": "a"})).await);
-    assert_eq!(header(&two.watch("x").await, "lb-origin"), "a");
-    assert_eq!(
-        events.next().await.unwrap(),
-        format!("event:change\ndata:{{\"stream_name\":\"x\",\"origin\":\"a\",\"epoch\":{first}}}")
-    );
-    let second = epoch(&two.publish(json!({"stream_name": "x", "session": new, "origin": "b"})).await);
-    assert!(second > first);
-    let body = json!({"stream_name": "x", "session": old, "origin": "a"}).to_string();
-    assert_eq!(one.post("/publisher_lookup", &body).await.status(), 409);
-    two.beat(
-        "n2",
-        json!({"interval_ms": 5000, "streams": [{"stream_name": "x", "session": new, "epoch": second}]}),
-    )
-    .await;
-    let nodes: NodeList = one.get("/nodes").await.json().await.unwrap();
-    assert_eq!(nodes.nodes[0].heartbeat.streams[0].epoch, Some(second));
-    assert_eq!(one.release("x", new).await, 204);
-    eventually(async || two.watch("x").await.status() == 404).await;
-}
-
-#[tokio::test]
-async fn a_store_that_dies_and_comes_back_empty_costs_no_stream() {
-    let mut store = RedisServer::start();
-    let service = Service::on(&store).await;
-    let session = SessionId::random();
-    let beat = async |epoch: u64| {
-        let streams = json!([{"stream_name": "x", "session": session, "epoch": epoch}]);
-        service.beat("n1", json!({"interval_ms": 5000, "streams": streams})).await
-    };
-    beat(41).await;
-    assert_eq!(service.watch("x").await.status(), 200);
-    store.kill();
-    let begin = Instant::now();
-    for _ in 0..20 {
-        assert_eq!(service.watch("x").await.status(), 200, "what was known is answered");
-        let unknown = service.watch("y").await;
-        assert_eq!((unknown.status().as_u16(), header(&unknown, "retry-after").as_str()), (503, "1"));
-    }
-    assert!(begin.elapsed() < Duration::from_secs(2), "nobody waits for a dead store: {:?}", begin.elapsed());
-    assert_eq!(service.post("/publisher_lookup", r#"{"stream_name":"z"}"#).await.status(), 503);
-    let renewal = json!({"stream_name": "x", "session": session, "node": "n1"}).to_string();
-    assert_eq!(service.post("/publisher_lookup", &renewal).await.status(), 200, "a renewal is no news");
-    let reply = beat(41).await;
-    assert_eq!((reply.owned.len(), reply.superseded.len()), (1, 0), "nobody loses a name in an outage");
-    let ready = service.get("/readyz").await;
-    assert_eq!(ready.status(), 200);
-    assert!(ready.text().await.unwrap().contains("store cannot be reached"));
-    let mut events = Events::open(&service).await;
-    assert_eq!(events.next().await.unwrap(), "event:hello\ndata:{}");
-    store.restart();
-    assert_eq!(events.next().await.unwrap(), "event:hello\ndata:{}", "what was missed is said");
-    for _ in 0..20 {
-        assert_eq!(service.watch("x").await.status(), 200);
-        assert_ne!(service.watch("y").await.status(), 404, "not before it is whole");
-    }
-    assert_eq!(beat(41).await.owned[0].epoch, Some(41), "the lease is back, with its epoch");
-    eventually(async || service.watch("y").await.status() == 404).await;
-    assert_eq!(service.watch("x").await.status(), 200);
-    let epoch = epoch(&service.publish(json!({"stream_name": "x", "session": SessionId::random()})).await);
-    assert!(epoch > 41, "epochs never go back");
-}
-
-#[tokio::test]
-async fn a_store_that_hangs_is_given_up_in_time() {
-    let store = RedisServer::start();
-    let service = Service::on(&store).await;
-    service.publish(json!({"stream_name": "x", "session": SessionId::random()})).await;
-    eventually(async || service.watch("y").await.status() == 404).await;
-    signal(&store, libc::SIGSTOP);
-    let begin = Instant::now();
-    assert_eq!(service.watch("x").await.status(), 200);
-    assert_eq!(service.watch("y").await.status(), 503);
-    assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
-    signal(&store, libc::SIGCONT);
-    eventually(async || service.watch("y").await.status() == 404).await;
-    assert_eq!(service.watch("x").await.status(), 200);
-}
-
-#[tokio::test]
-async fn a_reactor_that_joins_a_living_store_is_whole_at_once() {
-    let store = RedisServer::start();
-    let one = Service::on(&store).await;
-    eventually(async || one.watch("y").await.status() == 404).await;
-    let two = Service::on(&store).await;
-    assert_eq!(two.watch("y").await.status(), 404);
-}
-
-#[tokio::test]
-async fn a_bad_store_address_is_refused_without_showing_it() {
-    for url in
-        ["", "redis", "http://user:secret@host", "redis://user:secret@host:port", "rediss://user:secret@host"]
-    {
-        let error = Redis::start(url, settings()).unwrap_err().to_string();
-        assert!(error.contains("redis://") && !error.contains("secret"), "{error}");
-    }
-    let redis = Redis::start("redis://user:secret@127.0.0.1:1/3", settings()).unwrap();
-    assert_eq!(format!("{redis:?}"), "Redis { place: \"127.0.0.1:1/3\", .. }");
-    assert!(redis.degraded());
-}
-
 /// What a service under test differs in.
 struct Setup {
     listen: &'static str,
@@ -638,16 +526,6 @@ impl Service {
     async fn start_with(setup: Setup) -> Service {
         let registry = Arc::new(Memory::start(setup.settings));
         Service::over(registry, setup).await
-    }
-
-    /// On a Redis server, with a warm-up of 400 ms.
-    async fn on(store: &RedisServer) -> Service {
-        let settings = Settings { warm_up: Duration::from_millis(400), ..settings() };
-        let registry = Redis::start(&store.url(), settings).unwrap();
-        tokio::time::timeout(Duration::from_secs(5), registry.connected())
-            .await
-            .expect("redis-server starts");
-        Service::over(Arc::new(registry), Setup::default()).await
     }
 
     async fn over(registry: Arc<dyn Registry>, setup: Setup) -> Service {
@@ -772,12 +650,6 @@ fn epoch(reply: &Response) -> u64 {
 async fn error(reply: Response) -> String {
     assert!(header(&reply, "content-type").starts_with("application/json"));
     reply.json::<Value>().await.unwrap()["error"].as_str().unwrap().to_owned()
-}
-
-fn signal(store: &RedisServer, signal: i32) {
-    let pid = i32::try_from(store.pid()).unwrap();
-    // SAFETY: kill(2) takes no pointers; the process is a child that has not been waited for.
-    assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
 }
 
 async fn eventually(mut condition: impl AsyncFnMut() -> bool) {

@@ -31,15 +31,6 @@ macro_rules! contract {
                 super::$test(&super::Memory::start(super::$settings())).await;
             })*
         }
-        mod in_redis {
-            $(#[tokio::test]
-            async fn $test() {
-                let server = super::redis_server::RedisServer::start();
-                let registry = super::Redis::start(&server.url(), super::$settings()).unwrap();
-                registry.connected().await;
-                super::$test(&registry).await;
-            })*
-        }
     };
 }
 

@@ -2,7 +2,7 @@
 //!
 //! A stream name has one owner at a time. Ingest nodes claim names, renew them with heartbeats and release them;
 //! playback nodes ask for the owner and follow the changes. [`Registry`] is the contract; [`Memory`] keeps everything
-//! in the process, [`Redis`] shares it between several reactors. Both pass the same tests.
+//! in the process.
 //!
 //! **Epochs.** One counter serves all names: each new session takes the next value, so the epochs of one name rise, with
 //! gaps, and nothing has to be kept for names that are gone. A heartbeat that restores a lease with an epoch lifts the
@@ -29,13 +29,10 @@ mod contest;
 mod contract;
 mod ended;
 mod memory;
-mod redis;
-#[cfg(test)]
-mod redis_server;
+pub mod store;
 mod table;
 
 pub use memory::Memory;
-pub use redis::{Redis, RedisUrlError};
 
 use crate::api::{Change, Heartbeat, HeartbeatReply, NodeEntry, PublishedStream, StreamEntry};
 use crate::ids::{NodeId, Origin, SessionId, StreamName};
