@@ -29,10 +29,12 @@ mod contest;
 mod contract;
 mod ended;
 mod memory;
+mod redis;
 pub mod store;
 mod table;
 
 pub use memory::Memory;
+pub use redis::{Redis, RedisUrlError};
 
 use crate::api::{Change, Heartbeat, HeartbeatReply, NodeEntry, PublishedStream, StreamEntry};
 use crate::ids::{NodeId, Origin, SessionId, StreamName};
