@@ -33,7 +33,8 @@ impl RedisServer {
         let address = free_address();
         let (ip, port) = (address.ip().to_string(), address.port().to_string());
         // Others know a server by the address that its connections come from.
-        let mut all = vec!["--bind", &ip, "--bind-source-addr", &ip, "--port", &port];
+        let mut all =
+            vec!["--bind", &ip, "--bind-source-addr", &ip, "--port", &port, "--protected-mode", "no"];
         all.extend(arguments);
         Self::start_with(Some(address), &all)
     }
@@ -60,7 +61,7 @@ impl RedisServer {
         let (directory, address) = (tempfile::tempdir().unwrap(), free_address());
         let file = directory.path().join("sentinel.conf");
         let ip = address.ip();
-        let bind = format!("bind {ip}\nbind-source-addr {ip}\nport {}\n", address.port());
+        let bind = format!("bind {ip}\nbind-source-addr {ip}\nport {}\nprotected-mode no\n", address.port());
         std::fs::write(&file, bind + configuration).unwrap();
         Self::spawn(directory, Some(address), vec![file.display().to_string(), "--sentinel".to_owned()])
     }

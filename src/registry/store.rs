@@ -88,8 +88,9 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     /// All records of a kind. Not a snapshot: what changes during the call may be seen before or after its change.
     fn list(&self, kind: Kind) -> BoxFuture<'_, Result<Vec<(Key, Read)>, Unreachable>>;
 
-    /// What is announced from now on, by any process. A subscriber that lags is told so by the channel; after
-    /// [`Store::memory`] changed, or while the store could not be reached, announcements may be missing.
+    /// What is announced from now on, by any process. A subscriber that lags is told so by the channel. An empty
+    /// announcement means that others may be missing: the store could not be reached for a while, or another server
+    /// took over.
     fn announcements(&self) -> broadcast::Receiver<Bytes>;
 
     /// How long it has kept what it was told; nothing while it cannot be reached.

@@ -34,7 +34,9 @@ impl Cluster {
         let complete = async || {
             let ok = |master: &RedisServer| {
                 let info = master.cli(&["CLUSTER", "INFO"]);
-                info.contains("cluster_slots_ok:16384") && info.contains("cluster_known_nodes:3")
+                ["cluster_state:ok", "cluster_slots_ok:16384", "cluster_known_nodes:3"]
+                    .iter()
+                    .all(|line| info.contains(line))
             };
             self.masters.iter().all(ok).then_some(())
         };
@@ -130,7 +132,7 @@ async fn a_master_that_is_gone_costs_its_own_records_only() {
     eventually("the loss", async || store.memory().is_none().then_some(())).await;
     let begin = Instant::now();
     let mut slowest = Duration::ZERO;
-    for round in 0..50 {
+    for round in 0..20 {
         let [gone, here] = [&names[1], &names[2 * (round % 2)]].map(stream);
         let (begin, lost) = (Instant::now(), store.read(vec![gone]));
         let found = async {
@@ -143,7 +145,7 @@ async fn a_master_that_is_gone_costs_its_own_records_only() {
         assert!(lost.1 < Duration::from_secs(2), "{:?}", lost.1);
         slowest = slowest.max(took);
     }
-    measured("50 calls for a master that is gone", begin.elapsed());
+    measured("20 calls for a master that is gone", begin.elapsed());
     measured("the slowest call of those for the others meanwhile", slowest);
     assert!(slowest < Duration::from_secs(1), "{slowest:?}");
     assert_eq!(store.list(Kind::Stream).await, Err(Unreachable), "a list would not be whole");

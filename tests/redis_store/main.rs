@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 mod cluster;
+mod operation;
 #[path = "../../src/registry/redis_server.rs"]
 mod redis_server;
 mod sentinel;

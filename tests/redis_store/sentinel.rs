@@ -20,7 +20,7 @@ impl Watched {
         let configuration = format!(
             "sentinel monitor main {ip} {port} 2\n\
              sentinel down-after-milliseconds main 500\n\
-             sentinel failover-timeout main 2000\n"
+             sentinel failover-timeout main 1000\n"
         );
         let sentinels: Vec<_> = (0..3).map(|_| RedisServer::sentinel(&configuration)).collect();
         let ready = async || {
@@ -112,7 +112,7 @@ async fn sentinels_that_are_away_hurt_nobody_who_is_connected() {
     let begin = Instant::now();
     let asked = async || {
         get(&store, &stream("x")).await;
-        (begin.elapsed() > Duration::from_secs(6)).then_some(())
+        (begin.elapsed() > Duration::from_secs(4)).then_some(())
     };
     eventually("the next question to the Sentinels", asked).await;
     assert_eq!(store.memory().unwrap().generation, generation);

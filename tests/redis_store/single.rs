@@ -4,10 +4,7 @@ use super::redis_server::{RedisServer, free_address};
 use super::*;
 use lb::registry::store::{Kind, Unreachable};
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
 use std::sync::Arc;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
 #[tokio::test]
@@ -163,6 +160,9 @@ async fn what_was_written_is_announced_to_every_process_and_nothing_else() {
     elsewhere.write(vec![announcing(write(&x, None, Some("1")), "elsewhere")]).await.unwrap();
     one.write(vec![announcing(write(&x, None, Some("1")), "last")]).await.unwrap();
     assert_eq!(heard(&mut there).await, "last");
+    // Longer than anything of ours: not kept for each subscriber.
+    server.cli(&["PUBLISH", "lb:changes:0", &"x".repeat(20_000)]);
+    resync(&mut there).await;
 }
 
 #[tokio::test]
@@ -295,6 +295,17 @@ async fn a_server_that_hangs_is_given_up_in_time() {
     assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
     server.signal(libc::SIGCONT);
     eventually("the server", async || store.memory()).await;
+    // Many wait for an answer, but not any number.
+    server.signal(libc::SIGSTOP);
+    let begin = Instant::now();
+    let calls = (0..8_200).map(|_| async {
+        assert_eq!(store.read(vec![x.clone()]).await, Err(Unreachable));
+        begin.elapsed()
+    });
+    let took = futures::future::join_all(calls).await;
+    assert_eq!(took.iter().filter(|took| **took < Duration::from_millis(300)).count(), 8, "refused at once");
+    server.signal(libc::SIGCONT);
+    eventually("the server", async || store.memory()).await;
     assert_eq!(get(&store, &x).await.as_deref(), Some("1"));
     assert_eq!(store.memory().unwrap().generation, before.generation, "nothing was lost");
 }
@@ -318,68 +329,4 @@ async fn a_store_waits_for_its_server_and_takes_no_replica() {
     server.cli(&replicaof);
     timeout(SOON, store.connected()).await.expect("a master now");
     set(&store, &stream("x"), "1").await;
-}
-
-/// On a way that takes 50 ms in each direction.
-#[tokio::test]
-async fn a_read_of_two_records_and_a_write_cost_a_round_trip_each() {
-    let server = RedisServer::on_tcp(&[]);
-    let far = slow_way(server.address(), Duration::from_millis(50)).await;
-    let store = connect(&format!("redis://{far}")).await;
-    let (x, n) = (stream("x"), node("n"));
-    // The scripts are known after this.
-    set(&store, &x, "1").await;
-    get(&store, &x).await;
-    server.cli(&["CONFIG", "RESETSTAT"]);
-    let begin = Instant::now();
-    store.read(vec![x.clone(), n]).await.unwrap();
-    let read = begin.elapsed();
-    store.write(vec![announcing(write(&x, Some("1"), Some("2")), "2")]).await.unwrap();
-    let write = begin.elapsed() - read;
-    measured("read of two and write of one, over 100 ms there and back", (read, write));
-    for took in [read, write] {
-        assert!(took >= Duration::from_millis(100) && took < Duration::from_millis(190), "{took:?}");
-    }
-    let stats = server.cli(&["INFO", "commandstats"]);
-    let calls = |command: &str| stats.lines().find(|line| line.starts_with(command)).map(str::to_owned);
-    assert!(calls("cmdstat_evalsha:").unwrap().contains("calls=3,"), "{stats}");
-    assert_eq!(calls("cmdstat_eval:"), None);
-}
-
-/// Passes connections on to a server, each direction late by `delay`. Ends with the test's runtime.
-async fn slow_way(server: SocketAddr, delay: Duration) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(async move {
-        let mut ways = JoinSet::new();
-        while let Ok((near, _)) = listener.accept().await {
-            let far = TcpStream::connect(server).await.unwrap();
-            let ((near_in, near_out), (far_in, far_out)) = (near.into_split(), far.into_split());
-            ways.spawn(late(near_in, far_out, delay));
-            ways.spawn(late(far_in, near_out, delay));
-        }
-    });
-    address
-}
-
-async fn late(mut from: impl AsyncReadExt + Unpin, mut to: impl AsyncWriteExt + Unpin, delay: Duration) {
-    let (sender, mut receiver) = tokio::sync::mpsc::channel::<(tokio::time::Instant, Vec<u8>)>(1024);
-    let read = async {
-        let mut buffer = vec![0; 64 * 1024];
-        while let Ok(length @ 1..) = from.read(&mut buffer).await {
-            let due = tokio::time::Instant::now() + delay;
-            if sender.send((due, buffer[..length].to_vec())).await.is_err() {
-                return;
-            }
-        }
-    };
-    let write = async {
-        while let Some((due, bytes)) = receiver.recv().await {
-            tokio::time::sleep_until(due).await;
-            if to.write_all(&bytes).await.is_err() {
-                return;
-            }
-        }
-    };
-    tokio::join!(read, write);
 }

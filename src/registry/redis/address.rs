@@ -16,30 +16,30 @@ const SENTINEL_PORT: u16 = 26379;
 pub enum RedisUrlError {
     /// The beginning is unknown.
     #[error(
-        "the store is not an address that begins with redis://, rediss:// (TLS), unix://, redis+sentinel://, \
-         rediss+sentinel://, redis+cluster:// or rediss+cluster://"
+        "'memory' or redis://HOST[:PORT][/DB] is allowed; with TLS rediss://, for a Unix socket unix:///PATH, for \
+         Sentinel redis+sentinel://HOST[,HOST...]/MASTER-NAME, for a cluster redis+cluster://HOST[,HOST...]"
     )]
     Scheme,
     /// The rest does not fit the beginning.
-    #[error("the store's address is not of the form {0}")]
+    #[error("{0} is allowed")]
     Form(&'static str),
     /// A parameter after the question mark.
     #[error(
-        "the store's address has an unknown parameter; allowed are ca=FILE (with rediss://), and sentinel_user=USER \
-         and sentinel_password=PASSWORD (with redis+sentinel://)"
+        "an unknown parameter; allowed are ca=FILE (with rediss://), and sentinel_user=USER and \
+         sentinel_password=PASSWORD (with redis+sentinel://)"
     )]
     Parameter,
     /// The CA's file.
-    #[error("the store's address (redis://…?ca=FILE): {0}: {1}")]
+    #[error("the CA's file of rediss://...?ca={0}: {1}")]
     Ca(String, String),
 }
 
 const SINGLE: &str = "redis://[USER:PASSWORD@]HOST[:PORT][/DB] (rediss:// with TLS)";
-const UNIX: &str = "unix:///PATH[?db=DB] (for TCP it is redis://)";
-const SENTINEL: &str = "redis+sentinel://[USER:PASSWORD@]HOST[:PORT][,HOST[:PORT]…]/MASTER-NAME[/DB] \
+const UNIX: &str = "unix:///PATH[?db=DB]";
+const SENTINEL: &str = "redis+sentinel://[USER:PASSWORD@]HOST[:PORT][,HOST[:PORT]...]/MASTER-NAME[/DB] \
                         (rediss+sentinel:// with TLS)";
 const CLUSTER: &str =
-    "redis+cluster://[USER:PASSWORD@]HOST[:PORT][,HOST[:PORT]…] (rediss+cluster:// with TLS)";
+    "redis+cluster://[USER:PASSWORD@]HOST[:PORT][,HOST[:PORT]...] (rediss+cluster:// with TLS)";
 
 /// How the master of a record is found.
 #[derive(Clone, Debug)]
@@ -289,7 +289,7 @@ mod tests {
             "redis+cluster://user:secret@a,,b",
         ] {
             let error = Address::parse(text).err().unwrap_or_else(|| panic!("{text}")).to_string();
-            assert!(error.contains("redis") && !error.contains("secret"), "{text}: {error}");
+            assert!(error.contains("allowed") && !error.contains("secret"), "{text}: {error}");
         }
         let error = Address::parse("rediss://user:secret@host?ca=/no/such.pem").err().unwrap().to_string();
         assert!(error.contains("/no/such.pem: No such file") && !error.contains("secret"), "{error}");

@@ -20,7 +20,7 @@ const CONNECT_ATTEMPT: Duration = Duration::from_secs(1);
 const CONNECT_MEMBER: Duration = Duration::from_millis(400);
 
 /// How often a cluster's client tries a call that was redirected, or whose server was gone.
-const CLUSTER_RETRIES: u32 = 4;
+const CLUSTER_RETRIES: u32 = 3;
 
 /// The longest and the shortest pause between these, in milliseconds.
 const CLUSTER_RETRY_PAUSE: (u64, u64) = (20, 200);

@@ -50,7 +50,7 @@ const GIVE_UP: Duration = Duration::from_secs(3);
 
 /// How often the Sentinels are asked whether the master is still the one that is used. A master that knows it was replaced
 /// drops its connections; this finds the one that does not know.
-const SENTINEL_INTERVAL: Duration = Duration::from_secs(5);
+const SENTINEL_INTERVAL: Duration = Duration::from_secs(2);
 
 /// How often a cluster that has lost a part is connected to anew.
 const REPAIR_INTERVAL: Duration = Duration::from_secs(2);
