@@ -234,7 +234,7 @@ pub struct Args {
     pub heartbeat: Duration,
 
     /// The reactor's store: 'memory', redis://[USER:PASSWORD@]HOST[:PORT][/DB], rediss:// with TLS, or
-    /// redis+sentinel://HOST[,HOST...]/MASTER-NAME or redis+cluster://HOST[,HOST...]; docs/OPERATING.md says more
+    /// redis+sentinel://HOST[,HOST...]/MASTER-NAME or redis+cluster://HOST[,HOST...]; see docs/OPERATING.md
     #[arg(
         long,
         env = "LB_STORE",
