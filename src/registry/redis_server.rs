@@ -120,6 +120,11 @@ impl RedisServer {
 
     /// What `redis-cli` says when it is given this; fails the test when that is an error.
     pub fn cli(&self, words: &[&str]) -> String {
+        self.try_cli(words).unwrap_or_else(|error| panic!("{words:?}: {error}"))
+    }
+
+    /// The same, or the error: the server refuses it, or drops connections at the moment.
+    pub fn try_cli(&self, words: &[&str]) -> Result<String, String> {
         let mut command = Command::new("redis-cli");
         match self.address {
             Some(address) => {
@@ -128,9 +133,11 @@ impl RedisServer {
             None => command.arg("-s").arg(self.socket()),
         };
         let output = command.arg("-e").args(words).output().expect("redis-cli is needed (redis-tools)");
-        let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-        assert!(output.status.success(), "{words:?}: {text} {}", String::from_utf8_lossy(&output.stderr));
-        text
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+        match output.status.success() {
+            true => Ok(text(&output.stdout)),
+            false => Err(format!("{} {}", text(&output.stdout), text(&output.stderr))),
+        }
     }
 
     /// The process id, to stop and continue it.

@@ -26,17 +26,16 @@ impl Cluster {
             introduce(&masters[0], other);
         }
         let cluster = Cluster { masters };
-        cluster.complete().await;
+        cluster.complete(3).await;
         cluster
     }
 
-    async fn complete(&self) {
+    async fn complete(&self, members: usize) {
+        let known = format!("cluster_known_nodes:{members}");
         let complete = async || {
             let ok = |master: &RedisServer| {
                 let info = master.cli(&["CLUSTER", "INFO"]);
-                ["cluster_state:ok", "cluster_slots_ok:16384", "cluster_known_nodes:3"]
-                    .iter()
-                    .all(|line| info.contains(line))
+                ["cluster_state:ok", "cluster_slots_ok:16384", &known].iter().all(|line| info.contains(line))
             };
             self.masters.iter().all(ok).then_some(())
         };
@@ -63,6 +62,24 @@ impl Cluster {
     }
 }
 
+/// Gives a master a replica, and waits until that is up to date.
+async fn replicate(cluster: &Cluster, master: usize) -> RedisServer {
+    let replica = member();
+    introduce(&cluster.masters[0], &replica);
+    cluster.complete(4).await;
+    let id = cluster.masters[master].cli(&["CLUSTER", "MYID"]);
+    let known = async || replica.cli(&["CLUSTER", "NODES"]).contains(&id).then_some(());
+    eventually("the master is known", known).await;
+    replica.cli(&["CLUSTER", "REPLICATE", &id]);
+    let ready = async || {
+        let synced = replica.cli(&["INFO", "replication"]).contains("master_link_status:up");
+        let told = cluster.masters.iter().all(|member| member.cli(&["CLUSTER", "NODES"]).contains(" slave "));
+        (synced && told).then_some(())
+    };
+    eventually("a replica that is up to date", ready).await;
+    replica
+}
+
 /// A server whose masters go on when another one is gone.
 fn member() -> RedisServer {
     let bus = free_address().port().to_string();
@@ -77,6 +94,8 @@ fn member() -> RedisServer {
         "1000",
         "--cluster-config-file",
         "nodes.conf",
+        "--repl-diskless-sync-delay",
+        "0",
     ])
 }
 
@@ -201,6 +220,26 @@ async fn a_master_that_hangs_costs_its_own_records_only() {
         cluster.masters[hanging].signal(libc::SIGCONT);
         let back = eventually("the whole cluster", async || store.memory()).await;
         assert_eq!(back.generation, before.generation, "nothing was lost");
-        cluster.complete().await;
+        cluster.complete(3).await;
     }
+}
+
+#[tokio::test]
+async fn a_replica_that_takes_over_is_used() {
+    let mut cluster = Cluster::start().await;
+    let replica = replicate(&cluster, 1).await;
+    let store = connect(&cluster.url()).await;
+    let (name, before) = (cluster.names()[1].clone(), store.memory().unwrap());
+    set(&store, &stream(&name), "1").await;
+    let key = format!("lb:stream:{name}");
+    let replicated = async || replica.cli(&["KEYS", "*"]).contains(&key).then_some(());
+    eventually("the record on the replica", replicated).await;
+    cluster.masters[1].kill();
+    let begin = Instant::now();
+    let after = other_memory(&store, before).await;
+    measured("a master of the cluster was killed; its replica is used after", begin.elapsed());
+    assert!(after.age < Duration::from_secs(3), "what was written last may be lost: {after:?}");
+    assert_eq!(get(&store, &stream(&name)).await.as_deref(), Some("1"));
+    assert_eq!(store.write(vec![write(&stream(&name), Some("1"), Some("2"))]).await, Ok(vec![Written::Done]));
+    assert_eq!(connect(&cluster.url()).await.memory().unwrap().generation, after.generation);
 }

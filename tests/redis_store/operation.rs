@@ -41,31 +41,38 @@ impl std::io::Write for Log {
 }
 
 impl Log {
-    fn lines(&self) -> Vec<String> {
+    /// What all stores of this process log from now on.
+    fn start() -> Log {
+        let log = Log::default();
+        let writer = log.clone();
+        tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).init();
+        log
+    }
+
+    /// The lines about one store.
+    fn about(&self, store: SocketAddr) -> Vec<String> {
         let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
-        text.lines().filter(|line| line.contains("the store")).map(str::to_owned).collect()
+        let store = format!("store={store}/");
+        text.lines().filter(|line| line.contains(&store)).map(str::to_owned).collect()
     }
 }
 
 #[tokio::test]
 async fn an_outage_is_said_once_and_so_is_its_end() {
-    let log = Log::default();
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
-    let _guard = tracing::subscriber::set_default(subscriber);
+    let log = Log::start();
     let mut server = RedisServer::on_tcp(&["--requirepass", "secret"]);
     let address = server.address();
     server.kill();
     let begin = Instant::now();
     let store = Redis::start(&format!("redis://:secret@{address}/2")).unwrap();
-    eventually("the outage at the start", async || (log.lines().len() == 1).then_some(())).await;
+    eventually("the outage at the start", async || (log.about(address).len() == 1).then_some(())).await;
     assert!(begin.elapsed() < Duration::from_secs(1), "at once: {:?}", begin.elapsed());
     // Long enough for several more attempts.
     tokio::time::sleep(Duration::from_secs(2)).await;
     server.restart();
-    eventually("the end of it", async || (log.lines().len() > 1).then_some(())).await;
+    eventually("the end of it", async || (log.about(address).len() > 1).then_some(())).await;
     assert!(store.memory().is_some());
-    let lines = log.lines();
+    let lines = log.about(address);
     assert_eq!(lines.len(), 2, "{lines:#?}");
     let first =
         format!("WARN lb::registry::redis::keeper: the store cannot be reached store={address}/2 error=");
@@ -73,10 +80,11 @@ async fn an_outage_is_said_once_and_so_is_its_end() {
     assert!(lines[1].contains(" INFO lb::registry::redis::keeper: the store is reached"), "{}", lines[1]);
 
     let wrong = Redis::start(&format!("redis://:another-secret@{address}/2")).unwrap();
-    eventually("a wrong password", async || (log.lines().len() > 2).then_some(())).await;
-    assert!(log.lines()[2].contains("authentication failed"), "{}", log.lines()[2]);
+    eventually("a wrong password", async || (log.about(address).len() > 2).then_some(())).await;
+    let lines = log.about(address);
+    assert!(lines[2].contains("authentication failed"), "{}", lines[2]);
     assert_eq!(wrong.memory(), None);
-    assert!(!log.lines().iter().any(|line| line.contains("secret")), "{:#?}", log.lines());
+    assert!(!lines.iter().any(|line| line.contains("secret")), "{lines:#?}");
 }
 
 /// On a way that takes 50 ms in each direction.

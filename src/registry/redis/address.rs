@@ -42,7 +42,6 @@ const CLUSTER: &str =
     "redis+cluster://[USER:PASSWORD@]HOST[:PORT][,HOST[:PORT]...] (rediss+cluster:// with TLS)";
 
 /// How the master of a record is found.
-#[derive(Clone, Debug)]
 pub(super) enum Way {
     /// One server.
     Single(Box<Client>),
@@ -52,8 +51,7 @@ pub(super) enum Way {
     Cluster { seeds: Vec<ConnectionInfo> },
 }
 
-/// An address that was understood. Its `Debug` is not for logs; [`Address::place`] is.
-#[derive(Clone)]
+/// An address that was understood. Holds passwords and is never logged; [`Address::place`] is.
 pub(super) struct Address {
     pub(super) way: Way,
     /// Without user names and passwords.

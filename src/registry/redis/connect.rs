@@ -201,7 +201,7 @@ fn misuse(what: &'static str) -> RedisError {
 pub(super) fn describe(error: &RedisError) -> String {
     let source = std::error::Error::source(error);
     match (source, error.code()) {
-        (_, Some(code)) => format!("{} ({code})", error.category()),
+        (_, Some(code)) => format!("{} ({code})", error.category()).trim_start().to_owned(),
         (Some(source), None) if error.is_io_error() => format!("{}: {source}", error.category()),
         _ => error.category().to_owned(),
     }

@@ -61,7 +61,7 @@ pub(super) enum Lost {
 }
 
 /// Asks all masters who they are. An error: none of them can be used.
-pub(super) async fn look(on: &Connection, scripts: &Scripts, deadline: Duration) -> Result<Up, Lost> {
+pub(super) async fn probe(on: &Connection, scripts: &Scripts, deadline: Duration) -> Result<Up, Lost> {
     let lost = match timeout(deadline, whole(on, scripts)).await {
         Ok(Ok(whole)) => return Ok(Up { connection: on.clone(), whole }),
         Ok(Err(error)) => Lost::Broken(describe(&error)),

@@ -5,7 +5,7 @@
 
 use super::address::Address;
 use super::connect::{Connected, Connection, describe};
-use super::generation::{Lost, Up, Whole, look};
+use super::generation::{Lost, Up, Whole, probe};
 use super::scripts::Scripts;
 use super::{CALL_DEADLINE, PREFIX};
 use crate::registry::store::{Memory, Unreachable};
@@ -35,15 +35,15 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 /// The shortest and the longest pause between attempts to connect.
 const RECONNECT: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
-/// How often the servers are asked who they are.
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// How often the servers are probed.
+const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The shortest time between two such questions, however many callers ask for one.
-const LOOK_SPACING: Duration = Duration::from_millis(50);
+/// The shortest time between two probes, however many callers ask for one.
+const PROBE_SPACING: Duration = Duration::from_millis(50);
 
-/// How long they may take to answer. Together with the interval little more than a call's deadline, so that the second
+/// How long a probe may take. Together with the interval little more than a call's deadline, so that the second
 /// caller of a server that hangs is refused at once.
-const LOOK_DEADLINE: Duration = Duration::from_millis(700);
+const PROBE_DEADLINE: Duration = Duration::from_millis(700);
 
 /// How long a cluster of which nobody answers is still called.
 const GIVE_UP: Duration = Duration::from_secs(3);
@@ -61,7 +61,7 @@ pub(super) enum State {
     /// Not known yet, or just lost: callers wait.
     Connecting,
     /// Callers are refused.
-    Away,
+    Down,
     /// Callers are served.
     Up(Arc<Up>),
 }
@@ -73,8 +73,8 @@ pub(super) struct Shared {
     pub(super) channel: String,
     state: watch::Sender<State>,
     announcements: broadcast::Sender<Bytes>,
-    /// Asks for a look at the servers at once.
-    look: Notify,
+    /// Asks for a probe at once.
+    probe: Notify,
     /// Asks for another subscription.
     resubscribe: Notify,
     refused: Seldom,
@@ -90,7 +90,7 @@ impl Shared {
             channel,
             state: watch::Sender::new(State::Connecting),
             announcements: broadcast::Sender::new(ANNOUNCEMENTS_KEPT),
-            look: Notify::new(),
+            probe: Notify::new(),
             resubscribe: Notify::new(),
             refused: Seldom::default(),
         }
@@ -106,10 +106,10 @@ impl Shared {
         }
     }
 
-    /// Waits until the store is known to be away: there is no point in waiting for an answer any longer.
-    pub(super) async fn away(&self) {
+    /// Waits until the store is given up: there is no point in waiting for an answer any longer.
+    pub(super) async fn down(&self) {
         // The sender lives in `self`.
-        self.state.subscribe().wait_for(|state| matches!(state, State::Away)).await.ok();
+        self.state.subscribe().wait_for(|state| matches!(state, State::Down)).await.ok();
     }
 
     /// Waits until there is a connection.
@@ -120,15 +120,15 @@ impl Shared {
 
     /// Waits until it is known which generation a process of a server belongs to that says a record is missing. Until
     /// then this process may still take the memory for an old one, and the record for one that never was.
-    pub(super) async fn known(&self, process: &str) -> Result<(), Unreachable> {
+    pub(super) async fn generation_of(&self, process: &str) -> Result<(), Unreachable> {
         let known = |state: &State| match state {
             State::Connecting => false,
-            State::Away => true,
+            State::Down => true,
             State::Up(up) => up.whole.as_ref().is_none_or(|whole| whole.processes.contains(process)),
         };
         let mut state = self.state.subscribe();
         if !known(&state.borrow()) {
-            self.look.notify_one();
+            self.probe.notify_one();
         }
         match state.wait_for(known).await.as_deref() {
             Ok(State::Up(_)) => Ok(()),
@@ -136,7 +136,7 @@ impl Shared {
         }
     }
 
-    /// A call failed: looks whether the servers are still there. Callers of a connection that is surely broken wait for
+    /// A call failed: asks for a probe. Callers of a connection that is surely broken wait for
     /// the next one from now on.
     pub(super) fn failed(&self, used: &Connection, error: &RedisError) {
         if matches!(used, Connection::One(_)) && error.is_unrecoverable_error() {
@@ -148,7 +148,7 @@ impl Shared {
                 _ => false,
             });
         }
-        self.look.notify_one();
+        self.probe.notify_one();
         if error.code().is_some()
             && let Some(held_back) = self.refused.pass()
         {
@@ -157,9 +157,9 @@ impl Shared {
         }
     }
 
-    /// A call took too long: looks whether the servers are still there.
+    /// A call took too long: asks for a probe.
     pub(super) fn late(&self) {
-        self.look.notify_one();
+        self.probe.notify_one();
     }
 
     pub(super) fn memory(&self) -> Option<Memory> {
@@ -194,24 +194,24 @@ impl Shared {
 
 /// What was logged last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Said {
+enum Logged {
     Nothing,
-    Away,
-    Partly,
+    Down,
+    Degraded,
     Whole(u64),
 }
 
 /// The task. Ends when it is dropped.
 pub(super) struct Keeper {
     shared: Arc<Shared>,
-    said: Said,
+    logged: Logged,
     /// Keeps a connection that comes and goes from filling the log.
     lines: Seldom,
 }
 
 impl Keeper {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Keeper { shared, said: Said::Nothing, lines: Seldom::new(Duration::from_secs(1)) }
+        Keeper { shared, logged: Logged::Nothing, lines: Seldom::new(Duration::from_secs(1)) }
     }
 
     /// Runs for as long as it is polled.
@@ -230,13 +230,13 @@ impl Keeper {
                     self.shared.state.send_replace(match lost {
                         Lost::Broken(_) => State::Connecting,
                         // Callers have waited long enough for it.
-                        Lost::Silent => State::Away,
+                        Lost::Silent => State::Down,
                     });
-                    self.say_away(&lost.to_string());
+                    self.log_down(&lost.to_string());
                 }
                 Err(error) => {
-                    self.shared.state.send_replace(State::Away);
-                    self.say_away(&error);
+                    self.shared.state.send_replace(State::Down);
+                    self.log_down(&error);
                 }
             }
             sleep(pause.next().unwrap_or(RECONNECT.1)).await;
@@ -247,7 +247,7 @@ impl Keeper {
         let shared = self.shared.clone();
         let open = async move {
             let connected = shared.address.connect(CALL_DEADLINE).await.map_err(broken)?;
-            let up = look(&connected.connection, &shared.scripts, LOOK_DEADLINE).await?;
+            let up = probe(&connected.connection, &shared.scripts, PROBE_DEADLINE).await?;
             let masters = up.whole.as_ref().map_or(&[][..], |whole| &whole.masters);
             let subscription =
                 shared.address.subscribe(connected.server.as_ref(), masters, &shared.channel).await;
@@ -257,7 +257,7 @@ impl Keeper {
         let opened = match timeout(PATIENCE, &mut open).await {
             Ok(opened) => Ok(opened),
             Err(_) => {
-                self.shared.state.send_replace(State::Away);
+                self.shared.state.send_replace(State::Down);
                 timeout(CONNECT_DEADLINE, open).await
             }
         };
@@ -288,20 +288,20 @@ impl Keeper {
             // The member of a cluster that the subscription is on may be the one that is gone.
             self.shared.resubscribe.notify_one();
         }
-        self.say(generation.map_or(Said::Partly, Said::Whole), None);
+        self.log(generation.map_or(Logged::Degraded, Logged::Whole), None);
     }
 
-    /// Asks the servers again and again who they are, until they do not answer.
+    /// Probes the servers until they do not answer.
     async fn watch(&mut self, connected: &Connected) -> Lost {
         let shared = self.shared.clone();
         let mut connection = connected.connection.clone();
         let (mut answered, mut repaired, mut asked) = (Instant::now(), Instant::now(), Instant::now());
         loop {
-            // Also with many wishes for a look there is a pause between two.
-            sleep(LOOK_SPACING).await;
-            // Both ends of the wait mean the same: it is time.
-            timeout(LOOK_INTERVAL - LOOK_SPACING, shared.look.notified()).await.ok();
-            match look(&connection, &shared.scripts, LOOK_DEADLINE).await {
+            // However many callers ask for a probe.
+            sleep(PROBE_SPACING).await;
+            // Asked for, or due.
+            timeout(PROBE_INTERVAL - PROBE_SPACING, shared.probe.notified()).await.ok();
+            match probe(&connection, &shared.scripts, PROBE_DEADLINE).await {
                 Ok(up) => {
                     answered = Instant::now();
                     self.publish(up);
@@ -309,7 +309,7 @@ impl Keeper {
                 Err(lost) if connected.server.is_some() || answered.elapsed() > GIVE_UP => return lost,
                 Err(_) => self.publish(Up { connection: connection.clone(), whole: None }),
             }
-            if self.said == Said::Partly && repaired.elapsed() >= REPAIR_INTERVAL {
+            if shared.memory().is_none() && repaired.elapsed() >= REPAIR_INTERVAL {
                 repaired = Instant::now();
                 if let Some(up) = repair(&shared).await {
                     connection = up.connection.clone();
@@ -327,31 +327,33 @@ impl Keeper {
 
     /// Whether the Sentinels name another master. Sentinels that cannot be reached name none.
     async fn replaced(&self, connected: &Connected) -> Option<Lost> {
-        let master = timeout(CALL_DEADLINE, self.shared.address.master()).await.ok()??.ok()?;
+        let master = timeout(PROBE_DEADLINE, self.shared.address.master()).await.ok()??.ok()?;
         let (used, named) = (connected.server.as_ref()?, master.get_connection_info().addr());
         let other = used.get_connection_info().addr() != named;
         other.then(|| Lost::Broken(format!("Sentinel names another master, {named}")))
     }
 
-    fn say_away(&mut self, error: &str) {
-        self.say(Said::Away, Some(error));
+    fn log_down(&mut self, error: &str) {
+        self.log(Logged::Down, Some(error));
     }
 
-    /// One line for each change, and not more than one a second; what is held back is said at the next look.
-    fn say(&mut self, now: Said, error: Option<&str>) {
+    /// One line for each change, and not more than one a second; what is held back is logged after the next probe.
+    fn log(&mut self, now: Logged, error: Option<&str>) {
         let store = &self.shared.address.place;
-        if self.said == now {
+        if self.logged == now {
             tracing::debug!(%store, error, "still {now:?}");
             return;
         }
         let Some(held_back) = self.lines.pass() else { return };
         match now {
-            Said::Nothing => {}
-            Said::Away => tracing::warn!(%store, error, held_back, "the store cannot be reached"),
-            Said::Partly => tracing::warn!(%store, held_back, "a part of the store cannot be reached"),
-            Said::Whole(generation) => tracing::info!(%store, generation, held_back, "the store is reached"),
+            Logged::Nothing => {}
+            Logged::Down => tracing::warn!(%store, error, held_back, "the store cannot be reached"),
+            Logged::Degraded => tracing::warn!(%store, held_back, "a part of the store cannot be reached"),
+            Logged::Whole(generation) => {
+                tracing::info!(%store, generation, held_back, "the store is reached")
+            }
         }
-        self.said = now;
+        self.logged = now;
     }
 }
 
@@ -359,7 +361,7 @@ impl Keeper {
 /// is found by connecting anew. Nothing: that does not make the cluster whole.
 async fn repair(shared: &Shared) -> Option<Up> {
     let anew = timeout(CALL_DEADLINE, shared.address.connect(CALL_DEADLINE)).await.ok()?.ok()?;
-    let up = look(&anew.connection, &shared.scripts, LOOK_DEADLINE).await.ok()?;
+    let up = probe(&anew.connection, &shared.scripts, PROBE_DEADLINE).await.ok()?;
     up.whole.is_some().then_some(up)
 }
 
@@ -370,6 +372,7 @@ fn broken(error: RedisError) -> Lost {
 /// Passes on what is announced. Where there are other members of a cluster it goes on with another one; else it says why
 /// it ended.
 async fn follow(shared: &Shared, connected: &Connected, mut subscription: PubSub) -> Lost {
+    let mut masters = shared.masters();
     loop {
         let ended = pass_on(shared, &mut subscription).await;
         if connected.server.is_some() {
@@ -379,7 +382,11 @@ async fn follow(shared: &Shared, connected: &Connected, mut subscription: PubSub
             shared.announce_resync();
             continue;
         }
-        let masters = shared.masters();
+        // While a part is missing, those that were there before may have more members than the address names.
+        let now = shared.masters();
+        if !now.is_empty() {
+            masters = now;
+        }
         match shared.address.subscribe(None, &masters, &shared.channel).await {
             Ok(anew) => subscription = anew,
             Err(error) => return Lost::Broken(describe(&error)),

@@ -11,6 +11,9 @@
 //! | [`generation`] | which processes keep the records, and since when |
 //! | [`scripts`] | what a server does as one step |
 //!
+//! A write whose answer was lost may be sent again by the client of a cluster. The second time it is a conflict, with the
+//! record that the first one made.
+//!
 //! Whatever begins with `lb:` belongs to this program: a key of another type there counts as missing, is reported, and
 //! is replaced by the next write.
 
@@ -54,6 +57,9 @@ const BATCH: usize = 128;
 /// Records of all calls that may be under way. A server that does not answer takes this many and no more.
 const IN_FLIGHT: usize = 8192;
 
+/// Lists that may be under way; more of them wait for their turn.
+const LISTS: usize = 2;
+
 /// Keys that a server looks at for one step of a list: below a millisecond of its time.
 const SCAN_COUNT: usize = 1000;
 
@@ -64,6 +70,7 @@ const LIST_MAX: usize = 500_000;
 pub struct Redis {
     shared: Arc<Shared>,
     in_flight: Semaphore,
+    lists: Semaphore,
     overloaded: Seldom,
     foreign: Seldom,
     /// Ends the task that keeps the connection together with the store.
@@ -89,6 +96,7 @@ impl Redis {
         Ok(Redis {
             shared,
             in_flight: Semaphore::new(IN_FLIGHT),
+            lists: Semaphore::new(LISTS),
             overloaded: Seldom::default(),
             foreign: Seldom::default(),
             _keeper: AbortOnDropHandle::new(keeper),
@@ -126,7 +134,7 @@ impl Redis {
             let answers = join_all(items.iter().map(|item| step(up.connection.clone(), item)));
             let answers = tokio::select! {
                 answers = answers => answers,
-                () = self.shared.away() => return Err(Unreachable),
+                () = self.shared.down() => return Err(Unreachable),
             };
             for answer in answers {
                 replies.push(self.reply(&up.connection, answer).await?);
@@ -151,51 +159,52 @@ impl Redis {
             tracing::warn!(%store, held_back, "a key of ours holds what another program wrote; it counts as missing");
         }
         if let Reply::Record(Record { process: Some(process), .. }) = &reply {
-            self.shared.known(process).await?;
+            self.shared.generation_of(process).await?;
         }
         Ok(reply)
     }
 
     async fn read_all(&self, keys: &[Key]) -> Result<Vec<Read>, Unreachable> {
-        let read = &self.shared.scripts.read;
-        let step = |on: Connection, key| async move { read.call(&on, &text(key), &[]).await };
+        let replies = self.each(keys, |on, key| self.read_one(on, key)).await?;
         let record = |reply| match reply {
             Reply::Record(Record { value, now, .. }) => Ok(Read { value, now }),
             Reply::Done => Err(Unreachable),
         };
-        self.each(keys, step).await?.into_iter().map(record).collect()
+        replies.into_iter().map(record).collect()
+    }
+
+    async fn read_one(&self, on: Connection, key: &Key) -> RedisResult<Value> {
+        self.shared.scripts.read.call(&on, &text(key), &[]).await
     }
 
     async fn write_all(&self, writes: &[Write]) -> Result<Vec<Written>, Unreachable> {
-        let shared = &self.shared;
-        let step = |on: Connection, write: &Write| {
-            let key = text(&write.key);
-            let expiry = write.expiry.map_or(0, |expiry| expiry.as_millis().max(1)).to_string();
-            let args = [
-                flag(&write.expected),
-                bytes(&write.expected),
-                flag(&write.value),
-                bytes(&write.value),
-                expiry.as_bytes(),
-                flag(&write.announce),
-                shared.channel.as_bytes(),
-                bytes(&write.announce),
-            ]
-            .map(<[u8]>::to_vec);
-            async move {
-                let args: [&[u8]; 8] =
-                    std::array::from_fn(|index| args.get(index).map_or(&[][..], Vec::as_slice));
-                shared.scripts.write.call(&on, &key, &args).await
-            }
-        };
+        let replies = self.each(writes, |on, write| self.write_one(on, write)).await?;
         let written = |reply| match reply {
             Reply::Done => Written::Done,
             Reply::Record(Record { value, now, .. }) => Written::Conflict(Read { value, now }),
         };
-        Ok(self.each(writes, step).await?.into_iter().map(written).collect())
+        Ok(replies.into_iter().map(written).collect())
+    }
+
+    async fn write_one(&self, on: Connection, write: &Write) -> RedisResult<Value> {
+        // Zero is none; what expires within the millisecond expires after one.
+        let expiry = write.expiry.map_or(0, |expiry| expiry.as_millis().max(1)).to_string();
+        let args = [
+            flag(&write.expected),
+            bytes(&write.expected),
+            flag(&write.value),
+            bytes(&write.value),
+            expiry.as_bytes(),
+            flag(&write.announce),
+            self.shared.channel.as_bytes(),
+            bytes(&write.announce),
+        ];
+        self.shared.scripts.write.call(&on, &text(&write.key), &args).await
     }
 
     async fn list_all(&self, kind: Kind) -> Result<Vec<(Key, Read)>, Unreachable> {
+        // The semaphore is never closed.
+        let _turn = self.lists.acquire().await.map_err(|_| Unreachable)?;
         let up = self.shared.ready().await?;
         let masters = &up.whole.as_ref().ok_or(Unreachable)?.masters;
         let mut keys = HashSet::new();
