@@ -23,6 +23,19 @@ use tokio::time::timeout;
 /// The longest that a test waits for anything.
 const SOON: Duration = Duration::from_secs(20);
 
+/// What a user of the store may do, as docs/OPERATING.md says.
+const RIGHTS: &str =
+    "~lb:* &lb:* +eval +evalsha +get +set +del +expire +time +info +scan +publish +subscribe";
+
+/// What it needs in a cluster besides.
+const CLUSTER_RIGHTS: &str = "+cluster|info +cluster|slots +asking +ping";
+
+/// Makes a user `reactor` with the password `secret`.
+fn make_user(server: &redis_server::RedisServer, rights: &str) {
+    let words = format!("ACL SETUSER reactor on >secret {rights}");
+    server.cli(&words.split(' ').collect::<Vec<_>>());
+}
+
 /// A store that is connected.
 async fn connect(url: &str) -> Redis {
     let store = Redis::start(url).unwrap();

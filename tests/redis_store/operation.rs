@@ -10,12 +10,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
 #[tokio::test]
-async fn a_user_needs_these_rights_and_no_others() {
+async fn these_rights_of_a_user_are_enough() {
     let server = RedisServer::on_tcp(&[]);
-    let rights =
-        "on >secret ~lb:* &lb:* +eval +evalsha +get +set +del +expire +time +info +scan +publish +subscribe";
-    let words: Vec<_> = ["ACL", "SETUSER", "reactor"].into_iter().chain(rights.split(' ')).collect();
-    server.cli(&words);
+    make_user(&server, RIGHTS);
     let store = connect(&server.url().replace("redis://", "redis://reactor:secret@")).await;
     let mut announcements = store.announcements();
     let change = announcing(write(&stream("x"), None, Some("1")), "changed");

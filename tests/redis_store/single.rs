@@ -256,6 +256,21 @@ async fn a_restarted_server_is_found_again_with_another_memory() {
     assert_eq!(heard(&mut announcements).await, "again");
 }
 
+/// What the other one was told meanwhile may be lost.
+#[tokio::test]
+async fn a_server_that_was_a_replica_for_a_while_has_another_memory() {
+    let (server, other) = (RedisServer::on_tcp(&[]), RedisServer::on_tcp(&[]));
+    let store = connect(&server.url()).await;
+    let before = store.memory().unwrap();
+    let (ip, port) = (other.address().ip().to_string(), other.address().port().to_string());
+    server.cli(&["REPLICAOF", &ip, &port]);
+    eventually("the loss", async || store.memory().is_none().then_some(())).await;
+    server.cli(&["REPLICAOF", "NO", "ONE"]);
+    let after = other_memory(&store, before).await;
+    assert!(after.age < Duration::from_secs(5), "{after:?}");
+    set(&store, &stream("x"), "1").await;
+}
+
 /// The first answer of a server that came back empty must not be taken for one of the old memory.
 #[tokio::test]
 async fn no_record_is_missed_while_the_memory_is_still_the_old_one() {

@@ -8,7 +8,7 @@ use super::PREFIX;
 use super::connect::{Connection, describe};
 use super::scripts::Scripts;
 use crate::registry::store::Memory;
-use redis::{ErrorKind, RedisResult, Value};
+use redis::{Cmd, ErrorKind, RedisResult};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use tokio::time::{Instant, timeout};
 const KEPT: Duration = Duration::from_secs(24 * 3600);
 
 /// The slots of every cluster.
-const SLOTS: u64 = 16384;
+const SLOTS: usize = 16384;
 
 /// A connection that works.
 pub(super) struct Up {
@@ -69,7 +69,7 @@ pub(super) async fn probe(on: &Connection, scripts: &Scripts, deadline: Duration
     };
     // One of the masters of a cluster does not answer; is there any that does?
     if let Connection::Cluster(_) = on
-        && let Ok(Ok(_)) = timeout(deadline, cluster_size(on)).await
+        && let Ok(Ok(_)) = timeout(deadline, on.call(cluster_info())).await
     {
         return Ok(Up { connection: on.clone(), whole: None });
     }
@@ -90,8 +90,7 @@ async fn whole(connection: &Connection, scripts: &Scripts) -> RedisResult<Option
             Connection::Cluster(_) => Ok(None),
         };
     }
-    if matches!(connection, Connection::Cluster(_)) && cluster_size(connection).await? != Some(servers.len())
-    {
+    if matches!(connection, Connection::Cluster(_)) && !complete(connection, servers.len()).await? {
         return Ok(None);
     }
     let ids = |texts: &[(String, String)], name| -> BTreeSet<String> {
@@ -117,17 +116,23 @@ async fn whole(connection: &Connection, scripts: &Scripts) -> RedisResult<Option
     }))
 }
 
-/// How many masters a cluster has that serves all of its slots, as one of its members sees it.
-async fn cluster_size(connection: &Connection) -> RedisResult<Option<usize>> {
+/// Whether these are all masters of a cluster, and each of them serves its slots: one that has just joined refuses calls
+/// for a while.
+async fn complete(connection: &Connection, masters: usize) -> RedisResult<bool> {
+    let serves = |info: &str| {
+        let number = |name| line(info, name).and_then(|number| number.parse().ok());
+        line(info, "cluster_state") == Some("ok")
+            && number("cluster_slots_ok") == Some(SLOTS)
+            && number("cluster_size") == Some(masters)
+    };
+    let said = connection.on_masters(cluster_info()).await?;
+    Ok(said.len() == masters && said.iter().all(|(_, info)| serves(info)))
+}
+
+fn cluster_info() -> Cmd {
     let mut info = redis::cmd("CLUSTER");
     info.arg("INFO");
-    let info: String = match connection.call(info).await? {
-        Value::BulkString(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
-        other => redis::from_redis_value(other)?,
-    };
-    let number = |name| line(&info, name).and_then(|number| number.parse::<u64>().ok());
-    let complete = number("cluster_slots_ok") == Some(SLOTS);
-    Ok(number("cluster_size").filter(|_| complete).and_then(|size| usize::try_from(size).ok()))
+    info
 }
 
 /// A field of what `INFO` says.
