@@ -247,3 +247,24 @@ async fn a_replica_that_takes_over_is_used() {
     assert_eq!(store.write(vec![write(&stream(&name), Some("1"), Some("2"))]).await, Ok(vec![Written::Done]));
     assert_eq!(connect(&cluster.url()).await.memory().unwrap().generation, after.generation);
 }
+
+/// The client of a cluster follows to another master by itself, before this process knows which generation it is of.
+#[tokio::test]
+async fn no_record_is_missed_while_a_replica_takes_over() {
+    let cluster = Cluster::start().await;
+    let replica = replicate(&cluster, 1).await;
+    let store = connect(&cluster.url()).await;
+    let (key, before) = (stream(&cluster.names()[1]), store.memory().unwrap());
+    set(&store, &key, "1").await;
+    // What was written is lost with the old master.
+    replica.cli(&["CONFIG", "SET", "replica-read-only", "no"]);
+    eventually("the record on the replica", async || (replica.cli(&["DBSIZE"]) != "0").then_some(())).await;
+    replica.cli(&["FLUSHALL"]);
+    replica.cli(&["CLUSTER", "FAILOVER", "TAKEOVER"]);
+    eventually("an answer of the replica", async || match store.read(vec![key.clone()]).await {
+        Ok(reads) if reads[0].value.is_none() => Some(()),
+        _ => None,
+    })
+    .await;
+    assert_ne!(store.memory().map(|memory| memory.generation), Some(before.generation));
+}

@@ -116,3 +116,25 @@ async fn sentinels_that_are_away_hurt_nobody_who_is_connected() {
     assert_eq!(store.memory().unwrap().generation, generation);
     assert_eq!(late.memory().unwrap().generation, generation);
 }
+
+/// As when a master that the Sentinels have replaced cannot hear them, and takes itself for the master still.
+#[tokio::test]
+async fn a_master_that_does_not_know_of_its_successor_is_left() {
+    let (old, new) = (RedisServer::on_tcp(&[]), RedisServer::on_tcp(&[]));
+    let monitor = |server: &RedisServer| {
+        let (ip, port) = words(server.address());
+        format!("SENTINEL MONITOR main {ip} {port} 1")
+    };
+    let sentinel = RedisServer::sentinel("");
+    let say = |line: &str| sentinel.cli(&line.split(' ').collect::<Vec<_>>());
+    say(&monitor(&old));
+    let store = connect(&format!("redis+sentinel://{}/main", sentinel.address())).await;
+    let before = store.memory().unwrap();
+    say("SENTINEL REMOVE main");
+    say(&monitor(&new));
+    let begin = Instant::now();
+    other_memory(&store, before).await;
+    measured("a master that does not know of its successor was left", begin.elapsed());
+    set(&store, &stream("x"), "1").await;
+    assert_eq!(new.cli(&["EXISTS", "lb:stream:x"]), "1");
+}
