@@ -228,6 +228,36 @@ async fn a_master_that_hangs_costs_its_own_records_only() {
     }
 }
 
+/// A client that does not reach a master waits for it when it learns the masters anew, and all callers with it.
+#[tokio::test]
+async fn a_master_that_hung_before_the_start_holds_nobody_up() {
+    let cluster = Cluster::start().await;
+    let names = cluster.names();
+    set(&connect(&cluster.url()).await, &stream(&names[0]), "1").await;
+    cluster.masters[1].signal(libc::SIGSTOP);
+    let store = connect(&cluster.url()).await;
+    let gone = vec![stream(&names[1])];
+    eventually("the cluster's verdict", async || {
+        let begin = Instant::now();
+        assert_eq!(store.read(gone.clone()).await, Err(Unreachable));
+        (begin.elapsed() < Duration::from_millis(5)).then_some(())
+    })
+    .await;
+    let (mut slowest, all) = (Duration::ZERO, Instant::now());
+    while all.elapsed() < Duration::from_secs(3) {
+        assert_eq!(store.read(gone.clone()).await, Err(Unreachable));
+        let begin = Instant::now();
+        assert_eq!(get(&store, &stream(&names[0])).await.as_deref(), Some("1"));
+        slowest = slowest.max(begin.elapsed());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    measured("the slowest call beside a master that hung before the start", slowest);
+    assert!(slowest < Duration::from_millis(300), "{slowest:?}");
+    cluster.masters[1].signal(libc::SIGCONT);
+    eventually("the whole cluster", async || store.memory()).await;
+    set(&store, &gone[0], "1").await;
+}
+
 #[tokio::test]
 async fn a_replica_that_takes_over_is_used() {
     let mut cluster = Cluster::start().await;

@@ -28,7 +28,7 @@ const RIGHTS: &str =
     "~lb:* &lb:* +eval +evalsha +get +set +del +expire +time +info +scan +publish +subscribe";
 
 /// What it needs in a cluster besides.
-const CLUSTER_RIGHTS: &str = "+cluster|info +cluster|slots +asking +ping";
+const CLUSTER_RIGHTS: &str = "+cluster|info +cluster|nodes +cluster|slots +asking +ping";
 
 /// Makes a user `reactor` with the password `secret`.
 fn make_user(server: &redis_server::RedisServer, rights: &str) {

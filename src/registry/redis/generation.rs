@@ -8,9 +8,11 @@ use super::PREFIX;
 use super::connect::{Connection, describe};
 use super::scripts::Scripts;
 use crate::registry::store::Memory;
+use redis::cluster_routing::Slot;
 use redis::{Cmd, ErrorKind, RedisResult};
 use sha2::{Digest, Sha256};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, timeout};
 
@@ -25,6 +27,9 @@ pub(super) struct Up {
     pub(super) connection: Connection,
     /// All masters answer, and are these. Nothing: a part of the cluster is missing.
     pub(super) whole: Option<Whole>,
+    /// The slots of masters that the cluster has found to have failed. Calls for these are refused at once: the client
+    /// would wait for those masters, and everybody else with it.
+    pub(super) failed: Arc<HashSet<Slot>>,
 }
 
 /// What all masters together are.
@@ -63,15 +68,19 @@ pub(super) enum Lost {
 /// Asks all masters who they are. An error: none of them can be used.
 pub(super) async fn probe(on: &Connection, scripts: &Scripts, deadline: Duration) -> Result<Up, Lost> {
     let lost = match timeout(deadline, whole(on, scripts)).await {
-        Ok(Ok(whole)) => return Ok(Up { connection: on.clone(), whole }),
+        Ok(Ok(Some(whole))) => {
+            return Ok(Up { connection: on.clone(), whole: Some(whole), failed: Arc::default() });
+        }
+        Ok(Ok(None)) => Lost::Broken("the cluster is not complete".to_owned()),
         Ok(Err(error)) => Lost::Broken(describe(&error)),
         Err(_) => Lost::Silent,
     };
-    // One of the masters of a cluster does not answer; is there any that does?
+    // One of the masters of a cluster does not answer, or serves nobody; is there any that does?
     if let Connection::Cluster(_) = on
-        && let Ok(Ok(_)) = timeout(deadline, on.call(cluster_info())).await
+        && let Ok(Ok(nodes)) = timeout(deadline, on.call(cluster("NODES"))).await
+        && let Ok(nodes) = redis::from_redis_value::<String>(nodes)
     {
-        return Ok(Up { connection: on.clone(), whole: None });
+        return Ok(Up { connection: on.clone(), whole: None, failed: Arc::new(failed_slots(&nodes)) });
     }
     Err(lost)
 }
@@ -125,14 +134,31 @@ async fn complete(connection: &Connection, masters: usize) -> RedisResult<bool> 
             && number("cluster_slots_ok") == Some(SLOTS)
             && number("cluster_size") == Some(masters)
     };
-    let said = connection.on_masters(cluster_info()).await?;
+    let said = connection.on_masters(cluster("INFO")).await?;
     Ok(said.len() == masters && said.iter().all(|(_, info)| serves(info)))
 }
 
-fn cluster_info() -> Cmd {
-    let mut info = redis::cmd("CLUSTER");
-    info.arg("INFO");
-    info
+fn cluster(subcommand: &str) -> Cmd {
+    let mut cluster = redis::cmd("CLUSTER");
+    cluster.arg(subcommand);
+    cluster
+}
+
+/// The slots of masters that a majority of the others says have failed, from what `CLUSTER NODES` says. A line is: id,
+/// address, flags, master, ping, pong, epoch, link, and then the ranges of slots.
+fn failed_slots(nodes: &str) -> HashSet<Slot> {
+    let mut failed = HashSet::new();
+    for line in nodes.lines() {
+        let mut fields = line.split_ascii_whitespace();
+        if fields.nth(2).is_some_and(|flags| flags.split(',').any(|flag| flag == "fail")) {
+            let ranges = fields.skip(5).filter_map(|range| {
+                let (first, last) = range.split_once('-').unwrap_or((range, range));
+                Some(first.parse().ok()?..=last.parse().ok()?)
+            });
+            failed.extend(ranges.flatten().take(SLOTS).filter_map(Slot::new));
+        }
+    }
+    failed
 }
 
 /// A field of what `INFO` says.
@@ -148,4 +174,22 @@ fn digest<T: AsRef<[u8]>>(parts: impl IntoIterator<Item = T>) -> u64 {
     }
     let digest: [u8; 32] = digest.finalize().into();
     u64::from_be_bytes(std::array::from_fn(|index| digest.get(index).copied().unwrap_or_default()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_slots_of_masters_that_failed_are_known() {
+        let nodes = "\
+            a 127.0.0.1:7000@17000 myself,master - 0 0 1 connected 0-5460\n\
+            b 127.0.0.1:7001@17001 master,fail - 1 1 2 disconnected 5461-5463 6000 [93-<-a]\n\
+            c 127.0.0.1:7002@17002 master,fail? - 1 1 3 connected 10923-16383\n\
+            d 127.0.0.1:7003@17003 master,fail - 1 1 4 disconnected\n\
+            e 127.0.0.1:7004@17004 slave,fail b 1 1 2 disconnected\n";
+        let slots = [5461, 5462, 5463, 6000].map(|slot| Slot::new(slot).unwrap());
+        assert_eq!(failed_slots(nodes), HashSet::from(slots));
+        assert!(failed_slots("garbage fail fail fail - -").is_empty());
+    }
 }

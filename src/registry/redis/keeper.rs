@@ -15,6 +15,8 @@ use bytes::Bytes;
 use futures::StreamExt;
 use redis::RedisError;
 use redis::aio::PubSub;
+use redis::cluster_routing::Slot;
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Notify, broadcast, watch};
@@ -173,6 +175,13 @@ impl Shared {
         self.announcements.subscribe()
     }
 
+    fn failed_slots(&self) -> Arc<HashSet<Slot>> {
+        match &*self.state.borrow() {
+            State::Up(up) => up.failed.clone(),
+            _ => Arc::default(),
+        }
+    }
+
     fn masters(&self) -> Vec<String> {
         match &*self.state.borrow() {
             State::Up(up) => up.whole.as_ref().map(|whole| whole.masters.clone()).unwrap_or_default(),
@@ -307,7 +316,10 @@ impl Keeper {
                     self.publish(up);
                 }
                 Err(lost) if connected.server.is_some() || answered.elapsed() > GIVE_UP => return lost,
-                Err(_) => self.publish(Up { connection: connection.clone(), whole: None }),
+                Err(_) => {
+                    let failed = shared.failed_slots();
+                    self.publish(Up { connection: connection.clone(), whole: None, failed });
+                }
             }
             if shared.memory().is_none() && repaired.elapsed() >= REPAIR_INTERVAL {
                 repaired = Instant::now();

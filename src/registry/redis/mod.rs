@@ -32,6 +32,7 @@ use bytes::Bytes;
 use connect::Connection;
 use futures::future::{BoxFuture, FutureExt, join_all};
 use keeper::{Keeper, Shared};
+use redis::cluster_routing::Slot;
 use redis::{RedisResult, Value};
 use scripts::{Record, Reply};
 use std::collections::HashSet;
@@ -116,7 +117,12 @@ impl Redis {
     }
 
     /// One step for each of some records, all under way together. In their order.
-    async fn each<'a, T, F>(&'a self, items: &'a [T], step: impl Fn(Connection, &'a T) -> F) -> Replies
+    async fn each<'a, T, F>(
+        &'a self,
+        items: &'a [T],
+        key: impl Fn(&T) -> &Key,
+        step: impl Fn(Connection, &'a T) -> F,
+    ) -> Replies
     where
         F: Future<Output = RedisResult<Value>>,
     {
@@ -131,6 +137,10 @@ impl Redis {
                 return Err(Unreachable);
             };
             let up = self.shared.ready().await?;
+            let failed = |item| up.failed.contains(&Slot::for_key(text(key(item))));
+            if !up.failed.is_empty() && items.iter().any(failed) {
+                return Err(Unreachable);
+            }
             let answers = join_all(items.iter().map(|item| step(up.connection.clone(), item)));
             let answers = tokio::select! {
                 answers = answers => answers,
@@ -165,7 +175,7 @@ impl Redis {
     }
 
     async fn read_all(&self, keys: &[Key]) -> Result<Vec<Read>, Unreachable> {
-        let replies = self.each(keys, |on, key| self.read_one(on, key)).await?;
+        let replies = self.each(keys, |key| key, |on, key| self.read_one(on, key)).await?;
         let record = |reply| match reply {
             Reply::Record(Record { value, now, .. }) => Ok(Read { value, now }),
             Reply::Done => Err(Unreachable),
@@ -178,7 +188,7 @@ impl Redis {
     }
 
     async fn write_all(&self, writes: &[Write]) -> Result<Vec<Written>, Unreachable> {
-        let replies = self.each(writes, |on, write| self.write_one(on, write)).await?;
+        let replies = self.each(writes, |write| &write.key, |on, write| self.write_one(on, write)).await?;
         let written = |reply| match reply {
             Reply::Done => Written::Done,
             Reply::Record(Record { value, now, .. }) => Written::Conflict(Read { value, now }),
