@@ -233,7 +233,8 @@ pub struct Args {
     )]
     pub heartbeat: Duration,
 
-    /// The reactor's store: 'memory', or redis://[USER:PASSWORD@]HOST[:PORT][/DB]
+    /// The reactor's store: 'memory', redis://[USER:PASSWORD@]HOST[:PORT][/DB], rediss:// with TLS, or
+    /// redis+sentinel://HOST[,HOST...]/MASTER-NAME or redis+cluster://HOST[,HOST...]; see docs/OPERATING.md
     #[arg(
         long,
         env = "LB_STORE",

@@ -3,6 +3,7 @@
 use crate::cli::{Args, PullBy, Role};
 use crate::client::Urls;
 use crate::ids::Origin;
+use crate::registry::Redis;
 use crate::steps::{Config, ConfigError, definition, engine};
 use crate::web::{Secret, Template};
 use clap::ValueEnum;
@@ -135,9 +136,8 @@ impl Plan {
         let template = Template::parse(&template)
             .and_then(|template| template.check(&engine::check_answer).map(|()| template))
             .map_err(|error| flag("--watcher-template", format!("{template_file}: {error}")))?;
-        if args.store != "memory" && !args.store.starts_with("redis://") && !args.store.starts_with("unix://")
-        {
-            return Err(flag("--store", "'memory' or redis://HOST[:PORT][/DB] is allowed".to_owned()));
+        if args.store != "memory" {
+            Redis::check(&args.store).map_err(|error| flag("--store", error.to_string()))?;
         }
         let sources = match &args.config {
             Some(_) if !roles.is_node() => {
@@ -296,6 +296,12 @@ mod tests {
             ),
             (&["--role", "ingest", "--advertise", "a b"], "--advertise: 'a b' is not an origin"),
             (&["--role", "reactor", "--store", "mysql"], "--store: 'memory' or redis://"),
+            (&["--role", "reactor", "--store", "redis://host:port"], "--store: redis://[USER:PASSWORD@]HOST"),
+            (&["--role", "reactor", "--store", "redis+sentinel://host"], "/MASTER-NAME[/DB]"),
+            (
+                &["--role", "reactor", "--store", "rediss://host?ca=/nonexistent"],
+                "?ca=/nonexistent: No such file",
+            ),
             (&["--role", "reactor", "--config", "x"], "--config: only the roles"),
             (&["--role", "ingest", "--config", "/nonexistent"], "/nonexistent: cannot be read"),
             (&["--role", "ingest", "--reactor-url", "ftp://x"], "--reactor-url: "),

@@ -16,7 +16,7 @@ use crate::ids::{NodeId, Origin};
 use crate::listen;
 use crate::net::{self, routes::Routes};
 use crate::published::Published;
-use crate::registry::{self, Memory, Registry};
+use crate::registry::{self, Memory, Redis, Registry};
 use crate::relay::{self, Feeds, Gather};
 use crate::steps::reactors::{Identity, Reactors};
 use crate::steps::{ConfigError, Engine, Parts, engine};
@@ -231,10 +231,10 @@ fn reactor_routes(
     };
     let store: Arc<dyn registry::store::Store> = match plan.args.store.as_str() {
         "memory" => Arc::new(Memory::new()),
-        other => {
-            let why = format!("'{other}' is not a store; memory is");
-            return Err(config::Error::Flag { flag: "--store", why }.into());
-        }
+        url => Arc::new(
+            Redis::start(url)
+                .map_err(|error| config::Error::Flag { flag: "--store", why: error.to_string() })?,
+        ),
     };
     let registry = Registry::start(store, settings);
     let token = plan.token.as_deref().map(Secret::new).transpose().map_err(start_error)?;

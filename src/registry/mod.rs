@@ -28,6 +28,7 @@ mod heartbeat;
 mod known;
 mod memory;
 mod record;
+mod redis;
 mod rules;
 mod settle;
 #[cfg(test)]
@@ -39,6 +40,7 @@ mod sweep;
 
 pub use calls::Registry;
 pub use memory::Memory;
+pub use redis::{Redis, RedisUrlError};
 
 use crate::api::{Change, StreamEntry};
 use crate::ids::{NodeId, Origin, SessionId, StreamName};
