@@ -272,7 +272,10 @@ impl Roster {
         let Some(in_flight) = self.in_flight.take() else {
             return Next::More;
         };
-        self.ended.drain(..in_flight.ended.min(self.ended.len()));
+        // A reactor that asks for everything may have taken in nothing of this call. An end that is told twice ends once.
+        if !reply.want_all {
+            self.ended.drain(..in_flight.ended.min(self.ended.len()));
+        }
         self.since = Some(reply.since.clone()).filter(|since| !since.is_empty());
         let silent = self.judge(&in_flight.named, reply);
         self.state = match in_flight.then {

@@ -270,3 +270,16 @@ fn a_stream_that_a_reactor_says_nothing_of_is_named_in_each_regular_heartbeat_un
     let named = (0..2000 / AUDIT_STREAMS).filter(|_| beat(Occasion::Regular, true).0).count();
     assert!(named <= 1, "it is one of 2,000 now");
 }
+
+#[test]
+fn an_end_is_told_again_to_a_reactor_that_asks_for_everything() {
+    let mut roster = Roster::with(small());
+    roster.end(PublisherRelease { stream_name: name(1), session: SessionId::random() });
+    let asks = HeartbeatReply { since: "1".to_owned(), want_all: true, ..HeartbeatReply::default() };
+    let takes = HeartbeatReply { want_all: false, ..asks.clone() };
+    for reply in [asks, takes] {
+        assert_eq!(roster.next(Occasion::Early).ended.len(), 1);
+        roster.answered(&reply);
+    }
+    assert_eq!(roster.next(Occasion::Early).ended.len(), 0);
+}
