@@ -48,7 +48,7 @@ fn carry_out(plan: Plan) -> Result<(), node::Error> {
 fn start_logging(args: &Args) -> Result<(), node::Error> {
     // The engine writes two spans a message at `info`, which would cost more than the message.
     let engine = if args.log.contains("mmids_core") { "" } else { ",mmids_core=warn" };
-    // The store says what happens to it; the client of a cluster says the same for each call.
+    // The store logs its outages; the crate logs each call that fails in one.
     let redis = if args.log.contains("redis") { "" } else { ",redis=off" };
     let filter = EnvFilter::try_new(format!("{}{engine}{redis}", args.log)).map_err(|error| {
         lb::config::Error::Flag { flag: "--log", why: format!("'{}' is not a filter: {error}", args.log) }

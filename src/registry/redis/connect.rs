@@ -145,7 +145,7 @@ impl Address {
     }
 
     /// Subscribes to a channel: on `server`, or else on the first of these members of a cluster, or of its seeds, that
-    /// takes it. What one member is told all of them pass on.
+    /// takes it. What is published on one member reaches the subscribers of all.
     pub(super) async fn subscribe(
         &self,
         server: Option<&Client>,

@@ -47,7 +47,7 @@ const PROBE_SPACING: Duration = Duration::from_millis(50);
 /// caller of a server that hangs is refused at once.
 const PROBE_DEADLINE: Duration = Duration::from_millis(700);
 
-/// How long a cluster of which nobody answers is still called.
+/// How long a cluster may give no answer at all before its connection is given up.
 const GIVE_UP: Duration = Duration::from_secs(3);
 
 /// How often the Sentinels are asked whether the master is still the one that is used. A master that knows it was replaced
@@ -138,8 +138,7 @@ impl Shared {
         }
     }
 
-    /// A call failed: asks for a probe. Callers of a connection that is surely broken wait for
-    /// the next one from now on.
+    /// A call failed: asks for a probe. If the connection is surely broken, callers wait for the next one from now on.
     pub(super) fn failed(&self, used: &Connection, error: &RedisError) {
         if matches!(used, Connection::One(_)) && error.is_unrecoverable_error() {
             self.state.send_if_modified(|state| match state {
@@ -189,7 +188,7 @@ impl Shared {
         }
     }
 
-    /// Passes an announcement on. No subscriber is nobody's loss.
+    /// Passes an announcement on. That nobody subscribes is no error.
     fn announce(&self, announcement: Bytes) {
         let kept = if announcement.len() > ANNOUNCEMENT_MAX { Bytes::new() } else { announcement };
         self.announcements.send(kept).ok();
