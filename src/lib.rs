@@ -10,7 +10,7 @@
 //! | 1 | `relay`, `registry`, `published` | one publisher and many viewers; who owns a stream name; what is published here |
 //! | 0 | `rtmp`, `media` | bytes in, events and bytes out: no sockets, no clocks, no tokio |
 //!
-//! `ids`, `api`, `drain`, `health`, `listen` and `telemetry` are pillars: usable from floor 1 up.
+//! `ids`, `api`, `drain`, `health` and `telemetry` are pillars: usable from floor 1 up.
 
 pub mod api;
 pub mod cli;
@@ -20,7 +20,6 @@ pub mod drain;
 pub mod ffmpeg;
 pub mod health;
 pub mod ids;
-pub mod listen;
 pub mod media;
 pub mod net;
 pub mod node;

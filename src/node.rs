@@ -4,6 +4,8 @@
 //! taken port is an error before anything runs; the parts are started from the bottom up; readiness comes last; and the
 //! stop goes the other way round.
 
+pub mod listen;
+
 use crate::api::Heartbeat;
 use crate::cli::PullBy;
 use crate::client::{
@@ -13,7 +15,6 @@ use crate::config::{self, Plan};
 use crate::drain::Drain;
 use crate::health::Health;
 use crate::ids::{NodeId, Origin};
-use crate::listen;
 use crate::net::{self, routes::Routes};
 use crate::published::Published;
 use crate::registry::{self, Memory, Redis, Registry};

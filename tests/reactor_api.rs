@@ -8,7 +8,7 @@ use futures::future::{BoxFuture, FutureExt};
 use lb::api::{HEARTBEAT_STREAMS, Heartbeat, HeartbeatReply, NodeList, StreamList};
 use lb::health::Health;
 use lb::ids::SessionId;
-use lb::listen;
+use lb::node::listen;
 use lb::registry::store::{Key, Kind, Memory as Age, Read, Store, Unreachable, Write, Written};
 use lb::registry::{Memory, Policy, Registry, Settings};
 use lb::web::reactor::{self, HEARTBEAT_BODY_MAX, Reactor};

@@ -1,50 +1,53 @@
-//! How many bytes of a publisher are worth a wake-up.
+//! The receive low-water mark of a publisher's socket: how many bytes must have arrived before its task is woken.
 //!
-//! Where audio rides with the video frame behind it ([`crate::relay::Gather`]), who wakes up for audio alone can only put
-//! it aside. The kernel does that for nothing: until a socket's receive low-water mark is reached it tells nobody that
-//! there is something to read (SO_RCVLOWAT, socket(7)). This module finds the mark from what came lately: more than the
-//! audio between two frames, and less than any frame. It knows no socket and no clock.
+//! By default audio goes out to viewers together with the next video frame, so a task that is woken for audio alone could
+//! only buffer it. The kernel buffers it at no cost: below a socket's SO_RCVLOWAT (socket(7)) it does not report the socket
+//! as readable. This module chooses the mark from the sizes of recent messages: more than the audio between two frames, and
+//! less than any frame. It knows no socket and no clock.
 
 use crate::media::{Content, Packet, PacketKind};
 
-/// The mark of a socket that says everything at once.
-const EVERYTHING: usize = 1;
+/// SO_RCVLOWAT's default: any byte wakes the task.
+const ANY_BYTE: usize = 1;
 
-/// So many frames are looked at before a mark is set: two seconds or so, and a keyframe as a rule.
+/// The frames over which sizes are measured before a mark is chosen: about two seconds, which usually contain a keyframe.
 const FRAMES: u32 = 60;
 
-/// At most so much audio waits when no frame comes, in messages: one or two come between two frames, and three are 70 ms of AAC.
-const AUDIO: usize = 3;
+/// The most audio messages that may wait in the socket when no frame comes. One or two come between two frames; three are
+/// 70 ms of AAC.
+const AUDIO_MESSAGES: usize = 3;
 
-/// The most bytes that are waited for: far less than any receive buffer.
-const MOST: usize = 32 << 10;
+/// The highest mark: far below the size of any receive buffer, which a mark must fit into.
+const MAX_MARK: usize = 32 << 10;
 
 /// See the module's head.
 #[derive(Debug)]
 pub(super) struct LowWater {
+    /// For the start of a message.
     mark: usize,
+    /// The frames of the measurement that runs, and what they showed.
     frames: u32,
     smallest_frame: usize,
     largest_audio: usize,
     /// A frame came since the last [`LowWater::tick`].
     flows: bool,
-    /// What the socket was told last.
-    told: usize,
+    /// What the socket is set to.
+    applied: usize,
 }
 
 impl LowWater {
     pub fn new() -> Self {
         LowWater {
-            mark: EVERYTHING,
+            mark: ANY_BYTE,
             frames: 0,
             smallest_frame: usize::MAX,
             largest_audio: 0,
             flows: false,
-            told: EVERYTHING,
+            applied: ANY_BYTE,
         }
     }
 
-    /// Looks at what was read. `rides`: audio may wait for the next frame.
+    /// Measures a message that was read. `rides`: viewers get audio with the next frame, so audio may wait for it.
     pub fn see(&mut self, packet: &Packet, rides: impl FnOnce() -> bool) {
         let length = packet.body.len();
         match packet.kind {
@@ -54,54 +57,55 @@ impl LowWater {
                 self.frames += 1;
                 self.smallest_frame = self.smallest_frame.min(length);
                 if length < self.mark {
-                    // It had to wait for what came behind it. The next of its kind shall not.
-                    self.mark = EVERYTHING;
+                    // This frame was below the mark and waited until more bytes came; measure again before any other may.
+                    self.mark = ANY_BYTE;
                 }
                 if self.frames >= FRAMES {
-                    let mark = if rides() { self.found() } else { EVERYTHING };
-                    *self = LowWater { mark, flows: true, told: self.told, ..LowWater::new() };
+                    let mark = if rides() { self.measured() } else { ANY_BYTE };
+                    *self = LowWater { mark, flows: true, applied: self.applied, ..LowWater::new() };
                 }
             }
             PacketKind::Video { .. } | PacketKind::Data { .. } => {}
         }
     }
 
-    /// To be called now and then, far less often than frames come. When none came, anything is worth a wake-up: audio goes
-    /// on alone, or the last words of somebody who leaves lie there.
+    /// To be called at intervals several times as long as a frame. If no frame came since the last call, the default mark is
+    /// restored: the video may have stopped while audio goes on, or an unpublish may wait in the socket.
     pub fn tick(&mut self) {
         if !std::mem::take(&mut self.flows) {
             self.reset();
         }
     }
 
-    /// Each word counts again.
+    /// Back to the default mark, and measures anew.
     pub fn reset(&mut self) {
-        *self = LowWater { told: self.told, ..LowWater::new() };
+        *self = LowWater { applied: self.applied, ..LowWater::new() };
     }
 
-    /// Whether anything waits in the socket.
+    /// Whether the socket has another mark than the default, so that bytes may wait in it unread.
     pub fn is_set(&self) -> bool {
-        self.told != EVERYTHING
+        self.applied != ANY_BYTE
     }
 
-    /// What the socket is to be told, if that is news, when the message that is being received lacks so many bytes.
+    /// The mark to set on the socket, if it has another one now. `missing`: the bytes that are still to come of a message that
+    /// was received in part, 0 between messages.
     pub fn news(&mut self, missing: usize) -> Option<usize> {
         let mark = self.mark(missing);
-        (std::mem::replace(&mut self.told, mark) != mark).then_some(mark)
+        (std::mem::replace(&mut self.applied, mark) != mark).then_some(mark)
     }
 
     fn mark(&self, missing: usize) -> usize {
         match (self.mark, missing) {
-            (EVERYTHING, _) => EVERYTHING,
+            (ANY_BYTE, _) => ANY_BYTE,
             (mark, 0) => mark,
-            (_, missing) => missing.min(MOST),
+            (_, missing) => missing.min(MAX_MARK),
         }
     }
 
-    fn found(&self) -> usize {
-        // Half, because the next frame may be smaller than all before.
-        let mark = (self.smallest_frame / 2).min(self.largest_audio * AUDIO).min(MOST);
-        if mark > self.largest_audio && self.largest_audio > 0 { mark } else { EVERYTHING }
+    fn measured(&self) -> usize {
+        // Half, because the next frame may be smaller than all that were measured.
+        let mark = (self.smallest_frame / 2).min(self.largest_audio * AUDIO_MESSAGES).min(MAX_MARK);
+        if mark > self.largest_audio && self.largest_audio > 0 { mark } else { ANY_BYTE }
     }
 }
 
@@ -118,7 +122,7 @@ mod tests {
         Packet::audio(0, [&[0xaf, 1][..], &vec![0; length - 2]].concat().into())
     }
 
-    /// What came in two seconds, frames of one size among them.
+    /// The mark after one whole measurement of frames and audio messages of these sizes.
     fn after(low: &mut LowWater, size: usize, sound: Option<usize>, rides: bool) -> usize {
         for _ in 0..FRAMES {
             if let Some(sound) = sound {
@@ -132,22 +136,22 @@ mod tests {
     #[test]
     fn audio_wakes_nobody_and_any_frame_does() {
         let mut low = LowWater::new();
-        assert_eq!(low.mark(0), EVERYTHING, "nothing is known yet");
+        assert_eq!(low.mark(0), ANY_BYTE, "nothing is known yet");
         let mark = after(&mut low, 2_000, Some(300), true);
         assert!((2 * 300 + 1..2_000).contains(&mark), "{mark}");
         assert_eq!(low.mark(1_500), 1_500, "the rest of a message");
-        assert_eq!(low.mark(1 << 20), MOST);
+        assert_eq!(low.mark(1 << 20), MAX_MARK);
         assert_eq!((low.news(0), low.news(0), low.is_set()), (Some(mark), None, true));
         low.reset();
-        assert_eq!((low.news(0), low.news(0), low.is_set()), (Some(EVERYTHING), None, false));
+        assert_eq!((low.news(0), low.news(0), low.is_set()), (Some(ANY_BYTE), None, false));
     }
 
     #[test]
     fn nothing_waits_where_it_would_not_pay_or_must_not() {
         for (size, sound, rides) in [(2_000, Some(300), false), (2_000, None, true), (500, Some(300), true)] {
             let mut low = LowWater::new();
-            assert_eq!(after(&mut low, size, sound, rides), EVERYTHING, "{size} {sound:?} {rides}");
-            assert_eq!(low.mark(100), EVERYTHING);
+            assert_eq!(after(&mut low, size, sound, rides), ANY_BYTE, "{size} {sound:?} {rides}");
+            assert_eq!(low.mark(100), ANY_BYTE);
         }
     }
 
@@ -156,9 +160,13 @@ mod tests {
         let mut low = LowWater::new();
         assert!(after(&mut low, 2_000, Some(300), true) > 400);
         low.see(&frame(400), || true);
-        assert_eq!(low.mark(0), EVERYTHING);
-        assert_eq!(after(&mut low, 2_000, Some(300), true), EVERYTHING, "it was in the same two seconds");
-        assert!(after(&mut low, 2_000, Some(300), true) > EVERYTHING);
+        assert_eq!(low.mark(0), ANY_BYTE);
+        assert_eq!(
+            after(&mut low, 2_000, Some(300), true),
+            ANY_BYTE,
+            "the small frame was in the same measurement"
+        );
+        assert!(after(&mut low, 2_000, Some(300), true) > ANY_BYTE);
     }
 
     #[test]
@@ -169,7 +177,7 @@ mod tests {
         assert_eq!(low.mark(0), mark, "frames came since the last time");
         low.see(&audio(300), || true);
         low.tick();
-        assert_eq!(low.mark(0), EVERYTHING);
+        assert_eq!(low.mark(0), ANY_BYTE);
     }
 
     #[test]

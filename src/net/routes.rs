@@ -37,7 +37,7 @@ impl KeyPattern {
     }
 }
 
-/// Where a route stands.
+/// What a route is for: a port, an app, and which stream keys and addresses there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
     /// The TCP port of a listener.
@@ -46,7 +46,7 @@ pub struct Place {
     pub app: String,
     /// The stream keys.
     pub key: KeyPattern,
-    /// The addresses.
+    /// Which addresses may use it.
     pub acl: Acl,
 }
 
@@ -61,7 +61,7 @@ pub struct PublishRequest {
     pub connection: u64,
     /// Where its media will come from.
     pub feed: FeedRef,
-    /// Cancelled when the connection is gone, so that an answer has no use.
+    /// Cancelled when the connection closes; no answer is needed then.
     pub gone: CancellationToken,
     /// Where the answer goes.
     pub reply: oneshot::Sender<Result<Publication, Refused>>,
@@ -74,23 +74,25 @@ pub struct Refused(pub String);
 /// An accepted publish.
 #[derive(Debug)]
 pub struct Publication {
-    /// Resolves when the publish is ended from this side, with the reason.
+    /// Resolves with the reason when this side ends the publish, for example after a takeover; with an error when the step
+    /// is gone.
     pub evicted: oneshot::Receiver<String>,
 }
 
-/// A way to publish.
+/// Takes the publishers of a place.
 #[derive(Clone, Debug)]
 pub struct PublishRoute {
     /// Where requests go. Bounded; a full channel refuses the publisher with a reason that lets it try again.
     pub requests: mpsc::Sender<PublishRequest>,
 }
 
-/// A way to play.
+/// Takes the viewers of a place.
 #[derive(Clone, Debug)]
 pub struct PlayRoute {
     /// The streams.
     pub hub: Arc<Hub>,
-    /// Its viewers are other nodes: they are counted as pulls, and are not waited for when the node drains.
+    /// Its viewers are downstream relays, that is pulls of other nodes: they are counted as pulls (`lb_pulls_out`), and are
+    /// closed at once when the node drains, so that they look for another origin.
     pub pulls: bool,
 }
 
@@ -102,7 +104,7 @@ pub struct RouteTaken {
     app: String,
 }
 
-/// Why a peer's request leads nowhere.
+/// Why no route takes a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoRoute {
     /// No step has this app on this port.
@@ -206,7 +208,8 @@ impl Routes {
         Ok(RouteGuard { routes: self.clone(), at, id })
     }
 
-    /// Whether nobody who watches on this node gets audio sooner than the video frame behind it.
+    /// Whether all viewers of this node get audio together with the next video frame. Only then may a publisher's audio wait
+    /// in its socket for that frame.
     pub fn audio_rides(&self) -> bool {
         let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
         let mut plays = table.apps.values().flat_map(|app| &app.play);

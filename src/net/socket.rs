@@ -11,7 +11,8 @@ use std::time::Duration;
 use tokio::io::Interest;
 use tokio::net::{TcpListener, TcpStream};
 
-/// Sent data that nobody acknowledges for so long means that the peer is gone. Pings make sure that there is such data.
+/// A peer that acknowledges nothing of what was sent for so long is gone. Pings see to it that there is something to
+/// acknowledge.
 const USER_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A connection without traffic is probed after this time.
@@ -51,8 +52,8 @@ pub(super) fn prepare_listener(listener: &TcpListener) {
     }
 }
 
-/// Until so many bytes have come, a socket counts as having none (SO_RCVLOWAT, socket(7)). One that does not know the option
-/// tells of each byte, as every socket does.
+/// Sets the receive low-water mark (SO_RCVLOWAT, socket(7)): the socket is not reported as readable below so many bytes.
+/// Where the option is not supported, it is readable at the first byte, which costs wake-ups and nothing else.
 pub(super) fn set_low_water(socket: &TcpStream, bytes: usize) {
     let value = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
     let length = size_of_val(&value) as libc::socklen_t;
@@ -103,7 +104,7 @@ fn read_now(socket: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
 /// A viewer's socket as the relay sees it.
 #[derive(Debug)]
 pub(super) struct ViewerSocket {
-    /// The number of `socket`, so that a write need not look for it.
+    /// The descriptor of `socket`, kept here so that a write by the pump need not follow the pointer.
     fd: RawFd,
     socket: Arc<TcpStream>,
 }
@@ -115,8 +116,8 @@ impl ViewerSocket {
 }
 
 impl Sink for ViewerSocket {
-    /// Straight to the kernel: what the runtime knows of the socket's readiness concerns only who waits for it, and that is
-    /// the viewer's task, by [`Sink::poll_writable`], after a write of its own that found no room.
+    /// Calls send(2) without the runtime's readiness check. Nobody waits for the outcome here: only the viewer's own task
+    /// waits for the socket, by [`Sink::poll_writable`], after a write of its own that would have blocked.
     fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
         // SAFETY: `socket` owns this descriptor and lives as long as `self`.
         let socket = unsafe { BorrowedFd::borrow_raw(self.fd) };

@@ -94,7 +94,7 @@ impl Node {
 
     /// One more port.
     pub fn listen(&self) -> u16 {
-        let listener = lb::listen::bind("[::]:0".parse().unwrap()).unwrap();
+        let listener = lb::node::listen::bind("[::]:0".parse().unwrap()).unwrap();
         let port = listener.local_addr().unwrap().port();
         self.server.listen(listener).unwrap();
         port

@@ -1,15 +1,17 @@
-//! Binds TCP ports, the same way for RTMP and HTTP.
+//! Binds the TCP ports of a process, the same way for RTMP and HTTP: the parts get listeners that are bound, and know
+//! nothing of addresses.
 
 use socket2::{Domain, Protocol, Socket, Type};
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use tokio::net::TcpListener;
 
-/// How many connections the kernel keeps for us while we are busy: 5,000 viewers may come within a second.
+/// The accept backlog: 5,000 viewers may come within a second, while the accepting task has no turn.
 const BACKLOG: i32 = 4096;
 
 /// Binds an address. `[::]` takes IPv4 as well, whatever the host's default; where a host has no IPv6 at all, `0.0.0.0` is
-/// bound instead. An address that a process used which was stopped or killed can be bound again at once.
+/// bound instead. A port whose last process was just stopped or
+/// killed can be bound again at once.
 pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let wildcard = address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED);
     match bind_exactly(address) {
