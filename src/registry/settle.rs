@@ -106,6 +106,9 @@ impl Registry {
         nodes: Nodes,
         read_too: Vec<NodeId>,
     ) -> Result<Vec<Result<T, Undone>>, Unreachable> {
+        if jobs.is_empty() {
+            return Ok(Vec::new());
+        }
         let generation = self.store().memory().ok_or(Unreachable)?.generation;
         let (mut facts, mut open, mut replies) = self.first_read(jobs, nodes, read_too).await?;
         for _ in 0..ROUNDS {
