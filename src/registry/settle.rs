@@ -13,10 +13,12 @@ use std::sync::atomic::Ordering::Relaxed;
 /// who write has come through, so only as many reactors as this could keep one out.
 const ROUNDS: usize = 16;
 
+type Decide<'a, T> = dyn Fn(&StreamRecord, &Scene) -> Decision<T> + Send + Sync + 'a;
+
 /// What is to be decided about the record of a name.
 pub(super) struct Job<'a, T> {
     pub name: StreamName,
-    pub decide: Box<dyn Fn(&StreamRecord, &Scene) -> Decision<T> + Send + Sync + 'a>,
+    pub decide: Box<Decide<'a, T>>,
 }
 
 impl<'a, T> Job<'a, T> {

@@ -223,10 +223,10 @@ async fn first_wins_waits_for_the_true_owner_after_a_restart() {
     assert!(matches!(refused, Err(Error::WarmingUp(left)) if left <= warm_up), "{refused:?}");
     // Its node lets it run, as in an outage: neither owned nor lost, until the true owner is heard.
     let mut newcomer = Node { streams: vec![stream.clone()], ..Node::new(2, 0) };
-    let reply = newcomer.beat(&registry, &[stream.clone()], false).await;
+    let reply = newcomer.beat(&registry, std::slice::from_ref(&stream), false).await;
     assert_eq!((reply.owned.len(), reply.superseded.len()), (0, 0));
     owner.send_all(&registry).await;
-    let reply = newcomer.beat(&registry, &[stream.clone()], true).await;
+    let reply = newcomer.beat(&registry, std::slice::from_ref(&stream), true).await;
     assert_eq!(
         reply.superseded,
         [PublisherRelease { stream_name: stream.stream_name.clone(), session: stream.session }]
@@ -236,7 +236,7 @@ async fn first_wins_waits_for_the_true_owner_after_a_restart() {
     // Where nobody owns the name, it does after the warm-up.
     let alone =
         PublishedStream { stream_name: "alone".parse().unwrap(), session: SessionId::random(), epoch: None };
-    assert_eq!(newcomer.beat(&registry, &[alone.clone()], false).await.owned.len(), 0);
+    assert_eq!(newcomer.beat(&registry, std::slice::from_ref(&alone), false).await.owned.len(), 0);
     tokio::time::sleep(warm_up).await;
     assert_eq!(newcomer.beat(&registry, &[alone], false).await.owned.len(), 1);
     // A plain node is let in, but a session that is restored wins over it.
