@@ -108,14 +108,14 @@ pub struct Heartbeat {
     #[serde(default)]
     pub draining: bool,
     /// The roles of the process.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub roles: Vec<String>,
-    /// The streams that are new or changed since the last heartbeat that was answered, and some unchanged ones in turn:
-    /// at most [`HEARTBEAT_STREAMS`].
-    #[serde(default)]
+    /// What was published or changed since the last heartbeat that was answered, then some unchanged streams in turn, so
+    /// that whatever was lost on the way heals. At most [`HEARTBEAT_STREAMS`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub streams: Vec<PublishedStream>,
     /// Publishes that ended since the last heartbeat that was answered. At most [`HEARTBEAT_STREAMS`].
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ended: Vec<PublisherRelease>,
     /// With this heartbeat every stream has been sent since the reactor asked for all.
     #[serde(default)]

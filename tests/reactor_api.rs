@@ -331,7 +331,7 @@ async fn a_node_is_asked_for_what_is_not_known_and_keeps_the_rest_without_naming
             "complete": complete})
     };
     let (x, y, z) = (stream("x"), stream("y"), stream("z"));
-    let asked = service.beat("n1", body("never heard of", &[x.clone()], true)).await;
+    let asked = service.beat("n1", body("never heard of", std::slice::from_ref(&x), true)).await;
     assert!(asked.want_all, "most of the list is not known, whatever the node thinks");
     let first = service.beat("n1", body(&asked.since, &[x.clone(), y.clone()], false)).await;
     let last = service.beat("n1", body(&first.since, &[z], true)).await;

@@ -37,6 +37,8 @@ pub mod store;
 #[cfg(test)]
 mod store_contract;
 mod sweep;
+#[cfg(test)]
+mod tests;
 
 pub use calls::Registry;
 pub use memory::Memory;

@@ -420,14 +420,11 @@ impl<'a> Draft<'a> {
         let believed = stream.epoch.filter(|epoch| *epoch <= self.record.epoch.max(RESTORED_EPOCH_MAX));
         let own = self.record.owner.as_ref().is_some_and(|owner| owner.id == id);
         let other = self.owner(scene).filter(|owner| owner.id != id).cloned();
+        let first_wins = scene.settings.policy == Policy::FirstWins;
         match (&other, believed) {
             (Some(other), _) if !self.wins(stream, believed, other, scene) => return Restored::Superseded,
             (None, Some(epoch)) if !own && epoch < self.record.epoch => return Restored::Superseded,
-            (None, None) if !own => {
-                if scene.settings.policy == Policy::FirstWins && scene.warming_up.is_some() {
-                    return Restored::LeftOut;
-                }
-            }
+            (None, None) if !own && first_wins && scene.warming_up.is_some() => return Restored::LeftOut,
             _ => {}
         }
         if other.is_none() && self.need_room(scene).is_err() {

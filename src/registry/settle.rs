@@ -13,10 +13,12 @@ use std::sync::atomic::Ordering::Relaxed;
 /// who write has come through, so only as many reactors as this could keep one out.
 const ROUNDS: usize = 16;
 
+type Decide<'a, T> = dyn Fn(&StreamRecord, &Scene) -> Decision<T> + Send + Sync + 'a;
+
 /// What is to be decided about the record of a name.
 pub(super) struct Job<'a, T> {
     pub name: StreamName,
-    pub decide: Box<dyn Fn(&StreamRecord, &Scene) -> Decision<T> + Send + Sync + 'a>,
+    pub decide: Box<Decide<'a, T>>,
 }
 
 impl<'a, T> Job<'a, T> {
@@ -106,6 +108,9 @@ impl Registry {
         nodes: Nodes,
         read_too: Vec<NodeId>,
     ) -> Result<Vec<Result<T, Undone>>, Unreachable> {
+        if jobs.is_empty() {
+            return Ok(Vec::new());
+        }
         let generation = self.store().memory().ok_or(Unreachable)?.generation;
         let (mut facts, mut open, mut replies) = self.first_read(jobs, nodes, read_too).await?;
         for _ in 0..ROUNDS {

@@ -5,9 +5,14 @@
 //!
 //! - each epoch of a name is given to one session only, and epochs of a name only rise ([`Servers::check`]);
 //! - a session that was released or lost its name never owns one again;
-//! - a stream whose node was heard all the time is never denied ([`Schedule::check_denial`]);
+//! - a stream whose node was heard all the time is never denied ([`check_denial`]);
 //! - when the faults have ended, within [`CALM`]: each name has one live session at most and every registry names it, with
-//!   the epoch that its node knows; all other sessions were told that they lost ([`Schedule::is_settled`]).
+//!   the epoch that its node knows; all other sessions were told that they lost ([`Schedule::unsettled`]).
+//!
+//! It was seen to find each of these, put in by hand, within a few schedules: a session that has ended is not refused; the epoch
+//! does not rise when another session takes a name; a node is not asked for its list when the store is another generation;
+//! a process takes the place of another one without having heard that it is asked (a late heartbeat then displaces the
+//! process that lives).
 //!
 //! A failure names its seed: `LB_SIMULATION_SEED=… cargo test --lib simulation` runs that schedule alone.
 //! `LB_SIMULATION_SCHEDULES` is the number of schedules of each of the two tests.
@@ -169,13 +174,16 @@ struct Servers {
     announcements: broadcast::Sender<Bytes>,
 }
 
+/// What a key holds, and until when.
+type Kept = (Bytes, u64);
+
 #[derive(Debug, Default)]
 struct State {
-    records: HashMap<Key, (Bytes, u64)>,
+    records: HashMap<Key, Kept>,
     /// The bytes of streams, read.
     streams: HashMap<Bytes, StreamRecord>,
     /// When, which, and what it was before.
-    log: Vec<(u64, Key, Option<(Bytes, u64)>)>,
+    log: Vec<(u64, Key, Option<Kept>)>,
     generation: u64,
     begun: u64,
     away_until: u64,
@@ -488,13 +496,14 @@ impl World {
                 Some((Err(_), _)) => return self.leave_behind(session, name).await,
             }
         }
-        let mut at = self.nodes[node].borrow_mut();
-        if at.instance != instance {
-            return;
+        {
+            let mut at = self.nodes[node].borrow_mut();
+            if at.instance != instance {
+                return;
+            }
+            at.sessions.insert(session, Session { name: name.clone(), epoch, owns: None });
+            at.changed.insert(session);
         }
-        at.sessions.insert(session, Session { name: name.clone(), epoch, owns: None });
-        at.changed.insert(session);
-        drop(at);
         if self.clock.one_in(2) {
             self.clock.sleep(500 + self.clock.draw(1500)).await;
             self.renew(node, name, session).await;
@@ -721,7 +730,7 @@ impl Schedule {
         };
         let registry =
             || RefCell::new((Arc::new(Registry::new(store.clone(), settings)), store.announcements()));
-        let registries = (0..1 + clock.draw(3)).map(|_| registry()).collect();
+        let registries = (0..1 + clock.draw(2)).map(|_| registry()).collect();
         let node = |index: u64| {
             let id = format!("n{index}").parse().unwrap();
             let source = Ipv4Addr::new(10, 0, 0, index as u8 + 1).into();

@@ -178,7 +178,7 @@ impl Registry {
                 self.tell(Notice::Resync);
             }
             watch.sweeps += 1;
-            let (sweep, due) = (watch.sweeps, watch.sweeps % LOOK_EVERY == 0);
+            let (sweep, due) = (watch.sweeps, watch.sweeps.is_multiple_of(LOOK_EVERY));
             watch.look |= lost || due || before != Some(generation);
             (watch.leases.over(sweep), watch.look, due)
         };
