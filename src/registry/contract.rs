@@ -1,5 +1,5 @@
 //! What a registry must do, whatever its store: one suite of tests that runs over each of them. The memory store runs on a
-//! paused clock.
+//! paused clock, the Redis store on a real server, with short leases.
 
 use super::record::millis;
 use super::rules::{HOLD_MIN, RESTORED_EPOCH_MAX, TAKEOVERS_FREE};
@@ -31,6 +31,14 @@ macro_rules! contract {
             $(#[tokio::test(start_paused = true)]
             async fn $test() {
                 let store = std::sync::Arc::new(super::Memory::new());
+                super::$test(&super::Registry::start(store, super::$settings())).await;
+            })*
+        }
+        mod in_redis {
+            $(#[tokio::test]
+            async fn $test() {
+                let server = super::redis_server::RedisServer::start();
+                let store = super::store_contract::connected(&server).await;
                 super::$test(&super::Registry::start(store, super::$settings())).await;
             })*
         }

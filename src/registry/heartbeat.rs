@@ -1,9 +1,9 @@
 //! Heartbeats: the node's own record, then the streams that are named, and nothing else.
 
-use super::calls::Registry;
 use super::record::{NodeRecord, Record, StreamRecord};
 use super::rules::{self, Decision, Heard, HeardNode, Nodes, Restored, Scene, Speaker};
 use super::settle::{Job, Undone};
+use super::state::Registry;
 use super::store::{Key, Read, Unreachable, Write, Written};
 use super::{Error, MAX_NODES};
 use crate::api::{Heartbeat, HeartbeatReply, PublishedStream, PublisherRelease};

@@ -8,7 +8,7 @@
 //! | [`rules`] | who owns a name, who wins, what a takeover is: pure functions, and the only place that decides |
 //! | [`record`] | what is kept of a name and of a node |
 //! | [`store`] | where records are kept: compare-and-set, expiry, announcements. [`Memory`] is in this process |
-//! | [`calls`], [`heartbeat`], [`sweep`] | [`Registry`]: reads records, has the rules decide, writes, and begins again if somebody else was faster |
+//! | [`state`], [`calls`], [`heartbeat`], [`sweep`] | [`Registry`]: reads records, has the rules decide, writes, and begins again if somebody else was faster |
 //! | [`known`] | the last owners seen, for when the store cannot be reached |
 //!
 //! **Nodes keep their streams.** A heartbeat is one write of the record of its node, and touches otherwise only the streams that
@@ -29,20 +29,24 @@ mod known;
 mod memory;
 mod record;
 mod redis;
+#[cfg(test)]
+mod redis_server;
 mod rules;
 mod settle;
 #[cfg(test)]
 mod simulation;
+mod state;
 pub mod store;
 #[cfg(test)]
 mod store_contract;
 mod sweep;
 #[cfg(test)]
 mod tests;
+mod watch;
 
-pub use calls::Registry;
 pub use memory::Memory;
 pub use redis::{Redis, RedisUrlError};
+pub use state::Registry;
 
 use crate::api::{Change, StreamEntry};
 use crate::ids::{NodeId, Origin, SessionId, StreamName};

@@ -1,8 +1,8 @@
 //! Read, decide, write: the loop around the rules for the records of streams.
 
-use super::calls::Registry;
 use super::record::{NodeRecord, Record, StreamRecord, Unreadable};
 use super::rules::{self, Decision, HeardNode, Nodes, Scene};
+use super::state::Registry;
 use super::store::{Key, Read, Unreachable, Write, Written};
 use crate::ids::{NodeId, StreamName};
 use bytes::Bytes;

@@ -1,8 +1,8 @@
 //! What every [`Store`] must do: one suite of tests that runs against each of them. The memory store runs on a paused
-//! clock.
+//! clock, the Redis store on a real server.
 
 use super::store::{Key, Kind, Read, Store, Write, Written};
-use super::{MAX_NODES, Memory};
+use super::{MAX_NODES, Memory, Redis, redis_server};
 use bytes::Bytes;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +19,13 @@ macro_rules! contract {
                 super::$test(std::sync::Arc::new(super::Memory::new())).await;
             })*
         }
+        mod in_redis {
+            $(#[tokio::test]
+            async fn $test() {
+                let server = super::redis_server::RedisServer::start();
+                super::$test(super::connected(&server).await).await;
+            })*
+        }
     };
 }
 
@@ -31,6 +38,18 @@ contract! {
     only_what_happened_is_announced;
     a_subscriber_that_lags_is_told;
     time_goes_on_and_the_memory_is_one;
+}
+
+/// The store of a server, once it is connected.
+pub(super) async fn connected(server: &redis_server::RedisServer) -> Arc<Redis> {
+    let store = Redis::start(&server.url()).unwrap();
+    let connected = async {
+        while store.memory().is_none() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), connected).await.expect("no connection to Redis");
+    Arc::new(store)
 }
 
 async fn a_write_needs_what_the_record_was(store: Arc<dyn Store>) {

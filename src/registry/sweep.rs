@@ -2,23 +2,19 @@
 //!
 //! Every registry of a store does this; who comes first writes, and the others find nothing left to do.
 
-use super::calls::{BATCH, Registry};
-use super::record::Listed;
+use super::Notice;
 use super::rules::{self, Nodes};
 use super::settle::{Found, Job};
+use super::state::{BATCH, Registry};
 use super::store::{Key, Kind, Unreachable};
-use super::{MAX_STREAMS, Notice};
+use super::watch::SWEEP_INTERVAL;
 use crate::api::Change;
-use crate::ids::{NodeId, SessionId, StreamName};
+use crate::ids::StreamName;
 use bytes::Bytes;
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Weak;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
 use tokio::sync::broadcast::{self, error::RecvError};
-
-/// How often is looked.
-pub(super) const SWEEP_INTERVAL: Duration = Duration::from_millis(500);
 
 /// After so many sweeps all streams are looked through, also when nothing happened: their number is counted, and what
 /// another registry left behind is ended. A minute: 100,000 records are some 40 MB.
@@ -26,82 +22,6 @@ const LOOK_EVERY: u64 = 120;
 
 /// Records that are looked through without a pause for other tasks.
 const PAUSE_AFTER: usize = 1000;
-
-/// What one sweep has to know of the one before.
-#[derive(Debug, Default)]
-pub(super) struct Watch {
-    sweeps: u64,
-    /// The store was reached, and in which generation.
-    generation: Option<u64>,
-    /// It cannot be reached, and this was said.
-    outage: bool,
-    /// All streams have to be looked through.
-    look: bool,
-    /// The nodes that were heard, and the list that is complete.
-    heard: HashMap<NodeId, (Option<SessionId>, Option<Listed>)>,
-    leases: Leases,
-}
-
-/// Leases that no node keeps, by the sweep in which they are over. No more than [`MAX_STREAMS`]; those beyond are found
-/// when all streams are looked through.
-#[derive(Debug, Default)]
-struct Leases {
-    over: HashMap<StreamName, u64>,
-    order: BTreeSet<(u64, StreamName)>,
-}
-
-impl Leases {
-    fn remove(&mut self, name: &StreamName) {
-        if let Some((name, sweep)) = self.over.remove_entry(name) {
-            self.order.remove(&(sweep, name));
-        }
-    }
-
-    fn insert(&mut self, name: &StreamName, sweep: u64) {
-        self.remove(name);
-        if self.over.len() < MAX_STREAMS {
-            self.over.insert(name.clone(), sweep);
-            self.order.insert((sweep, name.clone()));
-        }
-    }
-
-    fn over(&mut self, sweep: u64) -> Vec<StreamName> {
-        let mut names = Vec::new();
-        while let Some((_, name)) = self.order.first().filter(|(over, _)| *over <= sweep).cloned() {
-            self.remove(&name);
-            names.push(name);
-        }
-        names
-    }
-}
-
-impl Watch {
-    /// A name is leased for so many milliseconds; nothing: it is not, or a node keeps it.
-    pub(super) fn lease(&mut self, name: &StreamName, left: Option<u64>) {
-        match left {
-            Some(left) => {
-                let interval = SWEEP_INTERVAL.as_millis() as u64;
-                self.leases.insert(name, self.sweeps.saturating_add(left / interval + 1));
-            }
-            None => self.leases.remove(name),
-        }
-    }
-
-    /// Takes in which nodes are heard now. Says whether streams may have lost theirs.
-    fn nodes(&mut self, nodes: &Nodes) -> bool {
-        let heard = nodes.iter().filter_map(|(node, heard)| {
-            let record = &heard.as_ref()?.record;
-            Some((node.clone(), (record.instance, record.listed().filter(|_| record.complete))))
-        });
-        let heard: HashMap<_, _> = heard.collect();
-        let lost = self.heard.iter().any(|(node, (instance, listed))| match heard.get(node) {
-            Some((now, complete)) => now != instance || (complete.is_some() && complete != listed),
-            None => true,
-        });
-        self.heard = heard;
-        lost
-    }
-}
 
 /// Looks after a registry for as long as it is there.
 pub(super) async fn upkeep(registry: Weak<Registry>, announcements: broadcast::Receiver<Bytes>) {

@@ -12,6 +12,12 @@ use redis::{
 };
 use std::time::Duration;
 
+/// The beginning of all keys and channels.
+pub(super) const PREFIX: &str = "lb:";
+
+/// The longest that a read or a write may take. Below the 2 s after which nodes give a reactor up.
+pub(super) const CALL_DEADLINE: Duration = Duration::from_millis(1500);
+
 /// How long one attempt to connect to one server may take.
 const CONNECT_ATTEMPT: Duration = Duration::from_secs(1);
 

@@ -4,8 +4,7 @@
 //! a cluster's masters are others than before, and when everything was flushed. Every process that uses the store sees
 //! the same number, since it is made of what the servers say.
 
-use super::PREFIX;
-use super::connect::{Connection, describe};
+use super::connect::{Connection, PREFIX, describe};
 use super::scripts::Scripts;
 use crate::registry::store::Memory;
 use redis::cluster_routing::Slot;

@@ -4,10 +4,9 @@
 //! subscribers hear that they may have missed something.
 
 use super::address::Address;
-use super::connect::{Connected, Connection, describe};
+use super::connect::{CALL_DEADLINE, Connected, Connection, PREFIX, describe};
 use super::generation::{Lost, Up, Whole, probe};
 use super::scripts::Scripts;
-use super::{CALL_DEADLINE, PREFIX};
 use crate::registry::store::{Memory, Unreachable};
 use crate::telemetry::Seldom;
 use backon::BackoffBuilder;

@@ -29,7 +29,7 @@ use super::store::{Key, Kind, Memory, Read, Store, Unreachable, Write, Written};
 use crate::telemetry::Seldom;
 use address::Address;
 use bytes::Bytes;
-use connect::Connection;
+use connect::{CALL_DEADLINE, Connection, PREFIX};
 use futures::future::{BoxFuture, FutureExt, join_all};
 use keeper::{Keeper, Shared};
 use redis::cluster_routing::Slot;
@@ -42,12 +42,6 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, broadcast};
 use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
-
-/// The beginning of all keys and channels.
-const PREFIX: &str = "lb:";
-
-/// The longest that a read or a write may take. Below the 2 s after which nodes give a reactor up.
-const CALL_DEADLINE: Duration = Duration::from_millis(1500);
 
 /// The longest that a list may take; each of its batches has [`CALL_DEADLINE`].
 const LIST_DEADLINE: Duration = Duration::from_secs(20);
