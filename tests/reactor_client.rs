@@ -373,7 +373,8 @@ async fn reaches(agent: &Agent, state: impl FnMut(&Contact) -> bool) -> Contact 
 async fn heartbeats_carry_the_picture_and_bring_back_what_was_superseded() {
     let session = SessionId::random();
     let lost = PublisherRelease { stream_name: "x".parse().unwrap(), session };
-    let reply = HeartbeatReply { owned: Vec::new(), superseded: vec![lost.clone()] };
+    let reply =
+        HeartbeatReply { owned: Vec::new(), superseded: vec![lost.clone()], ..HeartbeatReply::default() };
     let reply = serde_json::to_string(&reply).unwrap();
     let server = Server::start(move |_| answer(200, &reply)).await;
     let (replies, mut heard) = mpsc::channel(8);
