@@ -11,7 +11,7 @@ use crate::ids::StreamName;
 use crate::media::Packet;
 use crate::telemetry::Metrics;
 use bytes::Bytes;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 use tokio::sync::Notify;
@@ -58,6 +58,9 @@ pub struct Hub {
     tasks: TaskTracker,
     state: Mutex<State>,
     changed: Notify,
+    /// The entries that [`Hub::demand`] has looked at.
+    #[cfg(test)]
+    pub(super) looked: std::sync::atomic::AtomicUsize,
 }
 
 #[derive(Debug, Default)]
@@ -65,6 +68,8 @@ struct State {
     entries: HashMap<StreamName, Entry>,
     /// Names whose demand may have changed since it was last told.
     touched: HashSet<StreamName>,
+    /// The grace times of all entries, soonest end first.
+    ends: BTreeSet<(Instant, StreamName)>,
     next_source: u64,
     closed: bool,
 }
@@ -75,7 +80,7 @@ struct Entry {
     viewers: usize,
     /// What [`Hub::demand`] said last.
     told: bool,
-    /// The publisher is gone, and its viewers are kept until then.
+    /// The publisher is gone, and its viewers are kept until then; listed in [`State::ends`] too.
     ends: Option<Instant>,
 }
 
@@ -87,7 +92,16 @@ impl Hub {
         metrics: Arc<Metrics>,
         tasks: TaskTracker,
     ) -> Arc<Self> {
-        Arc::new(Hub { admission, settings, metrics, tasks, state: Mutex::default(), changed: Notify::new() })
+        Arc::new(Hub {
+            admission,
+            settings,
+            metrics,
+            tasks,
+            state: Mutex::default(),
+            changed: Notify::new(),
+            #[cfg(test)]
+            looked: Default::default(),
+        })
     }
 
     /// Whom it lets in.
@@ -129,8 +143,8 @@ impl Hub {
         let mut state = self.lock();
         state.next_source += 1;
         let number = state.next_source;
+        state.set_end(name, None);
         let entry = self.entry(&mut state, name);
-        entry.ends = None;
         entry.stream.attach(number, upstream);
         Source { hub: self.clone(), stream: entry.stream.clone(), number }
     }
@@ -180,6 +194,7 @@ impl Hub {
             entry.stream.end(End::Closed);
         }
         state.touched.clear();
+        state.ends.clear();
     }
 
     /// The streams that are there or waited for, with their viewers.
@@ -209,52 +224,57 @@ impl Hub {
             state.touched.insert(name.clone());
             self.changed.notify_one();
         } else if state.entries.get(name).is_some_and(Entry::is_idle) {
-            state.entries.remove(name);
+            state.remove(name);
         }
     }
 
     /// The name's stream ended: viewers that come from now on wait for another one.
     fn forget_stream(&self, state: &mut State, name: &StreamName) {
+        state.set_end(name, None);
         if let Some(entry) = state.entries.get_mut(name) {
             entry.stream = self.stream(name);
             entry.viewers = 0;
-            entry.ends = None;
             self.touch(state, name);
         }
     }
 
+    /// What changed since the last look, and when the next grace time ends. Costs what changed, not what there is.
     fn look(&self) -> (Vec<Demand>, Option<Instant>) {
         let mut state = self.lock();
-        let now = super::now();
-        let over: Vec<StreamName> = state
-            .entries
-            .iter()
-            .filter(|(_, entry)| entry.ends.is_some_and(|ends| ends <= now))
-            .map(|(name, _)| name.clone())
-            .collect();
-        for name in over {
+        self.end_grace_times(&mut state, super::now());
+        let touched = std::mem::take(&mut state.touched);
+        self.count_looked(touched.len());
+        let mut changes = Vec::new();
+        for name in touched {
+            let Some(entry) = state.entries.get_mut(&name) else { continue };
+            let wanted = entry.viewers > 0;
+            let told = std::mem::replace(&mut entry.told, wanted);
+            if entry.is_idle() {
+                state.remove(&name);
+            }
+            if wanted != told {
+                changes.push(if wanted { Demand::Wanted(name) } else { Demand::Unwanted(name) });
+            }
+        }
+        (changes, state.ends.first().map(|(at, _)| *at))
+    }
+
+    /// Ends the streams whose publishers did not come back in time.
+    fn end_grace_times(&self, state: &mut State, now: Instant) {
+        while state.ends.first().is_some_and(|(at, _)| *at <= now) {
+            let Some((_, name)) = state.ends.pop_first() else { break };
+            self.count_looked(1);
             if let Some(entry) = state.entries.get(&name) {
                 entry.stream.end(End::Unpublished);
             }
-            self.forget_stream(&mut state, &name);
+            self.forget_stream(state, &name);
         }
-        let mut changes = Vec::new();
-        for name in std::mem::take(&mut state.touched) {
-            let Some(entry) = state.entries.get_mut(&name) else { continue };
-            let wanted = entry.viewers > 0;
-            if wanted != entry.told {
-                entry.told = wanted;
-                changes.push(if wanted {
-                    Demand::Wanted(name.clone())
-                } else {
-                    Demand::Unwanted(name.clone())
-                });
-            }
-            if entry.is_idle() {
-                state.entries.remove(&name);
-            }
-        }
-        (changes, state.entries.values().filter_map(|entry| entry.ends).min())
+    }
+
+    /// Tests see here what a wake-up cost.
+    fn count_looked(&self, _entries: usize) {
+        #[cfg(test)]
+        self.looked.fetch_add(_entries, std::sync::atomic::Ordering::Relaxed);
     }
 
     fn leave(&self, stream: &Arc<Stream>) {
@@ -274,14 +294,29 @@ impl Hub {
         if !stream.detach(number) {
             return;
         }
-        if let Some(entry) = state.entries.get_mut(stream.name())
-            && Arc::ptr_eq(&entry.stream, stream)
-        {
-            entry.ends = Some(super::now() + self.settings.grace);
+        if state.entries.get(stream.name()).is_some_and(|entry| Arc::ptr_eq(&entry.stream, stream)) {
+            state.set_end(stream.name(), Some(super::now() + self.settings.grace));
             self.touch(&mut state, stream.name());
             // The grace timer may have to be set anew.
             self.changed.notify_one();
         }
+    }
+}
+
+impl State {
+    /// Sets or stops the grace time of a name.
+    fn set_end(&mut self, name: &StreamName, ends: Option<Instant>) {
+        let Some(entry) = self.entries.get_mut(name) else { return };
+        let before = std::mem::replace(&mut entry.ends, ends);
+        if let Some(at) = before {
+            self.ends.remove(&(at, name.clone()));
+        }
+        self.ends.extend(ends.map(|at| (at, name.clone())));
+    }
+
+    fn remove(&mut self, name: &StreamName) {
+        self.set_end(name, None);
+        self.entries.remove(name);
     }
 }
 
