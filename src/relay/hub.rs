@@ -6,11 +6,9 @@
 use super::feed::Outlet;
 use super::settings::{Gather, Settings};
 use super::stream::{End, RelayId, Stream};
-use super::viewer::{Sink, Viewer};
 use crate::ids::StreamName;
 use crate::media::Packet;
 use crate::telemetry::Metrics;
-use bytes::Bytes;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
@@ -361,11 +359,6 @@ impl Interest {
         };
         let timeout = tokio::time::timeout(self.hub.settings.start, wait);
         timeout.await.unwrap_or_else(|_| Err(End::Refused("the stream sends nothing".to_owned())))
-    }
-
-    /// Starts to write to a socket: `prelude` and the start of the stream go out together.
-    pub fn watch(self, sink: Arc<dyn Sink>, prelude: Bytes) -> Viewer {
-        Viewer::new(self, sink, prelude)
     }
 }
 

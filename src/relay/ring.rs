@@ -238,7 +238,7 @@ impl Ring {
     }
 
     /// The place behind the newest block.
-    pub fn head(&self) -> Mark {
+    pub fn live_edge(&self) -> Mark {
         Mark { number: self.end(), index: self.messages }
     }
 
