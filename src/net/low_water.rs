@@ -1,22 +1,23 @@
 //! How many bytes of a publisher are worth a wake-up.
 //!
-//! Where audio rides with the video frame behind it ([`crate::relay::Gather`]), who wakes up for audio alone can only put
-//! it aside. The kernel does that for nothing: until a socket's receive low-water mark is reached it tells nobody that
-//! there is something to read (SO_RCVLOWAT, socket(7)). This module finds the mark from what came lately: more than the
-//! audio between two frames, and less than any frame. It knows no socket and no clock.
+//! Where audio waits for the next video frame anyway ([`crate::relay::Batching`]), waking up for audio alone is wasted. The
+//! kernel can hold it back for nothing: until a socket's receive low-water mark is reached it does not report the socket as
+//! readable (SO_RCVLOWAT, socket(7)). This module derives the mark from the latest frames: more than the audio between two
+//! frames, and less than any frame. It knows no socket and no clock.
 
 use crate::media::{Content, Packet, PacketKind};
 
-/// The mark of a socket that says everything at once.
+/// The mark of a socket that is readable at the first byte: the kernel's default.
 const EVERYTHING: usize = 1;
 
-/// So many frames are looked at before a mark is set: two seconds or so, and a keyframe as a rule.
+/// The mark is derived from this many frames: about two seconds, usually with a keyframe.
 const FRAMES: u32 = 60;
 
-/// At most so much audio waits when no frame comes, in messages: one or two come between two frames, and three are 70 ms of AAC.
+/// The most audio messages that the mark holds back when no frame comes. One or two come between two frames; three are
+/// 70 ms of AAC.
 const AUDIO: usize = 3;
 
-/// The most bytes that are waited for: far less than any receive buffer.
+/// The highest mark, in bytes: far below any receive buffer.
 const MOST: usize = 32 << 10;
 
 /// See the module's head.
@@ -28,7 +29,7 @@ pub(super) struct LowWater {
     largest_audio: usize,
     /// A frame came since the last [`LowWater::tick`].
     flows: bool,
-    /// What the socket was told last.
+    /// The mark that the socket has.
     told: usize,
 }
 
@@ -44,8 +45,8 @@ impl LowWater {
         }
     }
 
-    /// Looks at what was read. `rides`: audio may wait for the next frame.
-    pub fn see(&mut self, packet: &Packet, rides: impl FnOnce() -> bool) {
+    /// Takes note of a packet that was read. `audio_waits`: whether audio may be held back until the next frame.
+    pub fn see(&mut self, packet: &Packet, audio_waits: impl FnOnce() -> bool) {
         let length = packet.body.len();
         match packet.kind {
             PacketKind::Audio { .. } => self.largest_audio = self.largest_audio.max(length),
@@ -54,11 +55,11 @@ impl LowWater {
                 self.frames += 1;
                 self.smallest_frame = self.smallest_frame.min(length);
                 if length < self.mark {
-                    // It had to wait for what came behind it. The next of its kind shall not.
+                    // The kernel held this frame back until more came: the mark is too high.
                     self.mark = EVERYTHING;
                 }
                 if self.frames >= FRAMES {
-                    let mark = if rides() { self.found() } else { EVERYTHING };
+                    let mark = if audio_waits() { self.found() } else { EVERYTHING };
                     *self = LowWater { mark, flows: true, told: self.told, ..LowWater::new() };
                 }
             }
@@ -66,25 +67,25 @@ impl LowWater {
         }
     }
 
-    /// To be called now and then, far less often than frames come. When none came, anything is worth a wake-up: audio goes
-    /// on alone, or the last words of somebody who leaves lie there.
+    /// To be called at an interval of several frames. If no frame came, the mark is lifted: the stream has become audio
+    /// only, or what the kernel holds back is the end of the publish (`FCUnpublish`, `deleteStream`).
     pub fn tick(&mut self) {
         if !std::mem::take(&mut self.flows) {
             self.reset();
         }
     }
 
-    /// Each word counts again.
+    /// Lifts the mark: every byte wakes again.
     pub fn reset(&mut self) {
         *self = LowWater { told: self.told, ..LowWater::new() };
     }
 
-    /// Whether anything waits in the socket.
+    /// Whether the socket has a mark, so that the kernel may hold bytes back.
     pub fn is_set(&self) -> bool {
         self.told != EVERYTHING
     }
 
-    /// What the socket is to be told, if that is news, when the message that is being received lacks so many bytes.
+    /// The mark to set on the socket, if it has another. `missing`: the bytes that the message that is being received lacks.
     pub fn news(&mut self, missing: usize) -> Option<usize> {
         let mark = self.mark(missing);
         (std::mem::replace(&mut self.told, mark) != mark).then_some(mark)
@@ -118,13 +119,13 @@ mod tests {
         Packet::audio(0, [&[0xaf, 1][..], &vec![0; length - 2]].concat().into())
     }
 
-    /// What came in two seconds, frames of one size among them.
-    fn after(low: &mut LowWater, size: usize, sound: Option<usize>, rides: bool) -> usize {
+    /// The mark after two seconds of frames of one size, each after a sound if there is any.
+    fn after(low: &mut LowWater, size: usize, sound: Option<usize>, audio_waits: bool) -> usize {
         for _ in 0..FRAMES {
             if let Some(sound) = sound {
-                low.see(&audio(sound), || rides);
+                low.see(&audio(sound), || audio_waits);
             }
-            low.see(&frame(size), || rides);
+            low.see(&frame(size), || audio_waits);
         }
         low.mark(0)
     }
@@ -144,9 +145,15 @@ mod tests {
 
     #[test]
     fn nothing_waits_where_it_would_not_pay_or_must_not() {
-        for (size, sound, rides) in [(2_000, Some(300), false), (2_000, None, true), (500, Some(300), true)] {
+        for (size, sound, audio_waits) in
+            [(2_000, Some(300), false), (2_000, None, true), (500, Some(300), true)]
+        {
             let mut low = LowWater::new();
-            assert_eq!(after(&mut low, size, sound, rides), EVERYTHING, "{size} {sound:?} {rides}");
+            assert_eq!(
+                after(&mut low, size, sound, audio_waits),
+                EVERYTHING,
+                "{size} {sound:?} {audio_waits}"
+            );
             assert_eq!(low.mark(100), EVERYTHING);
         }
     }

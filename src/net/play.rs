@@ -145,7 +145,7 @@ async fn watch(
                     Turn::Ended(_) | Turn::Stopped => Ok(Outcome::Ended),
                     Turn::Gone(error) => Err(error.into()),
                     Turn::Stalled => {
-                        tracing::info!(id = connection.id, peer = %connection.peer, "viewer closed: it took nothing for too long");
+                        tracing::info!(id = connection.id, peer = %connection.peer, "viewer closed: it stopped reading (stalled)");
                         Ok(Outcome::Left)
                     }
                 };

@@ -5,7 +5,7 @@
 
 use super::acl::Acl;
 use crate::ids::StreamName;
-use crate::relay::{FeedRef, Gather, Hub};
+use crate::relay::{Batching, FeedRef, Hub};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -206,11 +206,11 @@ impl Routes {
         Ok(RouteGuard { routes: self.clone(), at, id })
     }
 
-    /// Whether nobody who watches on this node gets audio sooner than the video frame behind it.
-    pub fn audio_rides(&self) -> bool {
+    /// Whether all viewers of this node get audio in one write with the next video frame, so that audio alone is not urgent.
+    pub fn audio_waits_for_video(&self) -> bool {
         let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
         let mut plays = table.apps.values().flat_map(|app| &app.play);
-        plays.all(|(_, _, route)| route.hub.gather() == Gather::AudioWithVideo)
+        plays.all(|(_, _, route)| route.hub.batching() == Batching::AudioWithVideo)
     }
 
     /// Whether a port has an app.

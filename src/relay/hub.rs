@@ -4,7 +4,7 @@
 //! many they are, and what changes quickly is said only if it lasts. The hub does not know how a wish is granted.
 
 use super::feed::Outlet;
-use super::settings::{Gather, Settings};
+use super::settings::{Batching, Settings};
 use super::stream::{End, RelayId, Stream};
 use crate::ids::StreamName;
 use crate::media::Packet;
@@ -107,9 +107,9 @@ impl Hub {
         self.admission
     }
 
-    /// What shares a write to its viewers.
-    pub fn gather(&self) -> Gather {
-        self.settings.gather
+    /// Which messages share a write to its viewers.
+    pub fn batching(&self) -> Batching {
+        self.settings.batching
     }
 
     /// A viewer comes. Its interest lasts as long as what is returned.

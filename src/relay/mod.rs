@@ -36,11 +36,11 @@
 //!    still; if not, it hands it back to catch up.
 //! 3. The viewer's task again, from the moment a hand-over lies in its *seat*. The pump does not write after it.
 //!
-//! **Going behind.** When a socket takes nothing or a part of a write, the pump hands the viewer back at once with its place
+//! **Going behind.** When a socket would block or takes a part of a write, the pump hands the viewer back at once with its place
 //! and the unsent part of the block, and goes on with the next member. The viewer's task waits until the socket is
 //! writable, sends the unsent part first (a message is never broken off) and catches up from the ring; then 2. holds
 //! again. A viewer whose place was evicted waits for the next place to start and gets the headers again if they
-//! changed. One that takes nothing for [`Settings::stall`] is closed.
+//! changed. One that reads nothing for [`Settings::stall`] is stalled, and is closed.
 //!
 //! **Called back.** A task that wants its viewer back at the live edge, to send a reply, to pause or to stop, puts its seat
 //! on the pump's list of those that are *called back* and wakes it. The pump looks at the list before each write and
@@ -70,7 +70,7 @@ pub mod viewer;
 pub use feed::{Attachment, Feed, FeedId, FeedRef, Feeds, Outlet, PullEvent};
 pub use hub::{Admission, Demand, Hub, Interest, JoinError, Source};
 pub use seat::Sink;
-pub use settings::{Gather, Settings};
+pub use settings::{Batching, Settings};
 pub use stream::{RelayId, Stream};
 pub use viewer::{Turn, Viewer};
 

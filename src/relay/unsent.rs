@@ -14,7 +14,7 @@ pub(super) const PIECES: usize = 64;
 #[derive(Debug, Default)]
 pub(super) struct Unsent {
     pieces: SmallVec<[Bytes; 2]>,
-    /// Since when the socket takes nothing; none while it does.
+    /// Since when the socket would block; none while it takes bytes.
     pub blocked: Option<Instant>,
 }
 
