@@ -1,4 +1,5 @@
-//! Binds TCP ports, the same way for RTMP and HTTP.
+//! Binds TCP ports, the same way for RTMP and HTTP. Who serves them is put together above: `net` and `web` get listeners that
+//! are bound already, so that a node knows all its ports before it starts.
 
 use socket2::{Domain, Protocol, Socket, Type};
 use std::io;

@@ -50,16 +50,16 @@ pub struct Place {
     pub acl: Acl,
 }
 
-/// Somebody wants to publish.
+/// A request to publish.
 #[derive(Debug)]
 pub struct PublishRequest {
     /// The stream.
     pub name: StreamName,
-    /// Who.
+    /// The publisher's address.
     pub peer: SocketAddr,
     /// The connection's number, for logs.
     pub connection: u64,
-    /// Where its media will come from.
+    /// The feed that its media will be pushed into.
     pub feed: FeedRef,
     /// Cancelled when the connection is gone, so that an answer has no use.
     pub gone: CancellationToken,
@@ -90,7 +90,7 @@ pub struct PublishRoute {
 pub struct PlayRoute {
     /// The streams.
     pub hub: Arc<Hub>,
-    /// Its viewers are other nodes: they are counted as pulls, and are not waited for when the node drains.
+    /// Its viewers are other nodes (downstream relays): they are counted as pulls, and a drain does not wait for them.
     pub pulls: bool,
 }
 
@@ -102,7 +102,7 @@ pub struct RouteTaken {
     app: String,
 }
 
-/// Why a peer's request leads nowhere.
+/// Why a peer's request has no route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoRoute {
     /// No step has this app on this port.

@@ -11,7 +11,8 @@ use std::time::Duration;
 use tokio::io::Interest;
 use tokio::net::{TcpListener, TcpStream};
 
-/// Sent data that nobody acknowledges for so long means that the peer is gone. Pings make sure that there is such data.
+/// A peer that acknowledges nothing of what was sent for so long is gone (TCP_USER_TIMEOUT, tcp(7)). Pings make sure that
+/// there is data to acknowledge.
 const USER_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A connection without traffic is probed after this time.
@@ -51,8 +52,8 @@ pub(super) fn prepare_listener(listener: &TcpListener) {
     }
 }
 
-/// Until so many bytes have come, a socket counts as having none (SO_RCVLOWAT, socket(7)). One that does not know the option
-/// tells of each byte, as every socket does.
+/// Sets how many bytes must have arrived before the kernel reports a socket as readable (SO_RCVLOWAT, socket(7)). Where that
+/// fails, the socket is readable at each byte, as by default.
 pub(super) fn set_low_water(socket: &TcpStream, bytes: usize) {
     let value = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
     let length = size_of_val(&value) as libc::socklen_t;
@@ -86,7 +87,7 @@ pub(super) async fn receive<E: From<io::Error>>(
 }
 
 /// Reads once. A read that did not fill the buffer took all there was, so the socket counts as not ready until the kernel
-/// says otherwise: another read only to be told so would be a system call for every message.
+/// reports it again: a second read that finds nothing would be one more system call for every message.
 fn read_now(socket: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
     let mut short = None;
     let read = socket.try_io(Interest::READABLE, || {

@@ -1,4 +1,4 @@
-//! The streams of one watch point, by name: who pushes, who watches, what is wanted.
+//! The streams of one watch point, by name: their sources, their viewers, and which of them are in demand.
 //!
 //! Where streams are pulled on demand, the hub says with [`Hub::demand`] which names have viewers, once a name however
 //! many they are, and what changes quickly is said only if it lasts. The hub does not know how a wish is granted.
@@ -15,16 +15,16 @@ use std::time::Instant;
 use tokio::sync::Notify;
 use tokio_util::task::TaskTracker;
 
-/// Whom a hub lets in.
+/// Which viewers a hub admits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Admission {
     /// Viewers of streams that are there.
     Live,
-    /// Viewers of any stream: it will be fetched, or refused with [`Hub::refuse`].
+    /// Viewers of any stream: it will be pulled, or refused with [`Hub::refuse`].
     OnDemand,
 }
 
-/// Why a viewer is not let in.
+/// Why a viewer is not admitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum JoinError {
     /// No such stream.
@@ -38,12 +38,12 @@ pub enum JoinError {
     Closed,
 }
 
-/// A change of what is wanted.
+/// A change of demand.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Demand {
     /// Somebody waits for or watches this stream.
     Wanted(StreamName),
-    /// Nobody does any more.
+    /// Nobody waits for it or watches it any more.
     Unwanted(StreamName),
 }
 
@@ -64,7 +64,7 @@ pub struct Hub {
 #[derive(Debug, Default)]
 struct State {
     entries: HashMap<StreamName, Entry>,
-    /// Names whose demand may have changed since it was last told.
+    /// Names whose demand may have changed since [`Hub::demand`] last returned.
     touched: HashSet<StreamName>,
     /// The grace times of all entries, soonest end first.
     ends: BTreeSet<(Instant, StreamName)>,
@@ -76,7 +76,7 @@ struct State {
 struct Entry {
     stream: Arc<Stream>,
     viewers: usize,
-    /// What [`Hub::demand`] said last.
+    /// Whether [`Hub::demand`] said last that it is wanted.
     told: bool,
     /// The publisher is gone, and its viewers are kept until then; listed in [`State::ends`] too.
     ends: Option<Instant>,
@@ -102,7 +102,7 @@ impl Hub {
         })
     }
 
-    /// Whom it lets in.
+    /// Which viewers it admits.
     pub fn admission(&self) -> Admission {
         self.admission
     }
@@ -112,7 +112,7 @@ impl Hub {
         self.settings.batching
     }
 
-    /// A viewer comes. Its interest lasts as long as what is returned.
+    /// A viewer joins. Its interest lasts as long as what is returned.
     pub fn join(self: &Arc<Self>, name: &StreamName) -> Result<Interest, JoinError> {
         let mut state = self.lock();
         if state.closed {
@@ -135,7 +135,7 @@ impl Hub {
         Ok(Interest { hub: self.clone(), stream })
     }
 
-    /// A source for a stream comes; an older one of the same name is not heard any more. `upstream`: it is a pull of this
+    /// Attaches a source to a stream; what an older one of the same name still pushes is dropped and counted. `upstream`: it is a pull of this
     /// relay stream, and goes on where an earlier pull of the same one broke off; any other source is a break for viewers.
     pub fn attach(self: &Arc<Self>, name: &StreamName, upstream: Option<RelayId>) -> Source {
         let mut state = self.lock();
@@ -147,7 +147,7 @@ impl Hub {
         Source { hub: self.clone(), stream: entry.stream.clone(), number }
     }
 
-    /// Nobody has this stream: who waits for it is told so, and the name is wanted anew when somebody comes. `false`: the
+    /// No node has this stream: viewers that wait for it are refused, and the next viewer makes the name wanted again. `false`: the
     /// stream was seen before, and is left to its grace time.
     pub fn refuse(&self, name: &StreamName, reason: &str) -> bool {
         let mut state = self.lock();
@@ -184,7 +184,7 @@ impl Hub {
         }
     }
 
-    /// Ends every stream. Viewers are told, and no more come.
+    /// Ends every stream and admits no more viewers.
     pub fn close(&self) {
         let mut state = self.lock();
         state.closed = true;
@@ -319,7 +319,7 @@ impl State {
 }
 
 impl Entry {
-    /// Nobody pushes, nobody watches, and nothing is left to say.
+    /// It has no source and no viewer, and [`Hub::demand`] has nothing to say of it.
     fn is_idle(&self) -> bool {
         self.viewers == 0 && !self.told && !self.stream.is_live()
     }

@@ -36,8 +36,8 @@
 //!    still; if not, it hands it back to catch up.
 //! 3. The viewer's task again, from the moment a hand-over lies in its *seat*. The pump does not write after it.
 //!
-//! **Going behind.** When a socket would block or takes a part of a write, the pump hands the viewer back at once with its place
-//! and the unsent part of the block, and goes on with the next member. The viewer's task waits until the socket is
+//! **Going behind.** When a socket would block or takes a part of a write, the pump hands the viewer back at once with
+//! its place and the unsent part of the block, and goes on with the next member. The viewer's task waits until the socket is
 //! writable, sends the unsent part first (a message is never broken off) and catches up from the ring; then 2. holds
 //! again. A viewer whose place was evicted waits for the next place to start and gets the headers again if they
 //! changed. One that reads nothing for [`Settings::stall`] is stalled, and is closed.
