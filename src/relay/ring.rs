@@ -20,11 +20,11 @@ const FRAME_MAX: Duration = Duration::from_millis(50);
 /// The wait before two frames have been seen: 30 a second.
 const FRAME_DEFAULT: Duration = Duration::from_millis(33);
 
-/// A picture that stood still for so long is over, and audio that goes on is a stream without video. Else its last keyframe
+/// Video that sent no frame for so long has ended, and audio that goes on is a stream without video. Else its last keyframe
 /// would stay the place to start, and a late viewer would get minutes of sound in one piece.
 const VIDEO_OVER: Duration = Duration::from_secs(30);
 
-/// Without a viewer nobody asks for what is due; blocks still get no longer than this.
+/// The longest block of a stream without viewers, where no pump seals what is due.
 const UNWATCHED: Duration = Duration::from_millis(200);
 
 /// How much of a stream without video a new viewer gets at once, so that players can fill their buffers.

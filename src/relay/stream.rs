@@ -16,16 +16,16 @@ use tokio_util::task::TaskTracker;
 /// Why a stream ended for its viewers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum End {
-    /// Its publisher is gone and did not come back in time.
+    /// Its publisher is gone and did not return within [`Settings::grace`].
     Unpublished,
-    /// It was never there; the reason is for people.
+    /// No node has it, or it sent nothing; the reason is a text for the viewer.
     Refused(String),
     /// The node stops, or the watch point was removed.
     Closed,
 }
 
 /// The clock and the order of one relay stream, for as long as it lives: two pulls that play the same one get the same
-/// messages at the same times, so the second may go on where the first broke off. Random, and known to those who play.
+/// messages at the same times, so the second may go on where the first broke off. Random; a pull learns it when its play is accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RelayId(pub u64);
 
