@@ -7,7 +7,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use lb::ids::StreamName;
 use lb::media::Packet;
 use lb::relay::ring::Ring;
-use lb::relay::{Admission, Feeds, Gather, Hub, Settings, Sink};
+use lb::relay::{Admission, Batching, Feeds, Hub, Settings, Sink};
 use lb::telemetry::Metrics;
 use std::hint::black_box;
 use std::io::{self, IoSlice};
@@ -70,7 +70,7 @@ impl Sink for Counter {
 }
 
 fn at_once() -> Settings {
-    Settings { gather: Gather::Window(Duration::ZERO), ..Settings::default() }
+    Settings { batching: Batching::Window(Duration::ZERO), ..Settings::default() }
 }
 
 fn ring(criterion: &mut Criterion) {
@@ -96,7 +96,7 @@ fn ring(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// The pump without a kernel: what a viewer at the head costs a flush beside its `send`.
+/// The pump without a kernel: what a viewer at the live edge costs a flush beside its `send`.
 fn pump(criterion: &mut Criterion) {
     const VIEWERS: usize = 1_000;
     let runtime = Runtime::new().expect("a runtime");
@@ -114,7 +114,7 @@ fn pump(criterion: &mut Criterion) {
     }
     let mut group = criterion.benchmark_group("pump");
     group.throughput(Throughput::Elements(VIEWERS as u64));
-    group.bench_function("a frame to 1,000 viewers at the head", |bencher| {
+    group.bench_function("a frame to 1,000 viewers at the live edge", |bencher| {
         bencher.iter(|| {
             runtime.block_on(async {
                 let before: Vec<usize> =

@@ -139,10 +139,14 @@ pub struct Args {
     )]
     pub ffmpeg_path: PathBuf,
 
-    /// What shares a write to viewers: whatever comes within this many milliseconds [default: audio rides with the video
-    /// frame that follows it]
-    #[arg(long, env = "LB_GATHER_MS", value_name = "MS", help_heading = "Media")]
-    pub gather_ms: Option<u64>,
+    /// The batch window: what arrives within this many milliseconds is sent to viewers in one write [default: audio is sent
+    /// with the video frame that follows it]
+    #[arg(long, env = "LB_BATCH_MS", value_name = "MS", help_heading = "Media")]
+    pub batch_ms: Option<u64>,
+
+    /// The old name of `--batch-ms`, which comes first
+    #[arg(long, env = "LB_GATHER_MS", value_name = "MS", hide = true)]
+    gather_ms: Option<u64>,
 
     /// How long viewers are kept when their publisher is gone
     #[arg(
@@ -275,6 +279,11 @@ impl Args {
     pub fn origin(&self, rtmp_port: u16) -> Result<Option<Origin>, crate::ids::OriginError> {
         self.advertise.as_deref().map(|text| Origin::parse(text, rtmp_port)).transpose()
     }
+
+    /// The batch window in milliseconds, if one was set, by its name or its old one.
+    pub fn batch_window_ms(&self) -> Option<u64> {
+        self.batch_ms.or(self.gather_ms)
+    }
 }
 
 /// A time like `5s`, `250ms` or `2m`; a bare number is seconds.
@@ -283,4 +292,19 @@ fn duration(text: &str) -> Result<Duration, String> {
         return Ok(Duration::from_secs(seconds));
     }
     humantime::parse_duration(text).map_err(|_| "a time is like 250ms, 5s or 2m".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_batch_window_is_set_by_its_name_or_its_old_one() {
+        let window =
+            |args: &[&str]| Args::parse_from([&["lb", "--role", "ingest"], args].concat()).batch_window_ms();
+        assert_eq!(window(&[]), None);
+        assert_eq!(window(&["--batch-ms", "100"]), Some(100));
+        assert_eq!(window(&["--gather-ms", "50"]), Some(50));
+        assert_eq!(window(&["--gather-ms", "50", "--batch-ms", "0"]), Some(0));
+    }
 }

@@ -18,7 +18,7 @@ use crate::ids::{NodeId, Origin};
 use crate::net::{self, routes::Routes};
 use crate::published::Published;
 use crate::registry::{self, Memory, Redis, Registry};
-use crate::relay::{self, Feeds, Gather};
+use crate::relay::{self, Batching, Feeds};
 use crate::steps::reactors::{Identity, Reactors};
 use crate::steps::{ConfigError, Engine, Parts, engine};
 use crate::telemetry::Metrics;
@@ -409,9 +409,9 @@ impl<'a> Shared<'a> {
 }
 
 fn relay_settings(args: &crate::cli::Args) -> relay::Settings {
-    let window = |millis| Gather::Window(Duration::from_millis(millis));
+    let window = |millis| Batching::Window(Duration::from_millis(millis));
     relay::Settings {
-        gather: args.gather_ms.map_or(Gather::AudioWithVideo, window),
+        batching: args.batch_window_ms().map_or(Batching::AudioWithVideo, window),
         grace: args.publisher_grace,
         ..Default::default()
     }

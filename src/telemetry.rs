@@ -67,7 +67,7 @@ pub struct Metrics {
     pub viewer_skips_total: IntCounter,
     /// Messages that viewers lost in those jumps.
     pub viewer_skipped_messages_total: IntCounter,
-    /// Viewers closed because they took nothing for too long.
+    /// Viewers closed because they stopped reading (stalled).
     pub viewer_stalls_total: IntCounter,
     /// Connections, publishes and plays refused, by reason.
     pub refusals_total: IntCounterVec,
@@ -114,7 +114,7 @@ impl Metrics {
             )?,
             viewer_stalls_total: counter(
                 "lb_viewer_stalls_total",
-                "Viewers closed because they took nothing for too long",
+                "Viewers closed because they stopped reading (stalled)",
             )?,
             refusals_total: counters(
                 "lb_refusals_total",

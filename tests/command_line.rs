@@ -162,6 +162,13 @@ fn variables_stand_for_flags_and_flags_win() {
     drop(node);
     let node = Lb::start_with(&["--role", "playback"], &[("LB_ROLE", "ingest")]);
     assert!(node.ready_line().contains("roles=playback"), "{}", node.ready_line());
+    drop(node);
+    // The old name of LB_BATCH_MS is read still.
+    for (name, flag) in [("LB_BATCH_MS", "--batch-ms"), ("LB_GATHER_MS", "--gather-ms")] {
+        let refused = lb::run_with(&["--check"], &[(name, "soon")]);
+        assert_eq!(refused.code, Some(2), "{name}: {}", refused.stderr);
+        assert!(refused.stderr.contains(flag), "{name}: {}", refused.stderr);
+    }
 }
 
 #[test]

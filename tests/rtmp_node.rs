@@ -11,7 +11,7 @@ use lb::net::acl::Acl;
 use lb::net::location::Location;
 use lb::net::pull;
 use lb::net::routes::Refused;
-use lb::relay::{Admission, Demand, Gather, PullEvent, Settings, Source};
+use lb::relay::{Admission, Batching, Demand, PullEvent, Settings, Source};
 use lb::rtmp::amf0::Value;
 use lb::rtmp::session::{Client, ClientEvent};
 use lb::telemetry::Loss;
@@ -360,7 +360,7 @@ async fn audio_does_not_wait_for_frames_where_somebody_watches_without_delay() {
     let mut node = Node::start();
     let mut publishers = node.publishers("live");
     let _riding = node.hub("watch", Admission::Live, Settings::default());
-    let at_once = Settings { gather: Gather::Window(Duration::ZERO), ..Settings::default() };
+    let at_once = Settings { batching: Batching::Window(Duration::ZERO), ..Settings::default() };
     let _at_once = node.hub("now", Admission::Live, at_once);
     let (mut raw, mut accepted) = opening(&node, &mut publishers).await;
     let begun = std::time::Instant::now();

@@ -84,9 +84,9 @@ pub fn run(args: Args) -> bool {
     rows.iter().all(|row| row.kept != Some(false))
 }
 
-/// lb with a gather window.
-fn gathering(millis: &str) -> Kind {
-    Kind::Lb(vec!["--gather-ms".to_owned(), millis.to_owned()])
+/// lb with a batch window.
+fn batching(millis: &str) -> Kind {
+    Kind::Lb(vec!["--batch-ms".to_owned(), millis.to_owned()])
 }
 
 impl Suite {
@@ -106,7 +106,7 @@ impl Suite {
                 ("1000 lb", plain(), "2500", &crowd[..]),
                 ("1000 floor frame", Kind::Floor(Share::Frame), "2500", &crowd),
                 ("1000 nginx", Kind::Nginx, "2500", &crowd),
-                ("1000 lb 100ms", gathering("100"), "2500", &crowd),
+                ("1000 lb 100ms", batching("100"), "2500", &crowd),
                 ("1000 floor 100ms", Kind::Floor(Share::Window), "2500", &crowd),
                 ("300k 1000 lb", plain(), "300", &crowd),
                 ("300k 5000 lb", plain(), "300", &large),
@@ -120,7 +120,7 @@ impl Suite {
         }
         if !quick {
             for millis in ["0", "20", "33", "50"] {
-                self.one(&format!("1000 lb {millis}ms"), &gathering(millis), "2500", &crowd);
+                self.one(&format!("1000 lb {millis}ms"), &batching(millis), "2500", &crowd);
             }
             self.one("1000 floor message", &Kind::Floor(Share::Message), "2500", &crowd);
             for (name, kind) in [

@@ -214,7 +214,7 @@ async fn hand_on(
             }
         }
         if !packets.is_empty() {
-            packets.iter().for_each(|packet| low_water.see(packet, || server.routes.audio_rides()));
+            packets.iter().for_each(|packet| low_water.see(packet, || server.routes.audio_waits_for_video()));
             server.metrics.received_messages_total.inc_by(packets.len() as u64);
             feed.push(packets);
             packets.clear();

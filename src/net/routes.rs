@@ -5,7 +5,7 @@
 
 use super::acl::Acl;
 use crate::ids::StreamName;
-use crate::relay::{FeedRef, Gather, Hub};
+use crate::relay::{Batching, FeedRef, Hub};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -50,16 +50,16 @@ pub struct Place {
     pub acl: Acl,
 }
 
-/// Somebody wants to publish.
+/// A request to publish.
 #[derive(Debug)]
 pub struct PublishRequest {
     /// The stream.
     pub name: StreamName,
-    /// Who.
+    /// The publisher's address.
     pub peer: SocketAddr,
     /// The connection's number, for logs.
     pub connection: u64,
-    /// Where its media will come from.
+    /// The feed that its media will be pushed into.
     pub feed: FeedRef,
     /// Cancelled when the connection closes; no answer is needed then.
     pub gone: CancellationToken,
@@ -210,10 +210,10 @@ impl Routes {
 
     /// Whether all viewers of this node get audio together with the next video frame. Only then may a publisher's audio wait
     /// in its socket for that frame.
-    pub fn audio_rides(&self) -> bool {
+    pub fn audio_waits_for_video(&self) -> bool {
         let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
         let mut plays = table.apps.values().flat_map(|app| &app.play);
-        plays.all(|(_, _, route)| route.hub.gather() == Gather::AudioWithVideo)
+        plays.all(|(_, _, route)| route.hub.batching() == Batching::AudioWithVideo)
     }
 
     /// Whether a port has an app.

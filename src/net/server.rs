@@ -23,7 +23,7 @@ pub struct Limits {
     pub connections_per_address: usize,
     /// From the first byte to the publish or play: a slow phone on a bad network needs a few seconds.
     pub negotiation: Duration,
-    /// A publisher that sends nothing at all for so long is gone, whatever TCP says.
+    /// A publisher that sends nothing at all for so long counts as gone, even if TCP has reported nothing.
     pub publisher_silence: Duration,
     /// The protocol's own limits.
     pub rtmp: rtmp::Limits,
@@ -54,11 +54,11 @@ pub struct Server {
     pub metrics: Arc<Metrics>,
     /// When to stop.
     pub drain: Drain,
-    /// This node's name, by which it knows a pull that went round in a circle.
+    /// This node's name, by which it detects a pull from itself.
     pub node: NodeId,
-    /// Over how long the viewers of a draining node are sent away, so that they do not all come back at once elsewhere.
+    /// Over how long a draining node staggers its disconnects of viewers, so that they do not all reconnect at once.
     pub drain_spread: Duration,
-    /// What happens to all connections now and then happens at multiples of its period after this.
+    /// Periodic work on connections runs at multiples of its period after this, so that it shares wake-ups.
     pub(super) begun: Instant,
     next: AtomicU64,
     addresses: Mutex<HashMap<IpAddr, usize>>,
@@ -95,7 +95,7 @@ impl Server {
     }
 }
 
-/// What stands for all addresses that one customer of a provider can use at will.
+/// The network that one customer of a provider has: an IPv4 address, or an IPv6 network of 64 bits.
 fn customer(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => address,
@@ -103,7 +103,7 @@ fn customer(address: IpAddr) -> IpAddr {
     }
 }
 
-/// One of the connections that an address may have.
+/// One of the connections that an address may have; free again when it is dropped.
 pub(super) struct AddressSlot {
     server: Arc<Server>,
     address: IpAddr,

@@ -83,7 +83,7 @@ pub struct Feed {
     shared: Arc<Shared>,
 }
 
-/// A feed as those see it who attach to it. Whoever announces a stream holds one for as long as the stream is announced, so
+/// The reading side of a feed: outlets attach to it. Whoever announces a stream holds one for as long as it does, so
 /// that an outlet that comes after a short publish still gets what is kept of it.
 #[derive(Clone, Debug)]
 pub struct FeedRef(Arc<Shared>);
@@ -144,13 +144,13 @@ impl Feeds {
 }
 
 impl Feed {
-    /// For those who attach to it.
+    /// The side that outlets attach to.
     pub fn reference(&self) -> FeedRef {
         FeedRef(self.shared.clone())
     }
 
     /// Waits until there is an outlet, for a moment at most. A pull's first messages are a whole group of pictures and what
-    /// follows it; who has announced the feed and waits here need not fear that the start of it is given up.
+    /// follows it; a pull that announces its feed and then waits here does not lose the start of it to the bound of what is kept.
     pub async fn wait_attached(&self) {
         let attached = async {
             loop {
@@ -253,7 +253,7 @@ impl Drop for Shared {
     }
 }
 
-/// What is kept while nobody takes it: from the newest keyframe on, or the newest audio of a stream without video.
+/// What is kept while there is no outlet: from the newest keyframe on, or the newest audio of a stream without video.
 #[derive(Debug, Default)]
 struct Start {
     packets: Vec<Packet>,

@@ -23,7 +23,7 @@ pub struct Headers {
     source: u64,
     /// Goes up with each change, so that a viewer that skipped knows whether to get them again.
     version: u64,
-    /// What [`Headers::wire`] made last, and for which time: all who join at one keyframe share it.
+    /// What [`Headers::wire`] made last, and for which time: all viewers that join at one keyframe share it.
     wire: Option<(u32, Bytes)>,
 }
 

@@ -1,32 +1,30 @@
-//! The streams of one watch point, by name: who pushes, who watches, what is wanted.
+//! The streams of one watch point, by name: their sources, their viewers, and which of them are in demand.
 //!
 //! Where streams are pulled on demand, the hub says with [`Hub::demand`] which names have viewers, once a name however
 //! many they are, and what changes quickly is said only if it lasts. The hub does not know how a wish is granted.
 
 use super::feed::Outlet;
-use super::settings::{Gather, Settings};
+use super::settings::{Batching, Settings};
 use super::stream::{End, RelayId, Stream};
-use super::viewer::{Sink, Viewer};
 use crate::ids::StreamName;
 use crate::media::Packet;
 use crate::telemetry::Metrics;
-use bytes::Bytes;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 use tokio::sync::Notify;
 use tokio_util::task::TaskTracker;
 
-/// Whom a hub lets in.
+/// Which viewers a hub admits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Admission {
     /// Viewers of streams that are there.
     Live,
-    /// Viewers of any stream: it will be fetched, or refused with [`Hub::refuse`].
+    /// Viewers of any stream: it will be pulled, or refused with [`Hub::refuse`].
     OnDemand,
 }
 
-/// Why a viewer is not let in.
+/// Why a viewer is not admitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum JoinError {
     /// No such stream.
@@ -40,12 +38,12 @@ pub enum JoinError {
     Closed,
 }
 
-/// A change of what is wanted.
+/// A change of demand.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Demand {
     /// Somebody waits for or watches this stream.
     Wanted(StreamName),
-    /// Nobody does any more.
+    /// Nobody waits for it or watches it any more.
     Unwanted(StreamName),
 }
 
@@ -58,13 +56,18 @@ pub struct Hub {
     tasks: TaskTracker,
     state: Mutex<State>,
     changed: Notify,
+    /// The entries that [`Hub::demand`] has looked at.
+    #[cfg(test)]
+    pub(super) looked: std::sync::atomic::AtomicUsize,
 }
 
 #[derive(Debug, Default)]
 struct State {
     entries: HashMap<StreamName, Entry>,
-    /// Names whose demand may have changed since it was last told.
+    /// Names whose demand may have changed since [`Hub::demand`] last returned.
     touched: HashSet<StreamName>,
+    /// The grace times of all entries, soonest end first.
+    ends: BTreeSet<(Instant, StreamName)>,
     next_source: u64,
     closed: bool,
 }
@@ -73,9 +76,9 @@ struct State {
 struct Entry {
     stream: Arc<Stream>,
     viewers: usize,
-    /// What [`Hub::demand`] said last.
+    /// Whether [`Hub::demand`] said last that it is wanted.
     told: bool,
-    /// The publisher is gone, and its viewers are kept until then.
+    /// The publisher is gone, and its viewers are kept until then; listed in [`State::ends`] too.
     ends: Option<Instant>,
 }
 
@@ -87,20 +90,29 @@ impl Hub {
         metrics: Arc<Metrics>,
         tasks: TaskTracker,
     ) -> Arc<Self> {
-        Arc::new(Hub { admission, settings, metrics, tasks, state: Mutex::default(), changed: Notify::new() })
+        Arc::new(Hub {
+            admission,
+            settings,
+            metrics,
+            tasks,
+            state: Mutex::default(),
+            changed: Notify::new(),
+            #[cfg(test)]
+            looked: Default::default(),
+        })
     }
 
-    /// Whom it lets in.
+    /// Which viewers it admits.
     pub fn admission(&self) -> Admission {
         self.admission
     }
 
-    /// What shares a write to its viewers.
-    pub fn gather(&self) -> Gather {
-        self.settings.gather
+    /// Which messages share a write to its viewers.
+    pub fn batching(&self) -> Batching {
+        self.settings.batching
     }
 
-    /// A viewer comes. Its interest lasts as long as what is returned.
+    /// A viewer joins. Its interest lasts as long as what is returned.
     pub fn join(self: &Arc<Self>, name: &StreamName) -> Result<Interest, JoinError> {
         let mut state = self.lock();
         if state.closed {
@@ -123,19 +135,19 @@ impl Hub {
         Ok(Interest { hub: self.clone(), stream })
     }
 
-    /// A source for a stream comes; an older one of the same name is not heard any more. `upstream`: it is a pull of this
+    /// Attaches a source to a stream; what an older one of the same name still pushes is dropped and counted. `upstream`: it is a pull of this
     /// relay stream, and goes on where an earlier pull of the same one broke off; any other source is a break for viewers.
     pub fn attach(self: &Arc<Self>, name: &StreamName, upstream: Option<RelayId>) -> Source {
         let mut state = self.lock();
         state.next_source += 1;
         let number = state.next_source;
+        state.set_end(name, None);
         let entry = self.entry(&mut state, name);
-        entry.ends = None;
         entry.stream.attach(number, upstream);
         Source { hub: self.clone(), stream: entry.stream.clone(), number }
     }
 
-    /// Nobody has this stream: who waits for it is told so, and the name is wanted anew when somebody comes. `false`: the
+    /// No node has this stream: viewers that wait for it are refused, and the next viewer makes the name wanted again. `false`: the
     /// stream was seen before, and is left to its grace time.
     pub fn refuse(&self, name: &StreamName, reason: &str) -> bool {
         let mut state = self.lock();
@@ -172,7 +184,7 @@ impl Hub {
         }
     }
 
-    /// Ends every stream. Viewers are told, and no more come.
+    /// Ends every stream and admits no more viewers.
     pub fn close(&self) {
         let mut state = self.lock();
         state.closed = true;
@@ -180,6 +192,7 @@ impl Hub {
             entry.stream.end(End::Closed);
         }
         state.touched.clear();
+        state.ends.clear();
     }
 
     /// The streams that are there or waited for, with their viewers.
@@ -209,52 +222,57 @@ impl Hub {
             state.touched.insert(name.clone());
             self.changed.notify_one();
         } else if state.entries.get(name).is_some_and(Entry::is_idle) {
-            state.entries.remove(name);
+            state.remove(name);
         }
     }
 
     /// The name's stream ended: viewers that come from now on wait for another one.
     fn forget_stream(&self, state: &mut State, name: &StreamName) {
+        state.set_end(name, None);
         if let Some(entry) = state.entries.get_mut(name) {
             entry.stream = self.stream(name);
             entry.viewers = 0;
-            entry.ends = None;
             self.touch(state, name);
         }
     }
 
+    /// What changed since the last look, and when the next grace time ends. Costs what changed, not what there is.
     fn look(&self) -> (Vec<Demand>, Option<Instant>) {
         let mut state = self.lock();
-        let now = super::now();
-        let over: Vec<StreamName> = state
-            .entries
-            .iter()
-            .filter(|(_, entry)| entry.ends.is_some_and(|ends| ends <= now))
-            .map(|(name, _)| name.clone())
-            .collect();
-        for name in over {
+        self.end_grace_times(&mut state, super::now());
+        let touched = std::mem::take(&mut state.touched);
+        self.count_looked(touched.len());
+        let mut changes = Vec::new();
+        for name in touched {
+            let Some(entry) = state.entries.get_mut(&name) else { continue };
+            let wanted = entry.viewers > 0;
+            let told = std::mem::replace(&mut entry.told, wanted);
+            if entry.is_idle() {
+                state.remove(&name);
+            }
+            if wanted != told {
+                changes.push(if wanted { Demand::Wanted(name) } else { Demand::Unwanted(name) });
+            }
+        }
+        (changes, state.ends.first().map(|(at, _)| *at))
+    }
+
+    /// Ends the streams whose publishers did not come back in time.
+    fn end_grace_times(&self, state: &mut State, now: Instant) {
+        while state.ends.first().is_some_and(|(at, _)| *at <= now) {
+            let Some((_, name)) = state.ends.pop_first() else { break };
+            self.count_looked(1);
             if let Some(entry) = state.entries.get(&name) {
                 entry.stream.end(End::Unpublished);
             }
-            self.forget_stream(&mut state, &name);
+            self.forget_stream(state, &name);
         }
-        let mut changes = Vec::new();
-        for name in std::mem::take(&mut state.touched) {
-            let Some(entry) = state.entries.get_mut(&name) else { continue };
-            let wanted = entry.viewers > 0;
-            if wanted != entry.told {
-                entry.told = wanted;
-                changes.push(if wanted {
-                    Demand::Wanted(name.clone())
-                } else {
-                    Demand::Unwanted(name.clone())
-                });
-            }
-            if entry.is_idle() {
-                state.entries.remove(&name);
-            }
-        }
-        (changes, state.entries.values().filter_map(|entry| entry.ends).min())
+    }
+
+    /// Tests see here what a wake-up cost.
+    fn count_looked(&self, _entries: usize) {
+        #[cfg(test)]
+        self.looked.fetch_add(_entries, std::sync::atomic::Ordering::Relaxed);
     }
 
     fn leave(&self, stream: &Arc<Stream>) {
@@ -274,10 +292,8 @@ impl Hub {
         if !stream.detach(number) {
             return;
         }
-        if let Some(entry) = state.entries.get_mut(stream.name())
-            && Arc::ptr_eq(&entry.stream, stream)
-        {
-            entry.ends = Some(super::now() + self.settings.grace);
+        if state.entries.get(stream.name()).is_some_and(|entry| Arc::ptr_eq(&entry.stream, stream)) {
+            state.set_end(stream.name(), Some(super::now() + self.settings.grace));
             self.touch(&mut state, stream.name());
             // The grace timer may have to be set anew.
             self.changed.notify_one();
@@ -285,8 +301,25 @@ impl Hub {
     }
 }
 
+impl State {
+    /// Sets or stops the grace time of a name.
+    fn set_end(&mut self, name: &StreamName, ends: Option<Instant>) {
+        let Some(entry) = self.entries.get_mut(name) else { return };
+        let before = std::mem::replace(&mut entry.ends, ends);
+        if let Some(at) = before {
+            self.ends.remove(&(at, name.clone()));
+        }
+        self.ends.extend(ends.map(|at| (at, name.clone())));
+    }
+
+    fn remove(&mut self, name: &StreamName) {
+        self.set_end(name, None);
+        self.entries.remove(name);
+    }
+}
+
 impl Entry {
-    /// Nobody pushes, nobody watches, and nothing is left to say.
+    /// It has no source and no viewer, and [`Hub::demand`] has nothing to say of it.
     fn is_idle(&self) -> bool {
         self.viewers == 0 && !self.told && !self.stream.is_live()
     }
@@ -326,11 +359,6 @@ impl Interest {
         };
         let timeout = tokio::time::timeout(self.hub.settings.start, wait);
         timeout.await.unwrap_or_else(|_| Err(End::Refused("the stream sends nothing".to_owned())))
-    }
-
-    /// Starts to write to a socket: `prelude` and the start of the stream go out together.
-    pub fn watch(self, sink: Arc<dyn Sink>, prelude: Bytes) -> Viewer {
-        Viewer::new(self, sink, prelude)
     }
 }
 

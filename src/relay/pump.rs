@@ -1,14 +1,15 @@
-//! Writes what is new to all viewers at the head of a stream, one gathered write each.
+//! Writes what is new to all viewers at a stream's live edge, one write each for everything that is due.
 //!
-//! A viewer whose socket would block is handed back to its own task with its place in the ring, and comes back when it
-//! has caught up. The pump never waits for a viewer and keeps nothing for one.
+//! A viewer whose socket would block is handed back to its own task with its place in the ring, and returns when it has
+//! caught up. The pump never waits for a viewer and keeps nothing for one. How it shares the sockets with the viewers'
+//! tasks is written at the head of [`crate::relay`].
 
 use super::ring::Mark;
-use super::stream::{State, Stream};
-use super::viewer::Sink;
+use super::seat::{Handover, Member, Seat};
+use super::stream::{Pump, State, Stream};
 use bytes::{Bytes, BytesMut};
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Instant;
 use tokio::sync::Notify;
 
@@ -16,40 +17,60 @@ use tokio::sync::Notify;
 /// socket is about 2 µs, so this is a quarter of a millisecond.
 const YIELD_EVERY: usize = 128;
 
-/// A viewer among those at the head. They stand behind one another in memory, and a write touches nothing but this and the
-/// sink: what lies elsewhere has left the processor's caches since the last flush.
-#[derive(Debug)]
-pub(super) struct Member {
-    pub sink: Arc<dyn Sink>,
-    pub seat: Arc<Seat>,
-}
-
-/// Where a pump and a viewer's task meet.
-#[derive(Debug, Default)]
-pub(super) struct Seat {
-    handed: Mutex<Option<Handover>>,
-    pub wake: Notify,
-}
-
-/// What a pump says when it hands a viewer back.
-#[derive(Debug)]
-pub(super) enum Handover {
-    /// The socket took all before `at` but `rest`.
-    Behind { rest: Bytes, at: Mark },
-    /// The socket is gone.
-    Gone(io::Error),
-    /// The stream ended, and everything of it was written.
-    Ended,
-}
-
-impl Seat {
-    pub fn take(&self) -> Option<Handover> {
-        self.handed.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take()
+impl Stream {
+    /// The pump of a new viewer.
+    pub(super) fn enter(&self) -> usize {
+        let mut state = self.lock();
+        let limit = self.settings.pump_viewers;
+        let free = state.pumps.iter().position(|pump| pump.viewers < limit);
+        let index = free.unwrap_or_else(|| {
+            let frontier = state.ring.live_edge();
+            state.pumps.push(Pump {
+                frontier,
+                inbox: Vec::new(),
+                called: Vec::new(),
+                viewers: 0,
+                armed: None,
+                running: false,
+                wake: Arc::new(Notify::new()),
+            });
+            state.pumps.len() - 1
+        });
+        if let Some(pump) = state.pumps.get_mut(index) {
+            pump.viewers += 1;
+        }
+        index
     }
 
-    fn hand(&self, handover: Handover) {
-        *self.handed.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(handover);
-        self.wake.notify_one();
+    /// A viewer of this pump leaves; with its seat if it is at the live edge, so that the pump drops its socket.
+    pub(super) fn leave(&self, pump: usize, seat: Option<Arc<Seat>>) {
+        if let Some(pump) = self.lock().pumps.get_mut(pump) {
+            pump.viewers -= 1;
+            if seat.is_some() || pump.viewers == 0 {
+                pump.called.extend(seat);
+                pump.wake.notify_one();
+            }
+        }
+    }
+
+    /// A viewer of this pump wants to be handed back, even if there is nothing to write.
+    pub(super) fn call_back(&self, pump: usize, seat: Arc<Seat>) {
+        if let Some(pump) = self.lock().pumps.get_mut(pump) {
+            pump.called.push(seat);
+            pump.wake.notify_one();
+        }
+    }
+
+    /// Puts a viewer that stands at the pump's frontier or at the live edge into the pump's inbox, and starts the pump if
+    /// it does not run. The caller holds the lock, so that this is still where the viewer stands.
+    pub(super) fn seat(self: &Arc<Self>, state: &mut State, index: usize, member: Member, at: Mark) {
+        let Some(pump) = state.pumps.get_mut(index) else { return };
+        pump.inbox.push((member, at));
+        if !pump.running {
+            pump.running = true;
+            self.metrics.pumps.inc();
+            self.tasks.spawn(run(self.clone(), index, pump.wake.clone()));
+        }
     }
 }
 
@@ -67,7 +88,7 @@ struct Look {
     step: Step,
     /// Where the members stand.
     at: Mark,
-    /// Those that are called back, or have left.
+    /// Members that are called back by their tasks, or have left.
     called: Vec<Arc<Seat>>,
 }
 
@@ -86,7 +107,7 @@ pub(super) async fn run(stream: Arc<Stream>, index: usize, wake: Arc<Notify>) {
         hand_back(&mut members, called, at);
         match step {
             Step::Flush(blocks, next) => {
-                let wire = gather(blocks);
+                let wire = concat(blocks);
                 write_all(&stream, &mut members, &wire, at, next).await;
             }
             Step::Wait(_) if now >= ping_at => {
@@ -110,60 +131,55 @@ pub(super) async fn run(stream: Arc<Stream>, index: usize, wake: Arc<Notify>) {
     stream.metrics.pumps.dec();
 }
 
-/// Nothing: the pump is not known any more.
+/// Looks at the stream and says what to do. Nothing: the pump is not known any more.
 fn look(state: &mut State, index: usize, members: &mut Vec<Member>, now: Instant) -> Option<Look> {
     let armed = state.pumps.get(index).and_then(|pump| pump.armed);
     if state.ring.is_due(now, armed) {
         state.ring.seal();
     }
-    let pending = state.ring.due();
-    let head = state.ring.head();
-    let period = state.ring.period();
-    let ended = state.ended.is_some();
-    let ring = &state.ring;
+    let (ring, ended) = (&state.ring, state.ended.is_some());
+    let live_edge = ring.live_edge();
     let pump = state.pumps.get_mut(index)?;
     let at = pump.frontier;
-    for (member, stands) in pump.inbox.drain(..) {
-        if stands == at {
-            members.push(member);
-        } else {
-            // The frontier moves to the head now, and the viewer gets there by itself.
-            member.seat.hand(Handover::Behind { rest: Bytes::new(), at: stands });
-        }
-    }
+    seat_newcomers(pump, members);
     let called = std::mem::take(&mut pump.called);
     let found = |step| Some(Look { step, at, called });
+    pump.frontier = live_edge;
     if pump.viewers == 0 {
         pump.running = false;
-        pump.frontier = head;
         return found(Step::Stop);
     }
     if at.number < ring.first() {
-        // The ring turned over while the pump had no turn: its viewers have fallen off.
-        pump.frontier = head;
-        members.drain(..).for_each(|member| member.seat.hand(Handover::Behind { rest: Bytes::new(), at }));
-    }
-    if pump.frontier != head {
+        // The ring turned over while the pump had no turn: its members have fallen off.
+        members.drain(..).for_each(|member| member.seat.hand(Handover::at(at)));
+    } else if at != live_edge {
         let blocks = ring.since(at.number).map(|block| block.wire.clone()).collect();
-        pump.frontier = head;
         // The next flush will most likely come within a period, brought by a push that wakes this pump. Looking by itself
-        // at that time catches what waits without anything to ride on, and saves a wake-up for each that does not.
-        pump.armed = Some(now + period);
-        return found(Step::Flush(blocks, head));
+        // at that time catches what waits without a frame that follows, and saves a wake-up for each that does not.
+        pump.armed = Some(now + ring.period());
+        return found(Step::Flush(blocks, live_edge));
     }
     if ended {
         pump.armed = None;
         return found(if members.is_empty() { Step::Wait(None) } else { Step::Ended });
     }
-    pump.armed = match (pending, pump.armed) {
-        (Some(due), _) => Some(due),
-        (None, Some(armed)) if armed > now => Some(armed),
-        (None, _) => None,
-    };
+    pump.armed = ring.due().or(pump.armed.filter(|armed| *armed > now));
     found(Step::Wait(pump.armed))
 }
 
-/// Lets go of members that are called back or have left. Who is not here any more was handed back before.
+/// Takes the viewers that reached the live edge.
+fn seat_newcomers(pump: &mut Pump, members: &mut Vec<Member>) {
+    for (member, at) in pump.inbox.drain(..) {
+        if at == pump.frontier {
+            members.push(member);
+        } else {
+            // The frontier moves to the live edge now, and the viewer gets there by itself.
+            member.seat.hand(Handover::at(at));
+        }
+    }
+}
+
+/// Gives up members that are called back or have left. A seat that is not found was handed back before.
 fn hand_back(members: &mut Vec<Member>, mut called: Vec<Arc<Seat>>, at: Mark) {
     if called.is_empty() {
         return;
@@ -172,13 +188,13 @@ fn hand_back(members: &mut Vec<Member>, mut called: Vec<Arc<Seat>>, at: Mark) {
     members.retain(|Member { seat, .. }| {
         let called = called.binary_search_by_key(&Arc::as_ptr(seat), Arc::as_ptr).is_ok();
         if called {
-            seat.hand(Handover::Behind { rest: Bytes::new(), at });
+            seat.hand(Handover::at(at));
         }
         !called
     });
 }
 
-fn gather(mut blocks: Vec<Bytes>) -> Bytes {
+fn concat(mut blocks: Vec<Bytes>) -> Bytes {
     if blocks.len() == 1 {
         return blocks.pop().unwrap_or_default();
     }
@@ -196,11 +212,9 @@ async fn write_all(stream: &Stream, members: &mut Vec<Member>, wire: &Bytes, fro
         let handover = match member.sink.try_write(wire) {
             Ok(n) => {
                 sent += n;
-                (n < wire.len()).then(|| Handover::Behind { rest: wire.slice(n..), at: next })
+                (n < wire.len()).then(|| Handover::Behind { unsent: wire.slice(n..), at: next })
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                Some(Handover::Behind { rest: Bytes::new(), at: from })
-            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Some(Handover::at(from)),
             Err(error) => Some(Handover::Gone(error)),
         };
         match handover {

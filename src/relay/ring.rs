@@ -4,14 +4,14 @@
 //! into one piece of memory of just that size which every viewer shares. A viewer's place is a block's number; a join
 //! starts at a block too. Pure: time comes in as a value.
 
-use super::settings::{Gather, Settings};
+use super::settings::{Batching, Settings};
 use crate::media::{Packet, PacketKind};
 use crate::rtmp;
 use bytes::{Bytes, BytesMut};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-/// The most bytes that are gathered before they become a block.
+/// The most bytes of a block, but for a message that is longer by itself.
 const BLOCK: usize = 64 << 10;
 
 /// The longest that audio waits for a video frame: at fewer frames a second it stops waiting.
@@ -20,11 +20,11 @@ const FRAME_MAX: Duration = Duration::from_millis(50);
 /// The wait before two frames have been seen: 30 a second.
 const FRAME_DEFAULT: Duration = Duration::from_millis(33);
 
-/// A picture that stood still for so long is over, and audio that goes on is a stream without video. Else its last keyframe
+/// Video that sent no frame for so long has ended, and audio that goes on is a stream without video. Else its last keyframe
 /// would stay the place to start, and a late viewer would get minutes of sound in one piece.
 const VIDEO_OVER: Duration = Duration::from_secs(30);
 
-/// Without a viewer nobody asks for what is due; blocks still get no longer than this.
+/// The longest block of a stream without viewers, where no pump seals what is due.
 const UNWATCHED: Duration = Duration::from_millis(200);
 
 /// How much of a stream without video a new viewer gets at once, so that players can fill their buffers.
@@ -63,7 +63,7 @@ impl Block {
 /// See the module's head.
 #[derive(Debug)]
 pub struct Ring {
-    gather: Gather,
+    batching: Batching,
     limit: usize,
     lag: Duration,
     blocks: VecDeque<Block>,
@@ -74,9 +74,10 @@ pub struct Ring {
     keyframe: Option<u64>,
     /// The time of the keyframe that came last, while viewers may start there.
     keyframe_time: Option<u32>,
-    /// What is gathered, with its time on the viewers' clock; written when it becomes a block, whose size is known then.
+    /// The messages that wait to become a block, with their times on the viewers' clock; serialised then, as the size is
+    /// known.
     pending: Vec<(Packet, u32)>,
-    gathering: Option<Gathering>,
+    batch: Option<Batch>,
     /// When the last video came, and its time on the viewers' clock.
     video: Option<(Instant, u32)>,
     /// The time between frames, smoothed.
@@ -87,7 +88,7 @@ pub struct Ring {
 
 /// The messages in `pending`.
 #[derive(Debug)]
-struct Gathering {
+struct Batch {
     since: Instant,
     due: Instant,
     timestamp: u32,
@@ -127,7 +128,7 @@ impl Ring {
     /// An empty ring.
     pub fn new(settings: &Settings) -> Self {
         Ring {
-            gather: settings.gather,
+            batching: settings.batching,
             limit: settings.ring_bytes,
             lag: settings.lag,
             blocks: VecDeque::new(),
@@ -136,7 +137,7 @@ impl Ring {
             keyframe: None,
             keyframe_time: None,
             pending: Vec::new(),
-            gathering: None,
+            batch: None,
             video: None,
             frame: FRAME_DEFAULT,
             messages: 0,
@@ -155,10 +156,10 @@ impl Ring {
         let alone = self.video.is_none() && !video && !packet.kind.is_header();
         // A viewer starts at a block's first byte, and a block should not grow without end.
         let overdue = self.due().is_some_and(|due| now > due + UNWATCHED);
-        let begins = keyframe || alone && self.gathering.as_ref().is_some_and(|gathering| !gathering.starts);
+        let begins = keyframe || alone && self.batch.as_ref().is_some_and(|batch| !batch.starts);
         let bytes = wire_len(packet, timestamp);
-        let gathered = self.gathering.as_ref().map_or(0, |gathering| gathering.bytes);
-        if begins || overdue || gathered + bytes > BLOCK {
+        let batched = self.batch.as_ref().map_or(0, |batch| batch.bytes);
+        if begins || overdue || batched + bytes > BLOCK {
             self.seal();
         }
         if keyframe {
@@ -167,13 +168,13 @@ impl Ring {
         if frame {
             self.measure_frame(timestamp, now);
         }
-        let due = match self.gather {
-            Gather::Window(window) => now + window,
-            Gather::AudioWithVideo if frame || !self.video_flows(now) => now,
-            Gather::AudioWithVideo => now + self.frame,
+        let due = match self.batching {
+            Batching::Window(window) => now + window,
+            Batching::AudioWithVideo if frame || !self.video_flows(now) => now,
+            Batching::AudioWithVideo => now + self.frame,
         };
         self.pending.push((packet.clone(), timestamp));
-        let gathering = self.gathering.get_or_insert(Gathering {
+        let batch = self.batch.get_or_insert(Batch {
             since: now,
             due,
             timestamp,
@@ -181,44 +182,45 @@ impl Ring {
             keyframe,
             bytes: 0,
         });
-        gathering.bytes += bytes;
-        gathering.due = gathering.due.min(due);
+        batch.bytes += bytes;
+        batch.due = batch.due.min(due);
     }
 
-    /// Makes a block of what was gathered.
+    /// Makes a block of what is pending.
     pub fn seal(&mut self) {
-        let Some(gathering) = self.gathering.take() else { return };
-        if gathering.keyframe {
+        let Some(batch) = self.batch.take() else { return };
+        if batch.keyframe {
             self.keyframe = Some(self.end());
         }
         let messages = self.pending.len() as u64;
-        let mut wire = BytesMut::with_capacity(gathering.bytes);
+        let mut wire = BytesMut::with_capacity(batch.bytes);
         self.pending.drain(..).for_each(|(packet, timestamp)| write_wire(&mut wire, &packet, timestamp));
         let block = Block {
             wire: wire.freeze(),
-            starts: gathering.starts,
-            timestamp: gathering.timestamp,
-            at: gathering.since,
+            starts: batch.starts,
+            timestamp: batch.timestamp,
+            at: batch.since,
             index: self.messages,
         };
         self.messages += messages;
         self.bytes += block.wire.len();
         self.blocks.push_back(block);
-        self.evict(gathering.since);
+        self.evict(batch.since);
     }
 
-    /// When what is gathered has to go out; nothing if there is nothing.
+    /// When what is pending has to go out; nothing if nothing is pending.
     pub fn due(&self) -> Option<Instant> {
-        self.gathering.as_ref().map(|gathering| gathering.due)
+        self.batch.as_ref().map(|batch| batch.due)
     }
 
-    /// Whether what is gathered goes out now, given when the pump meant to look by itself.
+    /// Whether what is pending goes out now, given when the pump meant to look by itself.
     pub fn is_due(&self, now: Instant, armed: Option<Instant>) -> bool {
-        let window_over = matches!(self.gather, Gather::Window(_)) && armed.is_some_and(|armed| armed <= now);
+        let window_over =
+            matches!(self.batching, Batching::Window(_)) && armed.is_some_and(|armed| armed <= now);
         self.due().is_some_and(|due| due <= now || window_over)
     }
 
-    /// Whether a pump that looks by itself at `armed` comes too late for what is gathered. A frame's time of slack saves
+    /// Whether a pump that looks by itself at `armed` comes too late for what is pending. A frame's time of slack saves
     /// it a wake-up for audio that the next frame will carry anyway.
     pub fn is_urgent(&self, now: Instant, armed: Option<Instant>) -> bool {
         self.due().is_some_and(|due| due <= now || armed.is_none_or(|armed| armed > due + self.frame))
@@ -226,9 +228,9 @@ impl Ring {
 
     /// How long after a write the next may be worth waiting for together with what comes before it.
     pub fn period(&self) -> Duration {
-        match self.gather {
-            Gather::AudioWithVideo => self.frame * 2,
-            Gather::Window(window) => window,
+        match self.batching {
+            Batching::AudioWithVideo => self.frame * 2,
+            Batching::Window(window) => window,
         }
     }
 
@@ -238,7 +240,7 @@ impl Ring {
     }
 
     /// The place behind the newest block.
-    pub fn head(&self) -> Mark {
+    pub fn live_edge(&self) -> Mark {
         Mark { number: self.end(), index: self.messages }
     }
 
@@ -271,7 +273,7 @@ impl Ring {
     /// Where a new viewer starts, and the time its headers carry: at the newest keyframe, or shortly before the newest
     /// message where there is no video. Nothing while there is no such place.
     pub fn start(&mut self) -> Option<(Mark, u32)> {
-        let keyframe = self.gathering.as_ref().is_some_and(|gathering| gathering.keyframe);
+        let keyframe = self.batch.as_ref().is_some_and(|batch| batch.keyframe);
         if keyframe || self.sealed_start().is_none() {
             self.seal();
         }
@@ -298,10 +300,10 @@ impl Ring {
     /// Whether [`Ring::start`] has an answer.
     pub fn can_start(&self) -> bool {
         let alone = self.video.is_none();
-        let starts = |gathering: &Gathering| gathering.keyframe || gathering.starts && alone;
+        let starts = |batch: &Batch| batch.keyframe || batch.starts && alone;
         // Asked for each push, so it does not look at a block that has long left the processor's caches.
         self.keyframe.is_some()
-            || self.gathering.as_ref().is_some_and(starts)
+            || self.batch.as_ref().is_some_and(starts)
             || alone && self.blocks.back().is_some_and(|block| block.starts)
     }
 

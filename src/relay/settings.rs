@@ -2,46 +2,46 @@
 
 use std::time::Duration;
 
-/// What shares a write to the viewers at the head.
+/// Which messages share a write to the viewers at the live edge.
 ///
-/// Cost follows the number of writes, not the bytes in them, so whatever can wait a little travels with the next.
+/// Cost follows the number of writes, not the bytes in them, so what can wait a little is batched with what follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Gather {
-    /// Audio rides with the video frame that follows it and waits for it no longer than one frame takes. Video goes out
-    /// at once. Streams without video go out at once too.
+pub enum Batching {
+    /// Audio waits for the video frame that follows it, for one frame's time at most. Video goes out at once, and so does
+    /// everything in a stream without video.
     AudioWithVideo,
-    /// Whatever arrives within this time of the first unsent message shares its write. Zero: each message at once.
+    /// A batch window: everything that arrives within this time of the first pending message. Zero: each message at once.
     Window(Duration),
 }
 
 /// Settings of all streams of one [`crate::relay::Hub`].
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// See [`Gather`].
-    pub gather: Gather,
+    /// See [`Batching`].
+    pub batching: Batching,
     /// The most bytes a ring holds. A group of pictures that is longer loses its start, and late viewers wait for the next
     /// keyframe. 32 MiB is 40 s of 6.5 Mb/s.
     pub ring_bytes: usize,
     /// How much of the past a ring holds before the newest keyframe: what a viewer may be late without losing anything.
     pub lag: Duration,
-    /// A viewer that takes no byte for so long is closed.
+    /// A viewer that reads nothing for so long is stalled, and is closed.
     pub stall: Duration,
     /// How long viewers are kept when their publisher is gone.
     pub grace: Duration,
     /// How long a viewer waits for the first keyframe of a stream.
     pub start: Duration,
-    /// Viewers are pinged so often; the ping also finds peers that are gone without a word.
+    /// The interval of pings to viewers. A ping also finds peers that are gone without closing their connection.
     pub ping: Duration,
     /// Viewers of one stream beyond this many get a pump of their own, so that a huge audience uses several cores.
     pub pump_viewers: usize,
-    /// The most stream names that viewers may wait for at once, per hub: what a flood of made-up names can cost.
+    /// The most stream names that viewers may wait for at once, per hub: the bound for a flood of made-up names.
     pub names: usize,
 }
 
 impl Default for Settings {
     fn default() -> Self {
         Settings {
-            gather: Gather::AudioWithVideo,
+            batching: Batching::AudioWithVideo,
             ring_bytes: 32 << 20,
             lag: Duration::from_secs(4),
             stall: Duration::from_secs(10),

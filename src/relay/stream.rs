@@ -1,8 +1,8 @@
 //! One stream: its ring, its clock, its headers, and the pumps that serve its viewers.
 
 use super::headers::{Headers, Seen};
-use super::pump::{self, Member, Seat};
 use super::ring::{Mark, Ring};
+use super::seat::{Member, Seat};
 use super::settings::Settings;
 use super::timeline::Timeline;
 use crate::ids::StreamName;
@@ -16,16 +16,16 @@ use tokio_util::task::TaskTracker;
 /// Why a stream ended for its viewers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum End {
-    /// Its publisher is gone and did not come back in time.
+    /// Its publisher is gone and did not return within [`Settings::grace`].
     Unpublished,
-    /// It was never there; the reason is for people.
+    /// No node has it, or it sent nothing; the reason is a text for the viewer.
     Refused(String),
     /// The node stops, or the watch point was removed.
     Closed,
 }
 
 /// The clock and the order of one relay stream, for as long as it lives: two pulls that play the same one get the same
-/// messages at the same times, so the second may go on where the first broke off. Random, and known to those who play.
+/// messages at the same times, so the second may go on where the first broke off. Random; a pull learns it when its play is accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RelayId(pub u64);
 
@@ -36,7 +36,8 @@ pub struct Stream {
     id: RelayId,
     pub(super) settings: Arc<Settings>,
     pub(super) metrics: Arc<Metrics>,
-    tasks: TaskTracker,
+    /// The owner of the pumps.
+    pub(super) tasks: TaskTracker,
     state: Mutex<State>,
     /// A place to start appeared, or the stream ended.
     pub(super) changed: Notify,
@@ -59,17 +60,17 @@ pub(super) struct State {
     pub pumps: Vec<Pump>,
 }
 
-/// What a stream knows of one of its pumps.
+/// What a stream knows of one of its pumps; the head of [`crate::relay`] says who reads and writes what.
 #[derive(Debug)]
 pub(super) struct Pump {
-    /// All blocks before this one were given to the pump's viewers.
+    /// All blocks before this place were written to the pump's members, or left to viewers that are behind.
     pub frontier: Mark,
-    /// Viewers that came to the head since the pump last looked, and where they stand: at the frontier, or beyond it
-    /// when they started at a block that the pump has not given out yet.
+    /// Viewers that reached the live edge since the pump last looked, and where they stand: at the frontier, or beyond it
+    /// when they started at a block that the pump has not written yet.
     pub inbox: Vec<(Member, Mark)>,
-    /// The seats of viewers that left or want to be handed back.
+    /// Members that left, or whose tasks want to be handed back.
     pub called: Vec<Arc<Seat>>,
-    /// Viewers that count on this pump, at the head or behind.
+    /// All viewers of this pump, at the live edge or not.
     pub viewers: usize,
     /// The pump looks by itself at this time.
     pub armed: Option<Instant>,
@@ -187,6 +188,11 @@ impl Stream {
         self.changed.notify_waiters();
     }
 
+    /// Why it ended, once it has.
+    pub(super) fn ended(&self) -> Option<End> {
+        self.lock().ended.clone()
+    }
+
     /// Whether nothing was ever relayed.
     pub(super) fn is_untouched(&self) -> bool {
         let state = self.lock();
@@ -196,61 +202,6 @@ impl Stream {
     fn wake_pumps(&self) {
         for pump in &self.lock().pumps {
             pump.wake.notify_one();
-        }
-    }
-
-    /// Finds the pump for one more viewer.
-    pub(super) fn enter(&self) -> usize {
-        let mut state = self.lock();
-        let limit = self.settings.pump_viewers;
-        let free = state.pumps.iter().position(|pump| pump.viewers < limit);
-        let index = free.unwrap_or_else(|| {
-            let frontier = state.ring.head();
-            state.pumps.push(Pump {
-                frontier,
-                inbox: Vec::new(),
-                called: Vec::new(),
-                viewers: 0,
-                armed: None,
-                running: false,
-                wake: Arc::new(Notify::new()),
-            });
-            state.pumps.len() - 1
-        });
-        if let Some(pump) = state.pumps.get_mut(index) {
-            pump.viewers += 1;
-        }
-        index
-    }
-
-    /// A viewer of this pump leaves; with its seat if it is at the head, so that the pump lets go of its socket.
-    pub(super) fn leave(&self, pump: usize, seat: Option<Arc<Seat>>) {
-        if let Some(pump) = self.lock().pumps.get_mut(pump) {
-            pump.viewers -= 1;
-            if seat.is_some() || pump.viewers == 0 {
-                pump.called.extend(seat);
-                pump.wake.notify_one();
-            }
-        }
-    }
-
-    /// A viewer of this pump wants to be handed back, even if there is nothing to write.
-    pub(super) fn recall(&self, pump: usize, seat: Arc<Seat>) {
-        if let Some(pump) = self.lock().pumps.get_mut(pump) {
-            pump.called.push(seat);
-            pump.wake.notify_one();
-        }
-    }
-
-    /// Puts a viewer that stands at the pump's frontier or at the end of the ring among those at the head. The caller
-    /// holds the lock, so that this is still where the viewer stands.
-    pub(super) fn seat(self: &Arc<Self>, state: &mut State, index: usize, member: Member, at: Mark) {
-        let Some(pump) = state.pumps.get_mut(index) else { return };
-        pump.inbox.push((member, at));
-        if !pump.running {
-            pump.running = true;
-            self.metrics.pumps.inc();
-            self.tasks.spawn(pump::run(self.clone(), index, pump.wake.clone()));
         }
     }
 }
@@ -283,14 +234,15 @@ impl State {
         (seen == Seen::Refused).then_some(Loss::Headers)
     }
 
-    /// How far a viewer on this pump may read by itself; beyond, the pump serves. While no pump runs that is everything.
+    /// How far a viewer of this pump writes by itself; what is beyond, the pump writes. While it does not run that is
+    /// everything.
     pub fn frontier(&mut self, index: usize) -> u64 {
         let end = self.ring.end();
         match self.pumps.get_mut(index) {
             Some(pump) if pump.running => pump.frontier.number,
             Some(pump) => {
                 self.ring.seal();
-                pump.frontier = self.ring.head();
+                pump.frontier = self.ring.live_edge();
                 pump.frontier.number
             }
             None => end,

@@ -1,47 +1,37 @@
 //! One viewer: a place in a stream's ring and a socket.
 //!
 //! ```text
-//! Waiting ──a keyframe──▶ Behind ──caught up──▶ AtHead (the pump writes)
-//!    ▲                      │  ▲                   │
-//!    └──fell off the ring───┘  └──socket is full───┘
+//!             a place to start            caught up
+//!   Waiting ───────────────────▶ Behind ─────────────▶ AtLiveEdge
+//!      ▲                          │  ▲                     │
+//!      └── fell off the ring, or ─┘  └── the pump hands it ┘
+//!          resumes after a pause         back: the socket is full,
+//!          that a keyframe passed        or the task called
 //! ```
-//! A viewer's task calls [`Viewer::turn`] for as long as it plays. It costs nothing while the pump serves.
+//! In the first two states the viewer's task writes, at the live edge the pump does: the head of [`crate::relay`] says how
+//! they hand over. A viewer's task calls [`Viewer::turn`] for as long as it plays; at the live edge that costs nothing.
 
 use super::hub::Interest;
-use super::pump::{Handover, Member, Seat};
 use super::ring::{Block, Mark};
+use super::seat::{Handover, Member, Seat, Sink};
 use super::stream::{End, Stream};
-use bytes::Bytes;
+use super::unsent::{PIECES, Unsent};
+use bytes::{Bytes, BytesMut};
 use smallvec::SmallVec;
-use std::fmt::Debug;
-use std::io::{self, IoSlice};
+use std::io;
 use std::sync::Arc;
-use std::task::{Context, Poll};
-use std::time::Instant;
 
-/// The most pieces that one write hands to the kernel, and so the most blocks a slow viewer holds at a time.
-const PIECES: usize = 64;
-
-/// The most control messages, in bytes, that wait for a viewer which takes nothing. A peer that asks and asks, and does
-/// not read its answers, is closed.
+/// The most control messages, in bytes, that wait for a viewer that has stopped reading. A peer that sends request after
+/// request and does not read the replies is closed.
 const REPLIES: usize = 64 << 10;
-
-/// Something that takes bytes now or would block: a socket.
-pub trait Sink: Send + Sync + Debug {
-    /// Writes what it can take at once. [`io::ErrorKind::WouldBlock`]: nothing.
-    fn try_write(&self, bytes: &[u8]) -> io::Result<usize>;
-    /// The same for several pieces.
-    fn try_write_vectored(&self, pieces: &[IoSlice<'_>]) -> io::Result<usize>;
-    /// Ready when a write may succeed again. Only the viewer's own task asks.
-    fn poll_writable(&self, context: &mut Context<'_>) -> Poll<io::Result<()>>;
-}
 
 /// Why a viewer's turn came back.
 #[derive(Debug)]
 pub enum Turn {
     /// The stream is over; everything of it was written.
     Ended(End),
-    /// The viewer took nothing for too long, or asked for too much that it did not take.
+    /// The viewer stopped reading for longer than [`crate::relay::Settings::stall`], or asked for too much without reading
+    /// the replies.
     Stalled,
     /// The socket is gone.
     Gone(io::Error),
@@ -55,79 +45,92 @@ pub struct Viewer {
     interest: Interest,
     sink: Arc<dyn Sink>,
     seat: Arc<Seat>,
+    /// The pump that serves it at the live edge.
     pump: usize,
-    place: Place,
-    /// Written before anything else: replies and headers, or what the socket did not take of a block.
-    rest: SmallVec<[Bytes; 2]>,
-    /// The viewer fell off the ring, and had so many messages of the stream.
-    fell: Option<u64>,
+    state: State,
+    flow: Flow,
     /// The version of the headers that were written last.
     headers: Option<u64>,
-    /// The socket takes nothing, and since when.
-    blocked: Option<Instant>,
-    paused: bool,
-    stopping: bool,
-    /// Control messages that wait for the pump to hand the viewer back: only one may write at a time.
-    replies: Option<Bytes>,
     /// The bytes of control messages since everything was last written.
     owed: usize,
 }
 
+/// The states in the module's head.
 #[derive(Debug)]
-enum Place {
-    /// There is no place to start.
-    Waiting,
-    /// What is before this is written.
-    Behind(Mark),
-    AtHead,
+enum State {
+    /// There is no place to start. `fell`: the viewer fell off the ring at this message of the stream.
+    Waiting { unsent: Unsent, fell: Option<u64> },
+    /// What is before `at` is written, but for what is unsent.
+    Behind { unsent: Unsent, at: Mark },
+    /// The pump writes. `replies` wait until it hands the viewer back: only one may write at a time.
+    AtLiveEdge { replies: BytesMut },
+}
+
+/// Whether media is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Flow {
+    Playing,
+    /// By the peer.
+    Paused,
+    /// For good: the message that is being written is the last one.
+    Stopping,
+}
+
+type Blocks = SmallVec<[Block; PIECES]>;
+
+/// What a viewer that is behind does next.
+enum Next {
+    /// Write blocks; what is before this place is written then.
+    Write(Mark),
+    /// Its place is not in the ring any more.
+    FellOff,
+    /// It is among the pump's members now.
+    LiveEdge,
+    Ended,
+}
+
+impl Interest {
+    /// Starts to write to a socket: `prelude` and the start of the stream go out together.
+    pub fn watch(self, sink: Arc<dyn Sink>, prelude: Bytes) -> Viewer {
+        Viewer::new(self, sink, prelude)
+    }
 }
 
 impl Viewer {
     /// A viewer that gets `prelude` (the replies to its `play`) and the start of the stream in its first write.
-    pub(super) fn new(interest: Interest, sink: Arc<dyn Sink>, prelude: Bytes) -> Self {
+    fn new(interest: Interest, sink: Arc<dyn Sink>, prelude: Bytes) -> Self {
         let pump = interest.stream().enter();
-        let mut viewer = Viewer {
+        let mut unsent = Unsent::default();
+        unsent.push(prelude);
+        Viewer {
             seat: Arc::default(),
             interest,
             sink,
             pump,
-            place: Place::Waiting,
-            rest: SmallVec::new(),
-            fell: None,
+            state: State::Waiting { unsent, fell: None },
+            flow: Flow::Playing,
             headers: None,
-            blocked: None,
-            paused: false,
-            stopping: false,
-            replies: None,
             owed: 0,
-        };
-        viewer.push_rest(prelude);
-        viewer
+        }
     }
 
     fn stream(&self) -> &Arc<Stream> {
         self.interest.stream()
     }
 
-    /// Serves the viewer until something ends it. Safe to drop and call again: the place is kept in the viewer.
+    /// Serves the viewer until something ends it. Safe to drop and call again: all state is kept in the viewer.
     pub async fn turn(&mut self) -> Turn {
         loop {
             if self.owed > REPLIES {
-                self.stream().metrics.viewer_stalls_total.inc();
-                return Turn::Stalled;
+                return self.stalled();
             }
-            if self.rest.is_empty() && !matches!(self.place, Place::AtHead) {
-                if self.stopping {
-                    return Turn::Stopped;
-                }
-                if self.paused {
-                    return self.pausing().await;
-                }
-            }
-            let turn = match self.place {
-                Place::AtHead => self.at_head().await,
-                Place::Waiting => self.waiting().await,
-                Place::Behind(_) => self.behind().await,
+            let between_messages = self.state.unsent().is_some_and(|unsent| unsent.is_empty());
+            let turn = match (&self.state, self.flow) {
+                (State::AtLiveEdge { .. }, _) => self.at_live_edge().await,
+                (_, Flow::Stopping) if between_messages => return Turn::Stopped,
+                (_, Flow::Paused) if between_messages => return self.paused().await,
+                (State::Waiting { .. }, _) => self.waiting().await,
+                (State::Behind { .. }, _) => self.behind().await,
             };
             if let Some(turn) = turn {
                 return turn;
@@ -137,69 +140,61 @@ impl Viewer {
 
     /// Holds the media back (`true`), or goes on (`false`): at the newest keyframe, or where it was if that is behind.
     pub fn pause(&mut self, paused: bool) {
-        if let (true, false, Place::Behind(at)) = (self.paused, paused, &self.place) {
-            let start = self.stream().lock().start();
-            if start.is_none_or(|(newest, _)| newest.number > at.number) {
-                self.place = Place::Waiting;
-                self.fell = None;
+        match (self.flow, paused) {
+            (Flow::Playing, true) => self.flow = Flow::Paused,
+            (Flow::Paused, false) => {
+                self.flow = Flow::Playing;
+                self.skip_to_newest();
             }
+            (Flow::Playing, false) | (Flow::Paused, true) | (Flow::Stopping, _) => {}
         }
-        self.paused = paused;
-        self.recall();
+        self.call();
     }
 
     /// Sends control messages between two media messages.
     pub fn reply(&mut self, bytes: Bytes) {
         self.owed += bytes.len();
-        if matches!(self.place, Place::AtHead) {
-            let mut all = bytes::BytesMut::from(self.replies.take().unwrap_or_default());
-            all.extend_from_slice(&bytes);
-            self.replies = Some(all.freeze());
-            self.recall();
-        } else {
-            self.push_rest(bytes);
+        match &mut self.state {
+            State::Waiting { unsent, .. } | State::Behind { unsent, .. } => unsent.push(bytes),
+            State::AtLiveEdge { replies } => {
+                replies.extend_from_slice(&bytes);
+                self.call();
+            }
         }
     }
 
     /// Ends the media after the message that is being written; the turn that follows says [`Turn::Stopped`].
     pub fn stop(&mut self) {
-        self.stopping = true;
-        self.recall();
+        self.flow = Flow::Stopping;
+        self.call();
     }
 
-    /// Asks for the turn to write if the pump has it.
-    fn recall(&self) {
-        if matches!(self.place, Place::AtHead) && (self.is_held() || self.replies.is_some()) {
-            self.stream().recall(self.pump, self.seat.clone());
+    /// Asks the pump to hand the viewer back, if it has it and there is something for the task to do.
+    fn call(&self) {
+        if let State::AtLiveEdge { replies } = &self.state
+            && (self.flow != Flow::Playing || !replies.is_empty())
+        {
+            self.stream().call_back(self.pump, self.seat.clone());
         }
     }
 
-    /// No more media for now.
-    fn is_held(&self) -> bool {
-        self.paused || self.stopping
-    }
-
-    async fn pausing(&self) -> Turn {
-        loop {
-            let changed = self.stream().changed.notified();
-            tokio::pin!(changed);
-            changed.as_mut().enable();
-            if let Some(end) = self.ended() {
-                return Turn::Ended(end);
-            }
-            changed.await;
+    /// After a pause: goes on at the newest place to start, if that is not behind the viewer.
+    fn skip_to_newest(&mut self) {
+        let State::Behind { unsent, at } = &mut self.state else { return };
+        let newest = self.interest.stream().lock().start();
+        if newest.is_none_or(|(newest, _)| newest.number > at.number) {
+            self.state = State::Waiting { unsent: std::mem::take(unsent), fell: None };
         }
     }
 
-    async fn at_head(&mut self) -> Option<Turn> {
-        self.seat.wake.notified().await;
-        let handover = self.seat.take()?;
-        match handover {
-            Handover::Behind { rest, at } => {
-                self.place = Place::Behind(at);
-                self.push_rest(rest);
-                let replies = self.replies.take();
-                self.push_rest(replies.unwrap_or_default());
+    async fn at_live_edge(&mut self) -> Option<Turn> {
+        match self.seat.handed().await {
+            Handover::Behind { unsent: rest, at } => {
+                let State::AtLiveEdge { replies } = &mut self.state else { return None };
+                let mut unsent = Unsent::default();
+                unsent.push(rest);
+                unsent.push(replies.split().freeze());
+                self.state = State::Behind { unsent, at };
                 None
             }
             Handover::Gone(error) => Some(Turn::Gone(error)),
@@ -212,13 +207,14 @@ impl Viewer {
         let changed = stream.changed.notified();
         tokio::pin!(changed);
         changed.as_mut().enable();
-        if !self.is_held() && self.try_start() {
+        if self.flow == Flow::Playing && self.try_start() {
             return None;
         }
-        if self.rest.is_empty() {
-            if let Some(end) = self.ended() {
-                let had = self.fell.take();
-                self.count_lost(had, stream.lock().ring.head());
+        let State::Waiting { unsent, fell } = &mut self.state else { return None };
+        if unsent.is_empty() {
+            if let Some(end) = stream.ended() {
+                let fell = fell.take();
+                self.count_skipped(fell, stream.lock().ring.live_edge());
                 return Some(Turn::Ended(end));
             }
             changed.await;
@@ -238,157 +234,154 @@ impl Viewer {
 
     async fn behind(&mut self) -> Option<Turn> {
         match self.catch_up() {
-            Ok(Caught::Up | Caught::More) => None,
-            Ok(Caught::Ended) => Some(Turn::Ended(self.end())),
+            Ok(turn) => turn,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.writable().await,
             Err(error) => Some(Turn::Gone(error)),
         }
     }
 
+    /// Paused by the peer, with everything sent: waits for the end of the stream, or to be dropped.
+    async fn paused(&self) -> Turn {
+        loop {
+            let changed = self.stream().changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if let Some(end) = self.stream().ended() {
+                return Turn::Ended(end);
+            }
+            changed.await;
+        }
+    }
+
+    /// Waits until a socket that would block takes bytes again.
     async fn writable(&mut self) -> Option<Turn> {
-        let since = *self.blocked.get_or_insert_with(super::now);
+        let now = super::now();
+        let since = self.state.unsent_mut().map_or(now, |unsent| *unsent.blocked.get_or_insert(now));
         let until = since + self.stream().settings.stall;
         let sink = self.sink.clone();
         let writable = std::future::poll_fn(|context| sink.poll_writable(context));
         match tokio::time::timeout_at(until.into(), writable).await {
             Ok(Ok(())) => None,
             Ok(Err(error)) => Some(Turn::Gone(error)),
-            Err(_) => {
-                self.stream().metrics.viewer_stalls_total.inc();
-                Some(Turn::Stalled)
-            }
+            Err(_) => Some(self.stalled()),
         }
+    }
+
+    fn stalled(&self) -> Turn {
+        self.stream().metrics.viewer_stalls_total.inc();
+        Turn::Stalled
     }
 
     /// Takes the newest place to start, if there is one.
     fn try_start(&mut self) -> bool {
         let stream = self.stream().clone();
+        let State::Waiting { unsent, fell } = &mut self.state else { return false };
         let mut state = stream.lock();
         let Some((at, timestamp)) = state.start() else { return false };
-        if self.headers != Some(state.headers.version()) {
-            self.headers = Some(state.headers.version());
-            let headers = state.headers.wire(timestamp);
-            self.push_rest(headers);
+        let version = Some(state.headers.version());
+        if std::mem::replace(&mut self.headers, version) != version {
+            unsent.push(state.headers.wire(timestamp));
         }
-        let had = self.fell.take();
-        self.count_lost(had, at);
-        self.place = Place::Behind(at);
+        drop(state);
+        let (unsent, fell) = (std::mem::take(unsent), fell.take());
+        self.count_skipped(fell, at);
+        self.state = State::Behind { unsent, at };
         true
     }
 
-    fn count_lost(&self, had: Option<u64>, at: Mark) {
-        let lost = had.map_or(0, |had| at.index.saturating_sub(had));
-        self.stream().metrics.viewer_skipped_messages_total.inc_by(lost);
+    /// Counts what a viewer that fell off the ring does not get.
+    fn count_skipped(&self, fell: Option<u64>, at: Mark) {
+        let skipped = fell.map_or(0, |fell| at.index.saturating_sub(fell));
+        self.stream().metrics.viewer_skipped_messages_total.inc_by(skipped);
     }
 
-    /// Writes from the ring until the socket is full or the head is reached.
-    fn catch_up(&mut self) -> io::Result<Caught> {
-        let Place::Behind(at) = self.place else { return Ok(Caught::Up) };
-        let stream = self.stream().clone();
-        let mut blocks: SmallVec<[Block; PIECES]> = SmallVec::new();
-        let next = {
-            let mut state = stream.lock();
-            let frontier = state.frontier(self.pump);
-            let head = state.ring.head();
-            if at.number < state.ring.first() {
-                drop(state);
-                stream.metrics.viewer_skips_total.inc();
-                self.fell = Some(at.index);
-                self.place = Place::Waiting;
-                return Ok(Caught::More);
-            }
-            if self.rest.is_empty() {
-                if state.ended.is_some() && at.number >= head.number {
-                    return Ok(Caught::Ended);
-                }
-                if at.number == frontier || at.number >= head.number {
-                    let member = Member { sink: self.sink.clone(), seat: self.seat.clone() };
-                    stream.seat(&mut state, self.pump, member, at);
-                    self.place = Place::AtHead;
-                    return Ok(Caught::Up);
+    /// Does the next thing on the way to the live edge; the turn if there is no more to do.
+    fn catch_up(&mut self) -> io::Result<Option<Turn>> {
+        let State::Behind { unsent, at } = &self.state else { return Ok(None) };
+        let (from, mut blocks) = (*at, Blocks::new());
+        match self.next(from, unsent, &mut blocks) {
+            Next::Write(next) => {
+                let begun = self.write(&blocks)?;
+                let left = blocks.get(begun).map(|block| block.mark(from.number + begun as u64));
+                if let State::Behind { at, .. } = &mut self.state {
+                    *at = left.unwrap_or(next);
                 }
             }
-            // Who started at a block that the pump has not given out yet goes on to the end of the ring.
-            let limit = if at.number > frontier { head.number } else { frontier };
-            let room = if self.is_held() { 0 } else { PIECES.saturating_sub(self.rest.len()) };
-            let count = usize::try_from(limit.saturating_sub(at.number)).unwrap_or(usize::MAX).min(room);
-            blocks.extend(state.ring.since(at.number).take(count).cloned());
-            Mark { number: at.number + count as u64, index: state.ring.index(at.number + count as u64) }
-        };
-        let begun = self.write(&blocks)?;
-        let left = blocks.get(begun).map(|block| block.mark(at.number + begun as u64));
-        self.place = Place::Behind(left.unwrap_or(next));
-        Ok(Caught::More)
+            Next::FellOff => {
+                self.stream().metrics.viewer_skips_total.inc();
+                let unsent = self.state.unsent_mut().map(std::mem::take).unwrap_or_default();
+                self.state = State::Waiting { unsent, fell: Some(from.index) };
+            }
+            Next::LiveEdge => self.state = State::AtLiveEdge { replies: BytesMut::new() },
+            Next::Ended => return Ok(Some(Turn::Ended(self.end()))),
+        }
+        Ok(None)
     }
 
-    /// Writes what is left over and then blocks, as far as the socket takes them at once, and says how many of the blocks
-    /// were begun. What it does not take of one that was begun is left over; the others are given up again, so that a
-    /// slow viewer holds no memory.
+    /// Finds what is next for a viewer at this place, under one lock of the stream.
+    fn next(&self, at: Mark, unsent: &Unsent, blocks: &mut Blocks) -> Next {
+        let stream = self.stream();
+        let mut state = stream.lock();
+        let frontier = state.frontier(self.pump);
+        let live_edge = state.ring.live_edge();
+        if at.number < state.ring.first() {
+            return Next::FellOff;
+        }
+        if unsent.is_empty() {
+            if state.ended.is_some() && at.number >= live_edge.number {
+                return Next::Ended;
+            }
+            if at.number == frontier || at.number >= live_edge.number {
+                let member = Member { sink: self.sink.clone(), seat: self.seat.clone() };
+                stream.seat(&mut state, self.pump, member, at);
+                return Next::LiveEdge;
+            }
+        }
+        // A viewer that started beyond the frontier goes on to the live edge.
+        let limit = if at.number > frontier { live_edge.number } else { frontier };
+        let room = if self.flow == Flow::Playing { unsent.room() } else { 0 };
+        let count = usize::try_from(limit.saturating_sub(at.number)).unwrap_or(usize::MAX).min(room);
+        blocks.extend(state.ring.since(at.number).take(count).cloned());
+        let number = at.number + count as u64;
+        Next::Write(Mark { number, index: state.ring.index(number) })
+    }
+
+    /// Writes what is unsent and then blocks, and says how many of the blocks were begun.
     fn write(&mut self, blocks: &[Block]) -> io::Result<usize> {
-        let wires = blocks.iter().map(|block| &block.wire);
-        let pieces: SmallVec<[IoSlice<'_>; PIECES]> =
-            self.rest.iter().chain(wires).take(PIECES).map(|piece| IoSlice::new(piece)).collect();
-        if pieces.is_empty() {
-            return Ok(0);
-        }
-        let mut written = self.sink.try_write_vectored(&pieces)?;
-        drop(pieces);
-        if written == 0 {
-            return Err(io::ErrorKind::WriteZero.into());
-        }
-        self.blocked = None;
-        self.stream().metrics.sent_bytes_total.inc_by(written as u64);
-        let mut left: SmallVec<[Bytes; 2]> = SmallVec::new();
-        for piece in std::mem::take(&mut self.rest) {
-            let taken = written.min(piece.len());
-            written -= taken;
-            if taken < piece.len() {
-                left.push(piece.slice(taken..));
-            }
-        }
-        let mut begun = 0;
-        for block in blocks.iter().map(|block| &block.wire) {
-            if written == 0 {
-                break;
-            }
-            let taken = written.min(block.len());
-            written -= taken;
-            begun += 1;
-            if taken < block.len() {
-                left.push(block.slice(taken..));
-            }
-        }
-        self.rest = left;
-        if self.rest.is_empty() {
+        let Some(unsent) = self.state.unsent_mut() else { return Ok(0) };
+        let written = unsent.write(&*self.sink, blocks)?;
+        if unsent.is_empty() {
             self.owed = 0;
         }
-        Ok(begun)
-    }
-
-    fn push_rest(&mut self, bytes: Bytes) {
-        if !bytes.is_empty() {
-            self.rest.push(bytes);
-        }
-    }
-
-    fn ended(&self) -> Option<End> {
-        self.stream().lock().ended.clone()
+        self.stream().metrics.sent_bytes_total.inc_by(written.bytes as u64);
+        Ok(written.begun)
     }
 
     fn end(&self) -> End {
-        self.ended().unwrap_or(End::Closed)
+        self.stream().ended().unwrap_or(End::Closed)
     }
 }
 
-enum Caught {
-    Up,
-    More,
-    Ended,
+impl State {
+    /// Nothing at the live edge, where the task does not write.
+    fn unsent(&self) -> Option<&Unsent> {
+        match self {
+            State::Waiting { unsent, .. } | State::Behind { unsent, .. } => Some(unsent),
+            State::AtLiveEdge { .. } => None,
+        }
+    }
+
+    fn unsent_mut(&mut self) -> Option<&mut Unsent> {
+        match self {
+            State::Waiting { unsent, .. } | State::Behind { unsent, .. } => Some(unsent),
+            State::AtLiveEdge { .. } => None,
+        }
+    }
 }
 
 impl Drop for Viewer {
     fn drop(&mut self) {
-        let seat = matches!(self.place, Place::AtHead).then(|| self.seat.clone());
+        let seat = matches!(self.state, State::AtLiveEdge { .. }).then(|| self.seat.clone());
         self.stream().leave(self.pump, seat);
     }
 }

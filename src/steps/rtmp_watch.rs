@@ -9,7 +9,7 @@ use super::parameters::{ParameterError, Parameters};
 use super::reactors::{Asker, Reactors, Status, next_status};
 use crate::ids::StreamName;
 use crate::net::routes::{KeyPattern, Place, PlayRoute, RouteGuard, Routes};
-use crate::relay::{Admission, Attachment, Demand, Feeds, Gather, Hub, Settings};
+use crate::relay::{Admission, Attachment, Batching, Demand, Feeds, Hub, Settings};
 use crate::telemetry::{Metrics, Seldom};
 use futures::future::BoxFuture;
 use mmids_core::StreamId;
@@ -30,8 +30,8 @@ use tokio_util::task::TaskTracker;
 pub const PULL_APP: &str = "pull_source";
 
 /// The parameters the step knows.
-pub const PARAMETERS: [&str; 7] =
-    ["rtmp_app", "stream_key", "port", "allow_ips", "deny_ips", "reactor", "gather_ms"];
+pub const PARAMETERS: [&str; 8] =
+    ["rtmp_app", "stream_key", "port", "allow_ips", "deny_ips", "reactor", "batch_ms", "gather_ms"];
 
 /// Makes `rtmp_watch` steps.
 pub struct Generator {
@@ -55,20 +55,22 @@ pub struct Generator {
 pub fn parameters(
     definition: &WorkflowStepDefinition,
     default_port: u16,
-) -> Result<(Place, Option<Gather>), ParameterError> {
+) -> Result<(Place, Option<Batching>), ParameterError> {
     let parameters = Parameters(definition);
-    let gather: Option<u64> = parameters.parsed("gather_ms", "a number of milliseconds")?;
-    let gather = gather.map(|millis| Gather::Window(Duration::from_millis(millis)));
-    Ok((parameters.place(default_port)?, gather))
+    let window = |name| parameters.parsed::<u64>(name, "a number of milliseconds");
+    // The second is the old name.
+    let window = window("batch_ms")?.or(window("gather_ms")?);
+    let batching = window.map(|millis| Batching::Window(Duration::from_millis(millis)));
+    Ok((parameters.place(default_port)?, batching))
 }
 
 impl StepGenerator for Generator {
     fn generate(&self, definition: WorkflowStepDefinition) -> StepCreationResult {
-        let (place, gather) = parameters(&definition, self.default_port)?;
+        let (place, batching) = parameters(&definition, self.default_port)?;
         let reactor = Parameters(&definition).get("reactor").map(str::to_owned);
         let admission = if reactor.is_some() { Admission::OnDemand } else { Admission::Live };
         let mut settings = self.settings.clone();
-        settings.gather = gather.unwrap_or(settings.gather);
+        settings.batching = batching.unwrap_or(settings.batching);
         let hub = Hub::new(admission, Arc::new(settings), self.metrics.clone(), self.tasks.clone());
         let pulls = place.app == PULL_APP;
         let key = place.key.clone();
@@ -254,5 +256,30 @@ impl WorkflowStep for WatchStep {
 impl Drop for WatchStep {
     fn drop(&mut self) {
         self.shutdown();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mmids_core::workflows::definitions::WorkflowStepType;
+
+    #[test]
+    fn the_batch_window_is_set_by_its_name_or_its_old_one() {
+        let batching = |set: &[(&str, &str)]| {
+            let place = [("rtmp_app", "live"), ("stream_key", "*")];
+            let texts = place.iter().chain(set);
+            let definition = WorkflowStepDefinition {
+                step_type: WorkflowStepType("rtmp_watch".to_owned()),
+                parameters: texts.map(|(name, text)| (name.to_string(), Some(text.to_string()))).collect(),
+            };
+            parameters(&definition, 1935).map(|(_, batching)| batching)
+        };
+        let window = |millis| Some(Batching::Window(Duration::from_millis(millis)));
+        assert_eq!(batching(&[]), Ok(None));
+        assert_eq!(batching(&[("batch_ms", "100")]), Ok(window(100)));
+        assert_eq!(batching(&[("gather_ms", "50")]), Ok(window(50)));
+        assert_eq!(batching(&[("gather_ms", "50"), ("batch_ms", "0")]), Ok(window(0)));
+        assert!(batching(&[("batch_ms", "soon")]).unwrap_err().0.contains("batch_ms=soon"));
     }
 }

@@ -42,7 +42,15 @@ fn command_by(prefix: &[&str], args: &[&str]) -> Command {
 /// Runs the binary for a command that ends by itself.
 #[track_caller]
 pub fn run(args: &[&str]) -> Finished {
-    process::run(command(args), SOON)
+    run_with(args, &[])
+}
+
+/// As [`run`], with variables in its environment.
+#[track_caller]
+pub fn run_with(args: &[&str], variables: &[(&str, &str)]) -> Finished {
+    let mut command = command(args);
+    command.envs(variables.iter().copied());
+    process::run(command, SOON)
 }
 
 /// A running `lb`. Dropping it stops it, and fails the test if it does not end cleanly or leaves a child.

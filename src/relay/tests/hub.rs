@@ -105,3 +105,51 @@ async fn names_are_bounded_and_a_closed_hub_lets_nobody_in() {
     let live = World::new(Admission::Live, |_| {});
     assert_eq!(live.hub.join(&names[0]).err(), Some(JoinError::Unknown));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_wake_up_costs_what_changed_however_many_names_there_are() {
+    const NAMES: usize = 100_000;
+    let world = on_demand(|settings| settings.names = NAMES + 1);
+    let held: Vec<_> =
+        (0..NAMES).map(|n| world.hub.join(&format!("n{n}").parse().unwrap()).unwrap()).collect();
+    assert_eq!(demand(&world).len(), NAMES);
+    let looked = || world.hub.looked.swap(0, std::sync::atomic::Ordering::Relaxed);
+    looked();
+    let viewer = world.hub.join(&name()).unwrap();
+    assert_eq!(demand(&world), [Demand::Wanted(name())]);
+    assert!(looked() <= 2, "somebody came");
+    let source = world.attach();
+    drop(source);
+    assert_eq!(demand(&world), []);
+    assert!(looked() <= 2, "a publisher left, and its grace time began");
+    tokio::time::advance(Settings::default().grace).await;
+    assert_eq!(demand(&world), [Demand::Unwanted(name())]);
+    assert!(looked() <= 2, "its grace time is over");
+    assert_eq!(viewer.ready().await, Err(End::Unpublished));
+    drop((held, viewer));
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_grace_time_ends_by_itself_and_one_that_is_cut_short_ends_nothing() {
+    let world = on_demand(|settings| settings.grace = Duration::from_secs(5));
+    let names: Vec<StreamName> = ["a", "b", "c"].iter().map(|text| text.parse().unwrap()).collect();
+    let held: Vec<_> = names.iter().map(|name| world.hub.join(name).unwrap()).collect();
+    assert_eq!(demand(&world).len(), 3);
+    for name in &names {
+        drop(world.hub.attach(name, None));
+        world.pass(1_000).await;
+    }
+    let back = world.hub.attach(&names[1], None);
+    world.pass(2_500).await;
+    // Seconds since the publishers left: 5.5, (back), 3.5.
+    assert_eq!(demand(&world), [Demand::Unwanted(names[0].clone())]);
+    world.pass(3_000).await;
+    assert_eq!(demand(&world), [Demand::Unwanted(names[2].clone())]);
+    drop(back);
+    world.pass(4_900).await;
+    assert_eq!(demand(&world), [], "a grace time begins when the last publisher leaves");
+    world.pass(200).await;
+    assert_eq!(demand(&world), [Demand::Unwanted(names[1].clone())]);
+    drop(held);
+    world.is_empty().await;
+}

@@ -8,7 +8,7 @@ mod ring;
 mod splice;
 mod viewers;
 
-use super::{Admission, Gather, Hub, RelayId, Settings, Sink, Source, Turn};
+use super::{Admission, Batching, Hub, RelayId, Settings, Sink, Source, Turn};
 use crate::ids::StreamName;
 use crate::media::Packet;
 use crate::rtmp::message::{self, Message};
@@ -33,7 +33,7 @@ struct World {
 impl World {
     fn new(admission: Admission, change: impl FnOnce(&mut Settings)) -> Self {
         // A flush for each push, unless a test is about what shares one.
-        let mut settings = Settings { gather: Gather::Window(Duration::ZERO), ..Settings::default() };
+        let mut settings = Settings { batching: Batching::Window(Duration::ZERO), ..Settings::default() };
         change(&mut settings);
         let (metrics, tasks) = (Arc::new(Metrics::new().unwrap()), TaskTracker::new());
         let hub = Hub::new(admission, Arc::new(settings), metrics.clone(), tasks.clone());

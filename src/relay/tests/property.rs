@@ -154,7 +154,7 @@ proptest! {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         runtime.block_on(async {
             let (world, source) = World::live(|settings| {
-                settings.gather = window.map_or(Gather::AudioWithVideo, |w| Gather::Window(Duration::from_millis(w)));
+                settings.batching = window.map_or(Batching::AudioWithVideo, |w| Batching::Window(Duration::from_millis(w)));
                 settings.pump_viewers = pump_viewers;
                 settings.ring_bytes = ring_bytes;
                 settings.lag = Duration::from_millis(500);

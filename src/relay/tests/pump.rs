@@ -6,7 +6,7 @@ use super::*;
 async fn thousands_of_viewers_over_several_pumps_all_get_everything() {
     let (world, source) = World::live(|settings| {
         settings.pump_viewers = 700;
-        settings.gather = Gather::AudioWithVideo;
+        settings.batching = Batching::AudioWithVideo;
     });
     source.push(&opening());
     source.push(&[key(0, "1")]);
@@ -90,8 +90,8 @@ async fn a_pump_that_was_overtaken_by_the_ring_lets_its_viewers_skip() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn audio_rides_with_the_next_frame() {
-    let (world, source) = World::live(|settings| settings.gather = Gather::AudioWithVideo);
+async fn audio_is_batched_with_the_next_frame() {
+    let (world, source) = World::live(|settings| settings.batching = Batching::AudioWithVideo);
     source.push(&opening());
     source.push(&[key(0, "1")]);
     let viewer = world.viewer();
@@ -114,7 +114,7 @@ async fn audio_rides_with_the_next_frame() {
 #[tokio::test(start_paused = true)]
 async fn audio_waits_two_frames_at_most_for_a_frame_that_does_not_come() {
     for delay in 0..80 {
-        let (world, source) = World::live(|settings| settings.gather = Gather::AudioWithVideo);
+        let (world, source) = World::live(|settings| settings.batching = Batching::AudioWithVideo);
         source.push(&opening());
         let viewer = world.viewer();
         source.push(&[key(0, "1")]);
@@ -132,7 +132,7 @@ async fn audio_waits_two_frames_at_most_for_a_frame_that_does_not_come() {
 
 #[tokio::test(start_paused = true)]
 async fn audio_alone_flows_at_once() {
-    let (world, source) = World::live(|settings| settings.gather = Gather::AudioWithVideo);
+    let (world, source) = World::live(|settings| settings.batching = Batching::AudioWithVideo);
     source.push(&[audio_header("h"), audio(0, "1")]);
     let viewer = world.viewer();
     world.settle().await;
@@ -148,7 +148,7 @@ async fn audio_alone_flows_at_once() {
 #[tokio::test(start_paused = true)]
 async fn a_window_bounds_the_writes_and_the_delay() {
     let (world, source) =
-        World::live(|settings| settings.gather = Gather::Window(Duration::from_millis(100)));
+        World::live(|settings| settings.batching = Batching::Window(Duration::from_millis(100)));
     source.push(&[key(0, "1")]);
     let viewer = world.viewer();
     world.settle().await;

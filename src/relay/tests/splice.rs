@@ -140,7 +140,7 @@ async fn out_of_band_messages_do_not_move_the_clock() {
 #[tokio::test(start_paused = true)]
 async fn who_waits_while_others_watch_starts_with_the_new_source() {
     for announced in [true, false] {
-        let (world, source) = World::live(|settings| settings.gather = Gather::AudioWithVideo);
+        let (world, source) = World::live(|settings| settings.batching = Batching::AudioWithVideo);
         source.push(&opening());
         source.push(&[key(0, "1")]);
         let watching = world.viewer();

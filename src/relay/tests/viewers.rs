@@ -198,12 +198,12 @@ async fn a_broken_socket_ends_its_viewer_wherever_it_stands() {
     let (world, source) = World::live(|_| {});
     source.push(&opening());
     source.push(&[key(0, "1")]);
-    let (at_head, behind) = (world.viewer(), world.watch(&Socket::with(40, usize::MAX)));
+    let (at_live_edge, behind) = (world.viewer(), world.watch(&Socket::with(40, usize::MAX)));
     world.settle().await;
-    at_head.socket.breaks();
+    at_live_edge.socket.breaks();
     behind.socket.breaks();
     source.push(&[video(40, "2")]);
-    for viewer in [at_head, behind] {
+    for viewer in [at_live_edge, behind] {
         assert!(matches!(viewer.turn().await, Turn::Gone(_)));
     }
     drop(source);
@@ -216,9 +216,9 @@ async fn replies_stand_between_messages() {
     source.push(&opening());
     source.push(&[key(0, "1")]);
     let narrow = Socket::with(40, usize::MAX);
-    let (at_head, behind) = (world.viewer(), world.watch(&narrow));
+    let (at_live_edge, behind) = (world.viewer(), world.watch(&narrow));
     world.settle().await;
-    for viewer in [&at_head, &behind] {
+    for viewer in [&at_live_edge, &behind] {
         viewer.ask(Ask::Reply(reply()));
         viewer.ask(Ask::Reply(reply()));
     }
@@ -227,7 +227,7 @@ async fn replies_stand_between_messages() {
     world.settle().await;
     source.push(&[video(40, "2")]);
     world.settle().await;
-    for viewer in [&at_head, &behind] {
+    for viewer in [&at_live_edge, &behind] {
         let got = viewer.got();
         assert_eq!(got.iter().filter(|text| *text == "3").count(), 2, "{got:?}");
         assert_eq!(got.iter().filter(|text| *text != "3").count(), 5, "{got:?}");
@@ -334,7 +334,7 @@ async fn an_ended_stream_delivers_everything_first() {
     let prelude = world.hub.join(&name()).unwrap();
     source.push(&[key(0, "1"), video(40, "2")]);
     let narrow = Socket::with(50, usize::MAX);
-    let (at_head, behind) = (world.viewer(), world.watch(&narrow));
+    let (at_live_edge, behind) = (world.viewer(), world.watch(&narrow));
     world.settle().await;
     source.push(&[video(80, "3")]);
     world.hub.close();
@@ -343,9 +343,9 @@ async fn an_ended_stream_delivers_everything_first() {
     assert!(!behind.task.is_finished(), "what it has not is still to come");
     narrow.room(usize::MAX);
     world.settle().await;
-    assert_eq!(at_head.got().last().unwrap(), "v@80:3");
-    assert_eq!(behind.got(), at_head.got());
-    for viewer in [at_head, behind, late] {
+    assert_eq!(at_live_edge.got().last().unwrap(), "v@80:3");
+    assert_eq!(behind.got(), at_live_edge.got());
+    for viewer in [at_live_edge, behind, late] {
         assert!(matches!(viewer.turn().await, Turn::Ended(End::Closed)));
     }
     drop(source);
