@@ -10,6 +10,9 @@ use crate::rtmp::{Error, Limits};
 use bytes::Bytes;
 use std::collections::VecDeque;
 
+/// Room for so many events is kept between two reads of a publisher.
+const EVENTS_KEPT: usize = 8;
+
 /// One connection's answering side, handshake included.
 ///
 /// A request that waits for its answer holds back all commands and media behind it, so answers leave in order. Methods that
@@ -94,7 +97,9 @@ impl Server {
     /// The next event.
     pub fn event(&mut self) -> Option<Event> {
         let event = self.events.pop_front();
-        if self.events.is_empty() {
+        // A publisher needs the same few places again for its next frame; who only watches keeps none.
+        let kept = if matches!(self.state, State::Publishing) { EVENTS_KEPT } else { 0 };
+        if self.events.is_empty() && self.events.capacity() > kept {
             self.events = VecDeque::new();
         }
         event
