@@ -6,14 +6,18 @@ use lb::rtmp::session::{Client, ClientEvent, PLAY_STREAM_ID, Target};
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
 
-/// The first message: a whole header, which all others repeat, and an inter frame of two bytes.
-const FIRST: [u8; 14] = [8, 0, 0, 0, 0, 0, 2, 9, 1, 0, 0, 0, 0x27, 1];
+/// The first message: a whole header, which all others repeat, and an inter frame of two bytes, in a codec whose frames have
+/// no longer head. One of format 3 behind it repeats its time as a delta: a millisecond.
+const FIRST: [u8; 14] = [8, 0, 0, 1, 0, 0, 2, 9, 1, 0, 0, 0, 0x22, 1];
 
-/// A chunk with a header of format 3, and the same frame.
-const CHUNK: [u8; 3] = [0xc8, 0x27, 1];
+/// A chunk with a header of format 3, and a keyframe: who falls behind goes on there.
+const KEYFRAME: [u8; 3] = [0xc8, 0x12, 1];
 
-/// How many of them one write has at most: it must not keep the tool from its other sockets.
-const CHUNKS: usize = 16 << 10;
+/// The same with an inter frame.
+const INTER: [u8; 3] = [0xc8, 0x22, 1];
+
+/// How many messages one write has at most, a keyframe among them: it must not keep the tool from its other sockets.
+const MESSAGES: usize = 16 << 10;
 
 /// The flooding connection.
 pub struct Flood {
@@ -39,8 +43,14 @@ enum State {
 impl Flood {
     pub fn new(socket: TcpStream, target: &Target) -> io::Result<Self> {
         let client = Client::publish(target, lb::rtmp::Limits::default(), nonce());
-        let mut flood =
-            Flood { socket, client, state: State::Asking, wire: CHUNK.repeat(CHUNKS), at: 0, sent: 0 };
+        let mut flood = Flood {
+            socket,
+            client,
+            state: State::Asking,
+            wire: [&KEYFRAME[..], &INTER.repeat(MESSAGES - 1)].concat(),
+            at: 0,
+            sent: 0,
+        };
         flood.flush()?;
         Ok(flood)
     }
@@ -61,7 +71,7 @@ impl Flood {
     }
 
     pub fn messages(&self) -> u64 {
-        self.sent / CHUNK.len() as u64
+        self.sent / INTER.len() as u64
     }
 
     /// Reads what came, and writes once if it floods. `false`: the server closed.
@@ -77,7 +87,7 @@ impl Flood {
         self.client.input(bytes).map_err(io::Error::other)?;
         while let Some(event) = self.client.event() {
             if matches!(event, ClientEvent::Publishing) {
-                let body = bytes::Bytes::from_static(&[0x17, 1, 0, 0, 0, 1]);
+                let body = bytes::Bytes::from_static(&[0x12, 1]);
                 let keyframe =
                     Message { type_id: 9, stream_id: PLAY_STREAM_ID, chunk_stream_id: 0, timestamp: 0, body };
                 self.client.send_media(&keyframe);

@@ -79,23 +79,23 @@ impl Flood {
         let mut client =
             Client::publish(&target(node.rtmp(), "ingest"), Limits::default(), endpoint::nonce());
         negotiate(&mut socket, &mut client, |event| matches!(event, ClientEvent::Publishing)).unwrap();
-        let body = bytes::Bytes::from_static(&[0x17, 1, 0, 0, 0, 1]);
+        let body = bytes::Bytes::from_static(&[0x12, 1]);
         let stream_id = PLAY_STREAM_ID;
         client.send_media(&Message { type_id: 9, stream_id, chunk_stream_id: 0, timestamp: 0, body });
         socket.write_all(&client.output()).unwrap();
         (socket, client)
     }
 
-    /// Sends until it is dropped: after one whole header, chunks of format 3 that repeat it, with an inter frame of two
-    /// bytes each.
+    /// Sends until it is dropped: after one whole header, chunks of format 3 that repeat it, with a frame of two bytes each,
+    /// in a codec whose frames have no longer head. A keyframe comes now and then: who falls behind goes on there.
     fn begin((mut socket, client): (TcpStream, Client)) -> Flood {
         let (over, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let (stop, count) = (over.clone(), sent.clone());
         let thread = std::thread::spawn(move || {
             let _client = client;
             let [a, b, c, d] = PLAY_STREAM_ID.to_le_bytes();
-            socket.write_all(&[8, 0, 0, 0, 0, 0, 2, 9, a, b, c, d, 0x27, 1])?;
-            let wire: Vec<u8> = [0xc8, 0x27, 1].repeat(32 << 10);
+            socket.write_all(&[8, 0, 0, 1, 0, 0, 2, 9, a, b, c, d, 0x22, 1])?;
+            let wire = [&[0xc8, 0x12, 1][..], &[0xc8, 0x22, 1].repeat((32 << 10) - 1)].concat();
             while !stop.load(Ordering::Relaxed) {
                 socket.write_all(&wire)?;
                 count.fetch_add(32 << 10, Ordering::Relaxed);
