@@ -13,6 +13,7 @@
 mod check;
 mod clip;
 mod epoll;
+mod flood;
 mod floor;
 mod proc;
 mod publisher;

@@ -1,5 +1,6 @@
 //! What the kernel says about processes.
 
+use std::collections::BTreeMap;
 use std::fs;
 
 /// The CPU time of a process and all its descendants, in seconds: user and system, ended children included.
@@ -24,6 +25,18 @@ fn ended_children_seconds(pid: u32) -> f64 {
     let ticks: u64 = fields.split_ascii_whitespace().skip(13).take(2).flat_map(str::parse::<u64>).sum();
     // SAFETY: a library call without pointers.
     ticks as f64 / unsafe { libc::sysconf(libc::_SC_CLK_TCK) } as f64
+}
+
+/// The CPU time of each thread of a process, in seconds.
+pub fn thread_seconds(pid: u32) -> BTreeMap<u32, f64> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let threads = tasks.filter_map(|task| task.file_name().to_str()?.parse().ok());
+    let of_one = |thread| {
+        // In nanoseconds, while /proc/PID/task/*/stat counts in hundredths of a second.
+        let text = fs::read_to_string(format!("/proc/{pid}/task/{thread}/schedstat")).unwrap_or_default();
+        text.split_ascii_whitespace().next().and_then(|ns| ns.parse::<f64>().ok()).unwrap_or(0.0) / 1e9
+    };
+    threads.map(|thread| (thread, of_one(thread))).collect()
 }
 
 /// The resident memory of a process and its descendants, in KiB.

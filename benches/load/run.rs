@@ -3,13 +3,14 @@
 use super::check::{Findings, Sent, quantile};
 use super::clip::Clip;
 use super::epoll::{self, Epoll};
+use super::flood::Flood;
 use super::proc;
 use super::publisher::Publisher;
 use super::viewer::{Habit, Now, Viewer};
 use lb::rtmp::session::Target;
 use serde_json::{Value, json};
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BTreeMap, BinaryHeap};
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -19,6 +20,12 @@ const JOIN: Duration = Duration::from_secs(12);
 
 /// What one read takes: everything that is there, as a rule.
 const SCRATCH: usize = 1 << 20;
+
+/// The flooding connection among the sockets.
+const FLOOD: usize = usize::MAX;
+
+/// So many of a server's threads are told of: more than there are cores.
+const BUSIEST: usize = 4;
 
 /// How many messages are sent between two looks at the sockets.
 const SENDS: usize = 256;
@@ -74,9 +81,15 @@ pub struct Plan {
     /// Publishers fall silent before the window begins
     #[arg(long)]
     pub silent: bool,
+    /// One more publisher, with a viewer, sends 2-byte messages during the window as fast as the server takes them
+    #[arg(long)]
+    pub flood: bool,
     /// The server's process
     #[arg(long)]
     pub pid: u32,
+    /// The process that it pulls from
+    #[arg(long)]
+    pub origin_pid: Option<u32>,
 }
 
 impl Plan {
@@ -94,6 +107,9 @@ struct Run<'a> {
     viewers: Vec<Option<Viewer>>,
     /// When the next message of a publisher is due.
     due: BinaryHeap<Reverse<(Instant, usize)>>,
+    flood: Option<Flood>,
+    /// The viewer of the flood has what it needs.
+    flood_watched: bool,
     sent: Vec<Vec<Sent>>,
     silent: bool,
     /// The most that publishers were late because this tool had no time.
@@ -116,6 +132,7 @@ struct Snapshot {
     client: f64,
     bytes: u64,
     left: u64,
+    threads: BTreeMap<u32, f64>,
 }
 
 /// Runs a plan to its end.
@@ -128,7 +145,10 @@ pub fn run(plan: &Plan) -> Value {
         publishers: Vec::new(),
         viewers: Vec::new(),
         due: BinaryHeap::new(),
-        sent: (0..plan.publishers()).map(|_| Vec::new()).collect(),
+        flood: None,
+        flood_watched: false,
+        // The last one is the flood's, whose messages nobody compares.
+        sent: (0..plan.publishers() + 1).map(|_| Vec::new()).collect(),
         silent: false,
         behind: Duration::ZERO,
         measuring: false,
@@ -150,6 +170,7 @@ impl Run<'_> {
         let seconds = Duration::from_secs_f64;
         let rss_empty = proc::resident_kib(plan.pid);
         self.publish();
+        self.prepare_flood();
         self.turn_for(seconds(plan.lead));
         let rss_before = proc::resident_kib(plan.pid);
         let quiet = self.snapshot();
@@ -182,23 +203,32 @@ impl Run<'_> {
             self.turn_for(seconds(1.0));
         }
         let rss_joined = proc::resident_kib(plan.pid);
+        let origin_joined = plan.origin_pid.map(proc::resident_kib);
         for index in 0..plan.stalled {
             self.join(index % plan.streams, Habit::Stall);
         }
 
         self.measuring = true;
         self.behind = Duration::ZERO;
+        if let Some(flood) = &mut self.flood {
+            flood.begin().expect("the flood begins");
+            self.epoll.modify(&flood.socket, FLOOD, epoll::READ | epoll::WRITE).expect("epoll");
+        }
         let before = self.snapshot();
-        let mut rss_peak = rss_joined;
+        let (mut rss_peak, mut origin_peak) = (rss_joined, origin_joined);
         let half = if plan.churn > 0.0 { plan.seconds / 2.0 } else { plan.seconds };
         let end = before.at + seconds(half);
         while Instant::now() < end {
             self.turn_until(end.min(Instant::now() + seconds(1.0)));
             rss_peak = rss_peak.max(proc::resident_kib(plan.pid));
+            origin_peak = origin_peak.max(plan.origin_pid.map(proc::resident_kib));
         }
         let after = self.snapshot();
         let churn = (plan.churn > 0.0).then(|| self.churn(&before, &after));
         self.measuring = false;
+        if let Some(flood) = &mut self.flood {
+            flood.stop();
+        }
         let rss_after = proc::resident_kib(plan.pid);
 
         let gb = (after.bytes - before.bytes) as f64 / 1e9;
@@ -239,11 +269,14 @@ impl Run<'_> {
             "join_ms": span(&mut self.joins),
             "join_cpu_ms": (joining.server - quiet.server) * 1e3 / total.max(1) as f64,
             "churn": churn,
+            "flood": self.flood.as_ref().map(|flood| flood.messages() as f64 / time),
+            "threads": busiest(&before.threads, &after.threads, time),
             "check": {
                 "seen": seen, "lost": lost, "reordered": reordered, "altered": altered, "retimed": retimed,
             },
             "rss_kib": {
                 "empty": rss_empty, "before": rss_before, "joined": rss_joined, "peak": rss_peak, "after": rss_after,
+                "origin_joined": origin_joined, "origin_peak": origin_peak,
             },
         })
     }
@@ -277,6 +310,27 @@ impl Run<'_> {
         }
         let deadline = Instant::now() + JOIN;
         while self.publishers.iter().any(|publisher| publisher.begun.is_none()) && Instant::now() < deadline {
+            self.turn_for(Duration::from_millis(20));
+        }
+    }
+
+    /// One more publisher, and its viewer, who both wait for the window.
+    fn prepare_flood(&mut self) {
+        if !self.plan.flood {
+            return;
+        }
+        let index = self.plan.publishers();
+        let target = self.target(self.plan.ingest, &self.plan.publish_app, index);
+        let socket = connect(self.plan.ingest).expect("the flood connects");
+        let flood = Flood::new(socket, &target).expect("the flood writes");
+        self.epoll.add(&flood.socket, FLOOD, epoll::READ).expect("epoll");
+        self.flood = Some(flood);
+        let deadline = Instant::now() + JOIN;
+        while self.flood.as_ref().is_some_and(|flood| !flood.is_ready()) && Instant::now() < deadline {
+            self.turn_for(Duration::from_millis(20));
+        }
+        self.join(index, Habit::Drain);
+        while !self.flood_watched && Instant::now() < deadline {
             self.turn_for(Duration::from_millis(20));
         }
     }
@@ -316,6 +370,7 @@ impl Run<'_> {
             for &token in &ready {
                 match token.checked_sub(self.plan.publishers()) {
                     None => self.serve_publisher(token),
+                    Some(_) if token == FLOOD => self.serve_flood(),
                     Some(viewer) => self.serve_viewer(viewer),
                 }
             }
@@ -375,6 +430,14 @@ impl Run<'_> {
         }
     }
 
+    fn serve_flood(&mut self) {
+        let Some(flood) = &mut self.flood else { return };
+        if !flood.ready(&mut self.scratch) {
+            self.broken_publishers += 1;
+            self.flood = None;
+        }
+    }
+
     fn serve_viewer(&mut self, index: usize) {
         let Some(viewer) = &mut self.viewers[index] else { return };
         let sent = &self.sent[viewer.stream];
@@ -390,6 +453,7 @@ impl Run<'_> {
                 let token = self.plan.publishers() + index;
                 self.epoll.modify(&viewer.socket, token, 0).expect("epoll");
             }
+            (Now::Joined, _) if viewer.stream == self.plan.publishers() => self.flood_watched = true,
             (Now::Joined, _) => self.joins.extend(viewer.joined),
             (Now::Closed, habit) => {
                 if habit != Habit::Stall {
@@ -407,8 +471,18 @@ impl Run<'_> {
             client: proc::cpu_seconds(std::process::id()),
             bytes: self.bytes,
             left: self.left,
+            threads: proc::thread_seconds(self.plan.pid),
         }
     }
+}
+
+/// What each thread took of a core, the busiest first.
+fn busiest(before: &BTreeMap<u32, f64>, after: &BTreeMap<u32, f64>, time: f64) -> Vec<f64> {
+    let since = |thread| before.get(thread).copied().unwrap_or(0.0);
+    let mut shares: Vec<f64> = after.iter().map(|(thread, now)| (now - since(thread)) / time).collect();
+    shares.sort_unstable_by(|a, b| b.total_cmp(a));
+    shares.truncate(BUSIEST);
+    shares
 }
 
 /// Makes a connection: at once, on the loopback, unless the server's queue is full.

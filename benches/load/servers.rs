@@ -23,6 +23,8 @@ pub enum Kind {
     Wide,
     /// An ingest node with its reactor and a playback node, which is what is measured; the latter's flags.
     Pair(Vec<String>),
+    /// The same on both cores.
+    WidePair,
     Nginx,
     Floor(Share),
 }
@@ -55,21 +57,8 @@ impl Server {
                 let reactor = ["--reactor-listen", "127.0.0.1:0"];
                 ingest(lb(Command::new(&programs.lb), programs, "ingest,reactor", &[], &reactor))
             }
-            Kind::Pair(flags) => {
-                let program = || pinned(&programs.lb);
-                let reactor = ["--reactor-listen", "127.0.0.1:0"];
-                let (first, ready) = lb(program(), programs, "ingest,reactor", &[], &reactor);
-                let reactor = format!("http://{}", address(&ready, "reactor"));
-                let (second, other) =
-                    lb(program(), programs, "playback", flags, &["--reactor-url", &reactor]);
-                Server {
-                    children: vec![first, second],
-                    ingest: address(&ready, "rtmp"),
-                    play: address(&other, "rtmp"),
-                    publish_app: "ingest",
-                    play_app: "live",
-                }
-            }
+            Kind::Pair(flags) => pair(|| pinned(&programs.lb), programs, flags),
+            Kind::WidePair => pair(|| Command::new(&programs.lb), programs, &[]),
             Kind::Nginx => nginx(programs),
             Kind::Floor(share) => {
                 let share = clap::ValueEnum::to_possible_value(share).expect("none is hidden");
@@ -88,6 +77,12 @@ impl Server {
     pub fn pid(&self) -> u32 {
         self.children.last().map_or(0, Child::id)
     }
+
+    /// The process that the measured one pulls from.
+    pub fn origin_pid(&self) -> Option<u32> {
+        let (_, others) = self.children.split_last()?;
+        others.last().map(Child::id)
+    }
 }
 
 impl Drop for Server {
@@ -103,6 +98,21 @@ impl Drop for Server {
                 std::thread::sleep(Duration::from_millis(10));
             }
         }
+    }
+}
+
+/// An ingest node with its reactor, and a playback node.
+fn pair(program: impl Fn() -> Command, programs: &Programs, flags: &[String]) -> Server {
+    let reactor = ["--reactor-listen", "127.0.0.1:0"];
+    let (first, ready) = lb(program(), programs, "ingest,reactor", &[], &reactor);
+    let reactor = format!("http://{}", address(&ready, "reactor"));
+    let (second, other) = lb(program(), programs, "playback", flags, &["--reactor-url", &reactor]);
+    Server {
+        children: vec![first, second],
+        ingest: address(&ready, "rtmp"),
+        play: address(&other, "rtmp"),
+        publish_app: "ingest",
+        play_app: "live",
     }
 }
 

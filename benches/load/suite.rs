@@ -100,6 +100,10 @@ impl Suite {
             ["--streams", "100", "--viewers", "5", "--ramp", "3", "--checked", "50", "--seconds", window];
         let churn = ["--viewers", "1", "--checked", "1", "--churn", "400", "--seconds", "10"];
         let large = ["--viewers", "5000", "--ramp", "8", "--seconds", window];
+        // Ten streams with a viewer each, beside a flood of 2-byte messages and without it. The server has both cores.
+        let calm =
+            ["--streams", "10", "--viewers", "1", "--checked", "10", "--ramp", "1", "--seconds", window];
+        let flood = [&calm[..], &["--flood"]].concat();
         // The sides of each comparison take turns, so that what disturbs the machine disturbs all of them.
         for _ in 0..if quick { 1 } else { 3 } {
             for (name, kind, clip, flags) in [
@@ -114,6 +118,10 @@ impl Suite {
                 ("100x5 nginx", Kind::Nginx, "500", &many),
                 ("churn lb", plain(), "300", &churn),
                 ("churn floor", Kind::Floor(Share::Group), "300", &churn),
+                ("flood none lb", Kind::Wide, "500", &calm),
+                ("flood lb", Kind::Wide, "500", &flood),
+                ("flood none pull lb", Kind::WidePair, "500", &calm),
+                ("flood pull lb", Kind::WidePair, "500", &flood),
             ] {
                 self.one(name, &kind, clip, flags);
             }
@@ -143,6 +151,8 @@ impl Suite {
         let most =
             ["--streams", "1000", "--viewers", "1", "--ramp", "5", "--checked", "50", "--seconds", window];
         self.one("1000x1 lb", &plain(), "500", &most);
+        // How evenly two cores are used; the load tool takes most of one of them.
+        self.one("1000x1 lb wide", &Kind::Wide, "500", &most);
         // The ring is full before the window begins, so that what grows is the stalled viewers' doing.
         let stalled = if quick { "12" } else { "60" };
         let lag = ["--viewers", "20", "--stalled", "50", "--lead", "8", "--seconds", stalled];
@@ -193,6 +203,9 @@ fn load(server: &Server, name: &str, clip: &Path, flags: &[&str]) -> String {
     command.args(["--label", name, "--publish-app", server.publish_app, "--play-app", server.play_app]);
     command.arg("--clip").arg(clip).args(["--ingest", &server.ingest.to_string()]);
     command.args(["--play", &server.play.to_string(), "--pid", &server.pid().to_string()]);
+    if let Some(pid) = server.origin_pid() {
+        command.args(["--origin-pid", &pid.to_string()]);
+    }
     command.args(flags).stdin(Stdio::null()).stderr(Stdio::inherit());
     let output = command.output().expect("the load runs");
     String::from_utf8_lossy(&output.stdout).trim().to_owned()

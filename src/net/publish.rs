@@ -17,8 +17,9 @@ use tokio_util::sync::CancellationToken;
 /// Publishers are pinged so often, so that half-open connections are found.
 const PING: Duration = Duration::from_secs(20);
 
-/// A publisher whose frames stop coming is heard in full again after this, and after twice this at the latest.
-const LOW_WATER_TICK: Duration = Duration::from_millis(250);
+/// Publishers are looked after so often. One whose frames stop coming is heard in full again after this, and after twice
+/// this at the latest; all are disconnected so soon after a stop began.
+const TICK: Duration = Duration::from_millis(250);
 
 /// After so many reads in a row everything else has its turn, also while a peer sends without end.
 const READS: u32 = 64;
@@ -121,12 +122,10 @@ async fn relay(
     Publication { mut evicted }: Publication,
 ) -> Result<bool, Error> {
     let draining = connection.server.drain.draining().clone();
-    // Made once: each would register itself anew for every message.
-    let drained = draining.cancelled();
-    tokio::pin!(drained);
     let silence = connection.server.limits.publisher_silence;
     let mut heard = Instant::now();
-    let (mut ping, mut tick) = timers(connection, heard);
+    let mut ping_at = heard + PING;
+    let mut tick = ticks(connection, heard);
     let mut low_water = LowWater::new();
     let mut packets = Vec::new();
     let mut reads = 0_u32;
@@ -151,7 +150,7 @@ async fn relay(
             connection.read().await
         };
         tokio::select! {
-            // What is not a read is rare, and to look at all of it for each frame is not free.
+            // Whatever stands here is looked at again after each frame, so what may be a little late waits for the tick.
             biased;
             read = read => {
                 if !read? {
@@ -163,29 +162,34 @@ async fn relay(
                 let reason = reason.unwrap_or_else(|_| "the app is closed".to_owned());
                 return end(connection, &reason).await;
             }
-            // An encoder comes back only after a disconnect, so that is all it gets.
-            () = &mut drained => return Ok(false),
-            _ = tick.tick(), if low_water.is_set() => low_water.tick(),
-            _ = ping.tick() => {
-                if heard.elapsed() > silence {
-                    return end(connection, "nothing was sent for too long").await;
+            now = tick.tick() => {
+                // An encoder comes back only after a disconnect, so that is all it gets.
+                if draining.is_cancelled() {
+                    return Ok(false);
                 }
-                connection.session.ping(0);
+                if low_water.is_set() {
+                    low_water.tick();
+                }
+                if now >= ping_at {
+                    if heard.elapsed() > silence {
+                        return end(connection, "nothing was sent for too long").await;
+                    }
+                    ping_at = now + PING;
+                    connection.session.ping(0);
+                }
             }
         }
     }
 }
 
-/// The timers of a publish: to ping its peer, and to look at its low-water mark.
-fn timers(connection: &Connection<'_>, now: Instant) -> (Interval, Interval) {
-    let mut ping = tokio::time::interval_at(now + PING, PING);
-    ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
+/// When a publisher is looked after: its low-water mark, its pings, whether the node drains.
+fn ticks(connection: &Connection<'_>, now: Instant) -> Interval {
     // All publishers at the same moments, so that it is one wake-up of the process and not one for each of them.
-    let since = now.duration_since(connection.server.begun).as_nanos() % LOW_WATER_TICK.as_nanos();
-    let first = now + LOW_WATER_TICK - Duration::from_nanos(u64::try_from(since).unwrap_or(0));
-    let mut tick = tokio::time::interval_at(first, LOW_WATER_TICK);
+    let since = now.duration_since(connection.server.begun).as_nanos() % TICK.as_nanos();
+    let first = now + TICK - Duration::from_nanos(u64::try_from(since).unwrap_or(0));
+    let mut tick = tokio::time::interval_at(first, TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
-    (ping, tick)
+    tick
 }
 
 /// Gives what was read to the feed. `true`: the publish is over. `packets` is empty before and after, and keeps its memory.

@@ -213,19 +213,33 @@ impl Puller {
     ) -> Result<std::convert::Infallible, Error> {
         let mut attempt = Attempt::default();
         let mut deadline = Instant::now() + self.settings.start;
+        // One timer for the whole attempt: to set it anew for each read would cost more than the read's own bookkeeping. It
+        // rings where the deadline once was, and is set to where it is by then.
+        let timer = tokio::time::sleep_until(deadline);
+        tokio::pin!(timer);
+        let mut packets = Vec::new();
         loop {
             send(socket, client).await?;
-            let n = match tokio::time::timeout_at(deadline, receive(socket, client)).await {
-                Ok(n) => n?,
-                Err(_) if attempt.feed.is_some() => return Err(Error::Silence(self.settings.silence)),
-                Err(_) => return Err(Error::Silence(self.settings.start)),
+            let n = tokio::select! {
+                biased;
+                n = receive(socket, client) => n?,
+                () = &mut timer => {
+                    if Instant::now() < deadline {
+                        timer.as_mut().reset(deadline);
+                        continue;
+                    }
+                    return Err(Error::Silence(match attempt.feed {
+                        Some(_) => self.settings.silence,
+                        None => self.settings.start,
+                    }));
+                }
             };
             self.metrics.received_bytes_total.inc_by(n as u64);
-            let mut packets = Vec::new();
             let end = self.consider(client, &mut attempt, pipelined, &mut packets);
             if !packets.is_empty() {
                 self.metrics.received_messages_total.inc_by(packets.len() as u64);
                 self.hand_on(&mut attempt, &packets).await?;
+                packets.clear();
                 deadline = Instant::now() + self.settings.silence;
             }
             end?;

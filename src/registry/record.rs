@@ -52,6 +52,9 @@ pub(super) struct Owner {
     pub listed: Option<Listed>,
     /// The generation of the store in which the epoch was given out; nothing: it is what a node remembered.
     pub claimed: Option<u64>,
+    /// It claimed the name while the store did not know of every stream yet: a session that was there before may turn up.
+    #[serde(default)]
+    pub early: bool,
     /// The lease is over, or the node is gone. Kept so that the session is recognised when it comes back.
     pub lapsed: bool,
 }

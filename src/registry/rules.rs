@@ -27,7 +27,8 @@
 //! lost its memory and hears of them in heartbeats) the higher epoch wins, whichever is heard first; of equal ones (given
 //! out apart from each other) the greater session id. A session that claimed its name in this generation of the store is
 //! newer than any with an epoch that this generation did not give out: its own is lifted above. A session without an epoch
-//! (published while no reactor was reached) counts as newly arrived.
+//! (published while no reactor was reached) counts as newly arrived. With [`Policy::FirstWins`] a name that is claimed while
+//! the store warms up goes to who claims it first, and back to a session that was there before if one is restored.
 //!
 //! **Ended sessions** never come back: released, superseded, or told that they lost. An owner without a session (plain
 //! mmids) is known by its address; one that lost its name is told so once, and what it claims after that is a new publish.
@@ -393,17 +394,11 @@ impl<'a> Draft<'a> {
                 self.take(id, &claim.origin, None, claimed, scene);
             }
             None => {
-                let first_wins = scene.settings.policy == Policy::FirstWins;
-                let left = scene.warming_up.filter(|_| first_wins);
-                if let (Some(left), Some(_)) = (left, claim.session) {
-                    // The true owner may not have been heard of yet. The node lets its publisher go on and tells its
-                    // heartbeat, as in an outage.
-                    return Err(Error::WarmingUp(left));
-                }
                 self.need_room(scene)?;
                 self.record.ended.retain(|ended| ended.id != id);
-                // A plain node cannot tell a new publish from a renewal. It is let in, but whoever is restored wins.
-                self.take(id, &claim.origin, None, claimed.filter(|_| left.is_none()), scene);
+                self.take(id, &claim.origin, None, claimed, scene);
+                let early = scene.settings.policy == Policy::FirstWins && scene.warming_up.is_some();
+                self.record.owner.iter_mut().for_each(|owner| owner.early = early);
             }
         }
         let node = claim.node.as_ref().and_then(|node| scene.nodes.get(node)?.as_ref());
@@ -456,14 +451,16 @@ impl<'a> Draft<'a> {
         other: &Owner,
         scene: &Scene,
     ) -> bool {
+        let absurd = believed.is_none() && stream.epoch.is_some();
         match believed {
+            _ if other.early && scene.warming_up.is_some() && !absurd => true,
             Some(epoch) if epoch >= self.record.epoch && other.claimed == Some(scene.generation) => {
                 self.lift(epoch + 1);
                 false
             }
             Some(epoch) => (epoch, Some(stream.session)) > (self.record.epoch, other.id.session()),
             // An epoch that cannot be right beats nobody.
-            None if stream.epoch.is_some() => false,
+            None if absurd => false,
             None => {
                 let held = self.record.hold_down.left(scene.now).is_some();
                 is_draining(other, scene) || (scene.settings.policy == Policy::Takeover && !held)
@@ -520,6 +517,7 @@ impl<'a> Draft<'a> {
             until: now,
             listed: None,
             claimed,
+            early: false,
             lapsed: false,
         });
         self.announce(Some(origin));

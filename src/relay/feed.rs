@@ -273,13 +273,15 @@ impl Start {
             lost += self.clear();
         }
         self.video |= packet.kind.is_video_frame();
-        if self.bytes + packet.body.len() > START_BYTES {
+        // With what a packet takes beyond its body, which is most of the smallest ones.
+        let held = packet.body.len() + 2 * size_of::<Packet>();
+        if self.bytes + held > START_BYTES {
             lost += self.clear();
         }
         if self.video && self.packets.is_empty() && !packet.kind.is_keyframe() {
             return lost + 1;
         }
-        self.bytes += packet.body.len();
+        self.bytes += held;
         self.packets.push(packet.clone());
         lost
     }
@@ -395,6 +397,13 @@ mod tests {
         let collected = Collected::default();
         let _attached = feed.reference().attach(Box::new(collected.clone()));
         assert_eq!(collected.got(), [key(240)]);
+
+        let mut tiny = feeds.begin(None);
+        tiny.push(&[key(0)]);
+        (0..400_000).for_each(|_| tiny.push(&[video(0x27, 1, 40, 0)]));
+        let _attached = tiny.reference().attach(Box::new(collected.clone()));
+        let kept = collected.got().len() * size_of::<Packet>();
+        assert!(kept <= START_BYTES, "{kept} bytes of the smallest frames");
 
         let mut sound = feeds.begin(None);
         (0..10_000).for_each(|n| sound.push(&[audio(n * 20)]));

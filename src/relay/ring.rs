@@ -14,6 +14,10 @@ use std::time::{Duration, Instant};
 /// The most bytes of a block, but for a message that is longer by itself.
 const BLOCK: usize = 64 << 10;
 
+/// What a block takes beyond its bytes: itself, and what the allocator adds to them. A ring of the smallest messages with a
+/// block each would otherwise be ten times its limit.
+const BLOCK_COST: usize = size_of::<Block>() + 64;
+
 /// The longest that audio waits for a video frame: at fewer frames a second it stops waiting.
 const FRAME_MAX: Duration = Duration::from_millis(50);
 
@@ -57,6 +61,10 @@ impl Block {
     /// The place before this block, which has this number.
     pub fn mark(&self, number: u64) -> Mark {
         Mark { number, index: self.index }
+    }
+
+    fn cost(&self) -> usize {
+        self.wire.len() + BLOCK_COST
     }
 }
 
@@ -203,7 +211,7 @@ impl Ring {
             index: self.messages,
         };
         self.messages += messages;
-        self.bytes += block.wire.len();
+        self.bytes += block.cost();
         self.blocks.push_back(block);
         self.evict(batch.since);
     }
@@ -249,7 +257,7 @@ impl Ring {
         self.first
     }
 
-    /// The bytes in all blocks.
+    /// The bytes of all blocks, with what each takes beside them.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
@@ -350,7 +358,7 @@ impl Ring {
             if (needed || recent) && self.bytes <= self.limit || self.blocks.len() == 1 {
                 break;
             }
-            self.bytes -= oldest.wire.len();
+            self.bytes -= oldest.cost();
             self.blocks.pop_front();
             self.first += 1;
         }

@@ -10,6 +10,7 @@
 //! | 2,000 viewers at once on a cold stream | `herd::two_thousand_viewers_cost_one_lookup_and_one_pull` |
 //! | one key on two nodes | `registry::the_newest_publisher_takes_over_once`, `registry::the_first_publisher_keeps_its_name` |
 //! | an hour of flapping | `viewers::flapping_leaves_nothing_behind` |
+//! | a flood of 2-byte messages beside other streams | `flood::a_flood_of_tiny_messages_costs_other_streams_nothing`, `flood::a_pulled_flood_of_tiny_messages_costs_other_streams_nothing` |
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)] // helpers of tests may panic
 
@@ -17,6 +18,7 @@
 mod common;
 
 mod drain;
+mod flood;
 mod herd;
 mod limits;
 mod moves;

@@ -1,7 +1,7 @@
 //! The limits of a ring.
 
 use super::*;
-use crate::relay::ring::{Mark, Ring};
+use crate::relay::ring::{Block, Mark, Ring};
 use std::time::Instant;
 
 fn fill(ring: &mut Ring, count: u32, body: usize, every: u64, start: Instant) {
@@ -26,6 +26,16 @@ fn a_ring_holds_its_limit_and_forgets_a_group_that_is_longer() {
     assert!(ring.can_start());
     ring.seal();
     assert_eq!(ring.start(), Some((Mark { number: ring.end() - 1, index: 250 }, 9_000)));
+}
+
+#[test]
+fn tiny_blocks_are_held_for_what_they_really_cost() {
+    let mut ring = Ring::new(&Settings { ring_bytes: 1 << 20, ..Settings::default() });
+    fill(&mut ring, 100_000, 0, 0, Instant::now());
+    // Each is a message of some ten bytes, and takes as much again many times over.
+    let blocks = usize::try_from(ring.end() - ring.first()).unwrap();
+    assert!(blocks * (size_of::<Block>() + 64) < 1 << 20, "{blocks} blocks in a ring of a mebibyte");
+    assert!(blocks > 5_000, "{blocks}");
 }
 
 #[test]

@@ -15,6 +15,9 @@ use std::collections::VecDeque;
 /// The status of a publish that is refused or ended by this side.
 const BAD_NAME: &str = "NetStream.Publish.BadName";
 
+/// Room for so many events is kept between two reads of a publisher.
+const EVENTS_KEPT: usize = 8;
+
 /// One connection's answering side, handshake included.
 ///
 /// A request that waits for its answer holds back all commands and media behind it, so answers leave in order. What ends or
@@ -111,7 +114,9 @@ impl Server {
     /// The next event.
     pub fn event(&mut self) -> Option<Event> {
         let event = self.events.pop_front();
-        if self.events.is_empty() {
+        // A publisher needs the same few places again for its next frame; who only watches keeps none.
+        let kept = if matches!(self.state, State::Publishing) { EVENTS_KEPT } else { 0 };
+        if self.events.is_empty() && self.events.capacity() > kept {
             self.events = VecDeque::new();
         }
         event
