@@ -46,6 +46,8 @@ pub struct Timeline {
     /// The newest keyframe of the current source, on the source's clock; the first one where several tracks have theirs
     /// at one time.
     keyframe: Option<Fingerprint>,
+    /// The messages that were relayed since that keyframe came, with it.
+    since_keyframe: u64,
     /// A source began that is not the one before.
     broke: bool,
 }
@@ -57,8 +59,8 @@ enum State {
     Fresh,
     /// The source is known; messages are shifted.
     Running,
-    /// The source repeats what was relayed up to this time.
-    Resuming { until: u32 },
+    /// The source repeats what was relayed up to this time: so many messages at most.
+    Resuming { until: u32, left: u64 },
 }
 
 impl Timeline {
@@ -91,6 +93,7 @@ impl Timeline {
             && self.keyframe.is_none_or(|newest| newest.timestamp != packet.timestamp)
         {
             self.keyframe = Some(Fingerprint::of(packet));
+            self.since_keyframe = 0;
         }
         let mut time = packet.timestamp.wrapping_add(self.shift);
         if packet.kind.is_header() && self.state != State::Running {
@@ -105,11 +108,13 @@ impl Timeline {
         }
         let floor = self.floor.get_mut(slot(packet.kind));
         let above = floor.as_ref().and_then(|floor| **floor).map(|floor| ahead(time, floor));
-        if let State::Resuming { until } = self.state {
-            if above.is_some_and(|above| above <= 0) {
+        if let State::Resuming { until, left } = &mut self.state {
+            // A source whose clock stands still would look like a repetition for ever.
+            if above.is_some_and(|above| above <= 0) && *left > 0 {
+                *left -= 1;
                 return None;
             }
-            if ahead(time, until) > RESUMED {
+            if ahead(time, *until) > RESUMED || *left == 0 {
                 self.state = State::Running;
             }
         } else if let Some(last) = self.last
@@ -127,6 +132,7 @@ impl Timeline {
                 *floor = None;
             }
         }
+        self.since_keyframe += 1;
         raise(&mut self.last, time);
         if matches!(packet.kind, PacketKind::Video { .. }) {
             raise(&mut self.shown, time.wrapping_add(composition_time(packet)));
@@ -143,7 +149,7 @@ impl Timeline {
         let Some(last) = self.last else { return };
         let resumes = self.may_resume && packet.kind.is_keyframe();
         if resumes && self.keyframe == Some(Fingerprint::of(packet)) {
-            self.state = State::Resuming { until: last };
+            self.state = State::Resuming { until: last, left: self.since_keyframe };
         } else {
             self.shift = self.follow(last, packet).wrapping_sub(packet.timestamp);
             self.keyframe = None;
@@ -280,6 +286,17 @@ mod tests {
             assert_eq!([&key(0, "the same picture"), &frame(40)].map(|packet| timeline.map(packet)), again);
             assert_eq!(timeline.take_break(), !may_resume);
         }
+    }
+
+    #[test]
+    fn no_more_is_taken_for_a_repetition_than_was_relayed() {
+        let mut timeline = Timeline::default();
+        timeline.map(&key(1_000, "k"));
+        (0..5).for_each(|_| assert!(timeline.map(&frame(1_000)).is_some()));
+        timeline.source_changed(true);
+        let again = [key(1_000, "k")].into_iter().chain((0..10).map(|_| frame(1_000)));
+        let relayed = again.filter(|packet| timeline.map(packet).is_some()).count();
+        assert_eq!(relayed, 5, "six were repeated, and five are new");
     }
 
     #[test]
