@@ -327,6 +327,9 @@ async fn what_ffmpeg_says_is_logged_without_secrets() {
     let writer = log.clone();
     let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
     let _logging = tracing::subscriber::set_default(subscriber);
+    // With one subscriber alone tracing believes the thread that comes to a log line first, which may be that of another
+    // test, without a subscriber, and leaves the line out for good. With two it asks all of them, and again from here on.
+    let _second = tracing::Dispatch::new(tracing_subscriber::registry());
 
     let (_dir, settings) =
         fake_ffmpeg("echo 'rtmp://me:secret@h/a/x?token=secret: no such stream' >&2; exit 1");

@@ -8,31 +8,49 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::task::{JoinError, JoinSet};
 
 /// The pause after the process ran out of descriptors, so that the accept loop does not spin.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 
 impl Server {
-    /// Takes connections from a listener until the node drains. The task belongs to the drain's tracker.
+    /// Takes connections from a listener until the node drains, and owns their tasks until they have ended or the node ends.
+    /// The task belongs to the drain's tracker.
     pub fn listen(self: &Arc<Self>, listener: TcpListener) -> io::Result<()> {
         let port = listener.local_addr()?.port();
         socket::prepare_listener(&listener);
         let server = self.clone();
         self.drain.tasks().spawn(async move {
+            // The end of the node is told to all connections from here: each of them looking for it at each of its turns
+            // would be a lock that all streams share.
+            let mut connections = JoinSet::new();
             let draining = server.drain.draining().clone();
             tokio::select! {
                 () = draining.cancelled() => {}
-                () = server.accept(&listener, port) => {}
+                () = server.accept(&listener, port, &mut connections) => {}
+            }
+            drop(listener);
+            let ended = server.drain.ended().clone();
+            tokio::select! {
+                () = ended.cancelled() => connections.shutdown().await,
+                () = async { while connections.join_next().await.is_some_and(reaped) {} } => {}
             }
         });
         Ok(())
     }
 
-    async fn accept(self: &Arc<Self>, listener: &TcpListener, port: u16) {
+    async fn accept(self: &Arc<Self>, listener: &TcpListener, port: u16, connections: &mut JoinSet<()>) {
         static EXHAUSTED: Seldom = Seldom::new(Duration::from_secs(5));
         loop {
-            match listener.accept().await {
-                Ok((socket, peer)) => self.admit(socket, peer, port),
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                Some(ended) = connections.join_next() => {
+                    reaped(ended);
+                    continue;
+                }
+            };
+            match accepted {
+                Ok((socket, peer)) => self.admit(socket, peer, port, connections),
                 Err(error) if is_passing(&error) => {}
                 Err(error) => {
                     self.metrics.refused("exhausted");
@@ -45,7 +63,13 @@ impl Server {
         }
     }
 
-    fn admit(self: &Arc<Self>, socket: TcpStream, peer: SocketAddr, port: u16) {
+    fn admit(
+        self: &Arc<Self>,
+        socket: TcpStream,
+        peer: SocketAddr,
+        port: u16,
+        connections: &mut JoinSet<()>,
+    ) {
         static FULL: Seldom = Seldom::new(Duration::from_secs(5));
         let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
         let full = usize::try_from(self.metrics.connections.get()).unwrap_or(0) >= self.limits.connections;
@@ -61,15 +85,19 @@ impl Server {
         let counted = Counted::new(&self.metrics.connections);
         let id = self.next_id();
         let server = self.clone();
-        self.drain.tasks().spawn(async move {
-            let ended = server.drain.ended().clone();
-            tokio::select! {
-                () = ended.cancelled() => {}
-                () = serve::serve(&server, socket, peer, port, id) => {}
-            }
-            drop((counted, slot));
+        connections.spawn(async move {
+            let _held = (counted, slot);
+            serve::serve(&server, socket, peer, port, id).await;
         });
     }
+}
+
+/// Takes note of a connection's task that has ended. `true`, for loops.
+fn reaped(ended: Result<(), JoinError>) -> bool {
+    if let Err(error) = ended {
+        tracing::error!(%error, "a connection's task broke off: a fault of this program");
+    }
+    true
 }
 
 /// Errors of one connection that ended before it was taken, not of the listener.

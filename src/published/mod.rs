@@ -6,7 +6,7 @@
 
 mod roster;
 
-pub use roster::{AUDIT_STREAMS, ENDED_KEPT, Next, Occasion, Report};
+pub use roster::{ENDED_KEPT, Next, Occasion, Report};
 
 use crate::api::{HeartbeatReply, PublishedStream, PublisherRelease};
 use crate::ids::{SessionId, StreamName};

@@ -19,13 +19,10 @@
 //!
 //! Pure: no clock, no socket, and no idea of what a reactor does with it.
 
-use crate::api::{HEARTBEAT_STREAMS, HeartbeatReply, PublishedStream, PublisherRelease};
+use crate::api::{AUDIT_STREAMS, HEARTBEAT_STREAMS, HeartbeatReply, PublishedStream, PublisherRelease};
 use crate::ids::{SessionId, StreamName};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Bound::{Excluded, Unbounded};
-
-/// The most unchanged streams in a regular heartbeat. What a reactor missed of 1,000 streams is healed after 16 of them.
-pub const AUDIT_STREAMS: usize = 64;
 
 /// The most ended publishes that are kept for a reactor that does not answer: some 3 MB with the longest names.
 pub const ENDED_KEPT: usize = 10_000;

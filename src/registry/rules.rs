@@ -35,7 +35,7 @@
 
 use super::record::{ENDED_MEMORY, HoldDown, Identity, Listed, NodeRecord, Owner, StreamRecord, millis};
 use super::{Claim, Error, Lease, Policy, Settings};
-use crate::api::{Change, Heartbeat, PublishedStream};
+use crate::api::{AUDIT_STREAMS, Change, Heartbeat, PublishedStream};
 use crate::ids::{NodeId, Origin, SessionId, StreamName};
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -54,9 +54,6 @@ const INTERVAL_MIN: Duration = Duration::from_millis(50);
 
 /// The longest heartbeat interval that is believed, so that no node keeps its streams for hours after it died.
 const INTERVAL_MAX: Duration = Duration::from_secs(60);
-
-/// Unchanged streams that a node names in each heartbeat, in turn, at least while nothing changes.
-const AUDITED: u64 = 64;
 
 /// How long a listed stream is believed that its node does not name again, at least. It heals what no list and no ended
 /// session would: a stream that was listed by a call that arrived too late.
@@ -331,7 +328,7 @@ fn heartbeat_origin(heartbeat: &Heartbeat, source: IpAddr) -> Origin {
 
 /// How long a listed stream is believed that is not named again: four rounds of the audit.
 fn listed_lease(node: &NodeRecord) -> Duration {
-    let rounds = u32::try_from(node.heartbeat.published / AUDITED + 1).unwrap_or(u32::MAX);
+    let rounds = u32::try_from(node.heartbeat.published / AUDIT_STREAMS as u64 + 1).unwrap_or(u32::MAX);
     let interval = Duration::from_millis(node.heartbeat.interval_ms).min(INTERVAL_MAX);
     LISTED_LEASE_MIN.max(interval.saturating_mul(rounds).saturating_mul(4))
 }

@@ -900,7 +900,8 @@ fn check_denial(world: &Shared, name: &StreamName, begun: u64) {
         if let (Some(Session { owns: Some((since, generation)), .. }), Some(there)) =
             (node.sessions.get(session), there)
         {
-            let sure = *generation == state.generation && *since.max(taken).max(&there) < begun;
+            // What it was told before its node fell silent for too long counts no more.
+            let sure = *generation == state.generation && *since >= there && *since.max(taken) < begun;
             assert!(!sure, "{name} was denied, but {session} owns it since {since}, asked at {begun}");
         }
     }

@@ -139,7 +139,7 @@ impl Forwarder {
     fn send(&self, media: MediaNotification) {
         if let Some(target) = self.target.borrow().as_ref() {
             let operation = WorkflowRequestOperation::MediaNotification { media };
-            // A target that ended takes nothing; the directory says so in a moment.
+            // A target that has just ended: the directory says so in a moment.
             drop(target.send(WorkflowRequest { request_id: String::new(), operation }));
         }
     }

@@ -3,10 +3,10 @@
 use super::agent::{agent_settings, publish, reaches};
 use super::server::{Deed, Request, Server, answer};
 use super::{HANG, HOUR, metrics, until};
-use lb::api::{HEARTBEAT_STREAMS, Heartbeat, HeartbeatReply, PublishedStream};
+use lb::api::{AUDIT_STREAMS, HEARTBEAT_STREAMS, Heartbeat, HeartbeatReply, PublishedStream};
 use lb::client::{Agent, Contact};
 use lb::ids::SessionId;
-use lb::published::{AUDIT_STREAMS, Published};
+use lb::published::Published;
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
