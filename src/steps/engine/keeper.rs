@@ -3,6 +3,7 @@
 //! anew.
 
 use crate::health::Health;
+use mmids_core::workflows::WorkflowStatus;
 use mmids_core::workflows::definitions::WorkflowDefinition;
 use mmids_core::workflows::manager::{WorkflowManagerRequest, WorkflowManagerRequestOperation};
 use std::collections::{HashMap, HashSet};
@@ -49,12 +50,28 @@ impl Keeper {
         Keeper { kept, down: HashSet::new(), manager, condition, failed }
     }
 
-    /// A workflow runs.
-    pub fn started(&mut self, name: &str) {
-        if self.down.remove(name) {
-            tracing::warn!(workflow = name, "the workflow runs again");
-            self.say();
+    /// Whether a workflow was started again and has not been seen running since.
+    pub fn is_down(&self, name: &str) -> bool {
+        self.down.contains(name)
+    }
+
+    /// A workflow that was down is there again, in this state; nothing: it has ended meanwhile, which is told apart.
+    pub fn started(&mut self, name: &str, status: Option<WorkflowStatus>) {
+        match status {
+            Some(WorkflowStatus::Running) => {
+                self.down.remove(name);
+                tracing::warn!(workflow = name, "the workflow runs again");
+            }
+            Some(WorkflowStatus::Error { message, .. }) => {
+                tracing::error!(
+                    workflow = name,
+                    "the workflow does not start again, this process ends: {message}"
+                );
+                self.failed.cancel();
+            }
+            None => {}
         }
+        self.say();
     }
 
     /// A workflow ended. All are expected to once the engine stops, when this is called no more.

@@ -68,7 +68,8 @@ impl Engine {
             || configs.iter().flat_map(|(file, config)| config.workflows.iter().map(move |w| (file, w)));
         let definitions = workflows().map(|(_, workflow)| workflow.definition.clone());
         let keeper = Keeper::new(definitions, manager.clone(), &health, failed.clone());
-        let following = follow(events, directory.clone(), keeper, reactors.clone(), stopping.clone());
+        let following =
+            follow(events, directory.clone(), keeper, manager.clone(), reactors.clone(), stopping.clone());
         let engine = Engine {
             manager,
             reactors: reactors.clone(),
@@ -153,10 +154,7 @@ impl Engine {
     }
 
     async fn state(&self, name: &Arc<String>) -> Option<WorkflowState> {
-        let (response_channel, answer) = oneshot::channel();
-        let name = name.clone();
-        self.request(WorkflowManagerRequestOperation::GetWorkflowDetails { name, response_channel });
-        answer.await.ok().flatten()
+        state(&self.manager, name).await
     }
 
     fn request(&self, operation: WorkflowManagerRequestOperation) {
@@ -165,6 +163,18 @@ impl Engine {
             tracing::debug!("the workflow manager is gone");
         }
     }
+}
+
+/// What a workflow says of itself; nothing if it does not run.
+async fn state(
+    manager: &UnboundedSender<WorkflowManagerRequest>,
+    name: &Arc<String>,
+) -> Option<WorkflowState> {
+    let (response_channel, answer) = oneshot::channel();
+    let name = name.clone();
+    let operation = WorkflowManagerRequestOperation::GetWorkflowDetails { name, response_channel };
+    manager.send(WorkflowManagerRequest { request_id: "node".to_owned(), operation }).ok()?;
+    answer.await.ok().flatten()
 }
 
 /// Hands requests to the manager.
@@ -184,6 +194,7 @@ async fn follow(
     mut events: UnboundedReceiver<WorkflowStartedOrStoppedEvent>,
     directory: Arc<Directory>,
     mut keeper: Keeper,
+    manager: UnboundedSender<WorkflowManagerRequest>,
     reactors: Arc<Reactors>,
     stopping: CancellationToken,
 ) {
@@ -191,7 +202,9 @@ async fn follow(
         match event {
             WorkflowStartedOrStoppedEvent::WorkflowStarted { name, channel } => {
                 directory.set(&name, Some(channel));
-                keeper.started(&name);
+                if keeper.is_down(&name) {
+                    keeper.started(&name, state(&manager, &name).await.map(|state| state.status));
+                }
             }
             WorkflowStartedOrStoppedEvent::WorkflowEnded { name } => {
                 directory.set(&name, None);

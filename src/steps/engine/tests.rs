@@ -84,3 +84,21 @@ async fn a_workflow_that_ends_again_and_again_ends_the_process() {
     .await;
     assert_eq!(health.reasons(), ["workflows: not running: w"]);
 }
+
+#[tokio::test]
+async fn a_workflow_that_starts_again_with_an_error_ends_the_process() {
+    let (manager, mut requests) = unbounded_channel();
+    let (health, failed) = (Health::new(), CancellationToken::new());
+    let definition = mmids_core::workflows::definitions::WorkflowDefinition {
+        name: Arc::new("w".to_owned()),
+        routed_by_reactor: false,
+        steps: Vec::new(),
+    };
+    let mut keeper = Keeper::new([definition], manager, &health, failed.clone());
+    keeper.ended("w");
+    assert!(keeper.is_down("w") && requests.try_recv().is_ok(), "it is started again");
+    let message = "its place is taken".to_owned();
+    keeper.started("w", Some(WorkflowStatus::Error { failed_step_id: 1, message }));
+    assert!(failed.is_cancelled());
+    assert_eq!(health.reasons(), ["workflows: not running: w"]);
+}
