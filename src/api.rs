@@ -14,8 +14,9 @@
 //! optional, and what a plain node would not understand travels in headers. No clock of one host is ever compared with
 //! another's: all times here are durations.
 
-use crate::ids::{NodeId, Origin, SessionId, StreamName};
+use crate::ids::{Identity, NodeId, Origin, SessionId, StreamName};
 use serde::{Deserialize, Serialize};
+use std::net::IpAddr;
 
 /// Reply header with the epoch of the stream's current session.
 pub const EPOCH_HEADER: &str = "lb-epoch";
@@ -43,6 +44,16 @@ pub struct PublisherLookup {
     /// The node's RTMP port where `origin` is missing; missing as well: 1935.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rtmp_port: Option<u16>,
+    /// Who publishes, where the node's authorisation knows: only the same identity takes the name over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<Identity>,
+    /// The query of the stream key or of the app, as the publisher sent it, for a web server that decides by it. It may hold
+    /// secrets: nobody logs it, and `lb`'s own reactor does not look at it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub query: Option<String>,
+    /// The publisher's address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer: Option<IpAddr>,
 }
 
 /// An ingest node says that a publisher left: the name is free at once, if that session still owns it.

@@ -121,23 +121,23 @@ impl Plan {
             "off" => None,
             text => Some(address("--admin-listen", text)?),
         };
-        let token = match &args.reactor_token_file {
+        let token = match &args.reactor.reactor_token_file {
             Some(file) => Some(read(file)?.trim().to_owned()),
-            None => args.reactor_token.clone(),
+            None => args.reactor.reactor_token.clone(),
         };
         if let Some(token) = &token {
             Secret::new(token).map_err(|error| flag("--reactor-token", error.to_string()))?;
         }
         args.origin(1935).map_err(|error| flag("--advertise", error.to_string()))?;
-        let (template_file, template) = match &args.watcher_template {
+        let (template_file, template) = match &args.reactor.watcher_template {
             Some(file) => (file.display().to_string(), read(file)?),
             None => ("watcher_reply.mmids".to_owned(), WATCHER_REPLY.to_owned()),
         };
         let template = Template::parse(&template)
             .and_then(|template| template.check(&engine::check_answer).map(|()| template))
             .map_err(|error| flag("--watcher-template", format!("{template_file}: {error}")))?;
-        if args.store != "memory" {
-            Redis::check(&args.store).map_err(|error| flag("--store", error.to_string()))?;
+        if args.reactor.store != "memory" {
+            Redis::check(&args.reactor.store).map_err(|error| flag("--store", error.to_string()))?;
         }
         let sources = match &args.config {
             Some(_) if !roles.is_node() => {
@@ -198,7 +198,7 @@ impl Plan {
                 .map_err(|error| Error::Flag { flag: "--watcher-template", why: error.to_string() })?;
             let origin = Origin::from_ip([192, 0, 2, 1].into(), 1935);
             printed.push_str("# the reply to a watcher lookup of NAME, published on 192.0.2.1\n");
-            printed.push_str(&self.template.render(&name, &origin, self.args.pull == PullBy::Native));
+            printed.push_str(&self.template.render(&name, &origin, self.args.media.pull == PullBy::Native));
         }
         Ok(printed)
     }

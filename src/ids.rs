@@ -4,6 +4,7 @@
 //! [`StreamName`] can stand in that text, in a URL path and in a log line without escaping.
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
@@ -221,12 +222,15 @@ impl From<Origin> for String {
     }
 }
 
-/// Why a text is not a session or node id.
+/// Why a text is not an id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum IdError {
     /// Not 32 hexadecimal digits.
     #[error("a session id is 32 hexadecimal digits")]
     Session,
+    /// Not 32 hexadecimal digits.
+    #[error("an identity is 32 hexadecimal digits")]
+    Identity,
     /// Not a node name.
     #[error("a node id is 1 to 64 characters of A-Z a-z 0-9 . _ -")]
     Node,
@@ -259,11 +263,7 @@ impl fmt::Debug for SessionId {
 impl FromStr for SessionId {
     type Err = IdError;
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let digits = text.len() == 32 && text.chars().all(|c| c.is_ascii_hexdigit());
-        match u128::from_str_radix(text, 16) {
-            Ok(id) if digits => Ok(SessionId(id)),
-            _ => Err(IdError::Session),
-        }
+        hex_digits(text).map(SessionId).ok_or(IdError::Session)
     }
 }
 
@@ -278,6 +278,58 @@ impl From<SessionId> for String {
     fn from(id: SessionId) -> String {
         id.to_string()
     }
+}
+
+/// Who publishes, as authorisation knows them: a digest, which tells whether two publishers are the same and nothing else.
+/// Written as 32 hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Identity(u128);
+
+impl Identity {
+    /// The identity of whom an authority calls this. `kind` tells names of different kinds apart: a subject, a key.
+    pub fn of(kind: &str, name: &str) -> Self {
+        let digest = Sha256::new().chain_update(kind).chain_update([0]).chain_update(name).finalize();
+        Identity(digest.iter().take(size_of::<u128>()).fold(0, |id, byte| id << 8 | u128::from(*byte)))
+    }
+}
+
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for Identity {
+    type Err = IdError;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        hex_digits(text).map(Identity).ok_or(IdError::Identity)
+    }
+}
+
+impl TryFrom<String> for Identity {
+    type Error = IdError;
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<Identity> for String {
+    fn from(id: Identity) -> String {
+        id.to_string()
+    }
+}
+
+/// A number that is written as 32 hexadecimal digits.
+fn hex_digits(text: &str) -> Option<u128> {
+    let digits = text.len() == 32 && text.chars().all(|c| c.is_ascii_hexdigit());
+    u128::from_str_radix(text, 16).ok().filter(|_| digits)
 }
 
 /// A process that registers streams or pulls them: 1 to 64 characters of `[A-Za-z0-9._-]`.
@@ -382,6 +434,10 @@ mod tests {
         assert_eq!(session.to_string().parse(), Ok(session));
         assert_eq!("+".repeat(32).parse::<SessionId>(), Err(IdError::Session));
         assert_eq!("ab".parse::<SessionId>(), Err(IdError::Session));
+        let identity = Identity::of("sub", "alice");
+        assert_eq!(identity.to_string().parse(), Ok(identity));
+        assert_ne!(identity, Identity::of("key", "alice"));
+        assert_ne!(identity, Identity::of("sub", "bob"));
         assert!(NodeId::random().as_str().parse::<NodeId>().is_ok());
         assert_eq!("a b".parse::<NodeId>(), Err(IdError::Node));
     }

@@ -7,12 +7,13 @@
 //! | 4 | `cli`, `config`, `node` | how the parts are put together |
 //! | 3 | `steps`, `web` | the workflow engine; HTTP servers |
 //! | 2 | `net`, `ffmpeg`, `client` | sockets, processes, the reactor's API from a node's side |
-//! | 1 | `relay`, `registry`, `published` | one publisher and many viewers; who owns a stream name; what is published here |
+//! | 1 | `relay`, `registry`, `published`, `auth` | one publisher and many viewers; who owns a stream name; what is published here; who may publish and play |
 //! | 0 | `rtmp`, `media` | bytes in, events and bytes out: no sockets, no clocks, no tokio |
 //!
 //! `ids`, `api`, `drain`, `health` and `telemetry` are pillars: usable from floor 1 up.
 
 pub mod api;
+pub mod auth;
 pub mod cli;
 pub mod client;
 pub mod config;

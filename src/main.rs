@@ -9,6 +9,10 @@ use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    if let Some(command) = &args.command {
+        println!("{}", command.run());
+        return ExitCode::SUCCESS;
+    }
     let outcome = Plan::new(args).map_err(node::Error::from).and_then(carry_out);
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -7,6 +7,7 @@
 pub mod listen;
 
 use crate::api::Heartbeat;
+use crate::auth::Gate;
 use crate::cli::PullBy;
 use crate::client::{
     Agent, AgentSettings, ClientMetrics, Contact, Event, Events, EventsSettings, Http, KEEP_ALIVE, Urls,
@@ -123,7 +124,7 @@ pub async fn run(plan: Plan) -> Result<(), Error> {
     serving.set_unready("draining");
     let ended = async {
         if let Some(node) = node {
-            node.stop(plan.args.drain_timeout).await;
+            node.stop(plan.args.limits.drain_timeout).await;
         }
         stop.cancel();
         servers.close();
@@ -226,11 +227,11 @@ fn reactor_routes(
     stop: &CancellationToken,
 ) -> Result<web::Routes, Error> {
     let settings = registry::Settings {
-        policy: plan.args.duplicate_publish,
-        warm_up: plan.args.heartbeat.mul_f64(BEAT_JITTER) + BEAT_WAY,
+        policy: plan.args.reactor.duplicate_publish,
+        warm_up: plan.args.reactor.heartbeat.mul_f64(BEAT_JITTER) + BEAT_WAY,
         ..Default::default()
     };
-    let store: Arc<dyn registry::store::Store> = match plan.args.store.as_str() {
+    let store: Arc<dyn registry::store::Store> = match plan.args.reactor.store.as_str() {
         "memory" => Arc::new(Memory::new()),
         url => Arc::new(
             Redis::start(url)
@@ -247,7 +248,7 @@ fn reactor_routes(
         registry,
         template: plan.template.clone(),
         token,
-        trusted_proxies: plan.args.trusted_proxies.clone(),
+        trusted_proxies: plan.args.reactor.trusted_proxies.clone(),
         metrics,
         health: health.clone(),
         stop: stop.clone(),
@@ -329,7 +330,7 @@ impl<'a> Shared<'a> {
             rtmp_port,
             origin: args.origin(pull_port).map_err(start_error)?,
             pull_port,
-            rtmp: rtmp::Limits { message_bytes: args.max_message_bytes, ..Default::default() },
+            rtmp: rtmp::Limits { message_bytes: args.limits.max_message_bytes, ..Default::default() },
             routes: Routes::new(),
             feeds: Feeds::new(metrics.clone()),
             published: Published::new(),
@@ -343,7 +344,7 @@ impl<'a> Shared<'a> {
     fn agent(&self, plan: &Plan) -> Agent {
         let beat = Beat {
             roles: plan.roles.names(),
-            capacity: self.args.max_connections as u64,
+            capacity: self.args.limits.max_connections as u64,
             pull_port: self.pull_port,
             origin: self.origin.clone(),
             metrics: self.metrics.clone(),
@@ -353,7 +354,7 @@ impl<'a> Shared<'a> {
             http: self.http.clone(),
             reactors: self.urls.clone(),
             node: self.node.clone(),
-            interval: self.args.heartbeat,
+            interval: self.args.reactor.heartbeat,
         };
         Agent::start(settings, self.published.clone(), move || beat.load(), self.client_metrics.clone())
     }
@@ -364,7 +365,7 @@ impl<'a> Shared<'a> {
                 node: self.node.clone(),
                 origin: self.origin.clone(),
                 rtmp_port: self.pull_port,
-                native_pull: self.args.pull == PullBy::Native,
+                native_pull: self.args.media.pull == PullBy::Native,
             },
             default_port: self.rtmp_port,
             routes: self.routes.clone(),
@@ -373,7 +374,7 @@ impl<'a> Shared<'a> {
             relay: relay_settings(self.args),
             pull: net::pull::Settings::new(self.node.clone()),
             rtmp: self.rtmp,
-            ffmpeg: ffmpeg::Settings { ffmpeg: self.args.ffmpeg_path.clone(), ..Default::default() },
+            ffmpeg: ffmpeg::Settings { ffmpeg: self.args.media.ffmpeg_path.clone(), ..Default::default() },
             http: self.http.clone(),
             metrics: self.metrics.clone(),
             client_metrics: self.client_metrics.clone(),
@@ -394,16 +395,22 @@ impl<'a> Shared<'a> {
 
     fn listen(&self, listeners: Vec<TcpListener>, drain: &Drain) -> Result<(), Error> {
         let limits = net::Limits {
-            connections: self.args.max_connections,
-            connections_per_address: self.args.max_connections_per_address,
-            negotiation: self.args.handshake_timeout,
+            connections: self.args.limits.max_connections,
+            connections_per_address: self.args.limits.max_connections_per_address,
+            negotiation: self.args.limits.handshake_timeout,
             rtmp: self.rtmp,
             ..Default::default()
         };
-        let (routes, feeds, metrics) = (self.routes.clone(), self.feeds.clone(), self.metrics.clone());
-        let spread = self.args.drain_timeout.mul_f64(SPREAD_PART);
-        let server =
-            net::Server::new(routes, feeds, limits, metrics, drain.clone(), self.node.clone(), spread);
+        let server = net::Server::new(net::Parts {
+            routes: self.routes.clone(),
+            gate: Gate::open(),
+            limits,
+            feeds: self.feeds.clone(),
+            metrics: self.metrics.clone(),
+            drain: drain.clone(),
+            node: self.node.clone(),
+            drain_spread: self.args.limits.drain_timeout.mul_f64(SPREAD_PART),
+        });
         listeners.into_iter().try_for_each(|listener| server.listen(listener)).map_err(start_error)
     }
 }
@@ -411,8 +418,8 @@ impl<'a> Shared<'a> {
 fn relay_settings(args: &crate::cli::Args) -> relay::Settings {
     let window = |millis| Batching::Window(Duration::from_millis(millis));
     relay::Settings {
-        batching: args.batch_window_ms().map_or(Batching::AudioWithVideo, window),
-        grace: args.publisher_grace,
+        batching: args.media.batch_window_ms().map_or(Batching::AudioWithVideo, window),
+        grace: args.media.publisher_grace,
         ..Default::default()
     }
 }

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 /// everything together.
 const FLOORS: [(u8, &[&str]); 5] = [
     (0, &["rtmp", "media"]),
-    (1, &["relay", "registry", "published"]),
+    (1, &["relay", "registry", "published", "auth"]),
     (2, &["net", "ffmpeg", "client"]),
     (3, &["steps", "web"]),
     (TOP, &["cli", "config", "node"]),

@@ -1,17 +1,14 @@
 //! A connection: its socket and its session, and what every part of its life does with them: read, write, refuse, close.
 
 use super::server::Server;
-use super::socket;
+use super::transport::Transport;
 use crate::rtmp;
 use crate::rtmp::session::Server as Session;
 use crate::telemetry::Seldom;
-use bytes::Bytes;
-use socket2::SockRef;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::TcpStream;
 
 /// How long a graceful close may take for each of its two steps: sending what is pending, and waiting for the peer's close.
 const GRACEFUL_CLOSE: Duration = Duration::from_secs(1);
@@ -32,7 +29,7 @@ pub(super) enum Error {
 /// What the parts of a connection's life share.
 pub(super) struct Connection<'a> {
     pub server: &'a Arc<Server>,
-    pub socket: Arc<TcpStream>,
+    pub transport: Transport,
     pub session: Box<Session>,
     pub peer: SocketAddr,
     pub port: u16,
@@ -73,13 +70,12 @@ impl Connection<'_> {
     /// close with unread input would be a reset, and could cost the peer what was sent last.
     pub async fn close_gracefully(&mut self) {
         if let Ok(Ok(())) = tokio::time::timeout(GRACEFUL_CLOSE, self.flush()).await {
-            if let Err(error) = SockRef::from(self.socket.as_ref()).shutdown(std::net::Shutdown::Write) {
+            if let Err(error) = self.transport.finish() {
                 tracing::debug!(id = self.id, %error, "shutdown");
                 return;
             }
             let ignore = |_: &[u8]| Ok::<(), io::Error>(());
-            let drained =
-                async { while matches!(socket::receive(&self.socket, ignore).await, Ok(n) if n > 0) {} };
+            let drained = async { while matches!(self.transport.receive(ignore).await, Ok(n) if n > 0) {} };
             // After the timeout the connection is closed all the same.
             drop(tokio::time::timeout(GRACEFUL_CLOSE, drained).await);
         }
@@ -88,24 +84,14 @@ impl Connection<'_> {
     /// Reads once and lets the session look at it. `false`: the peer closed. Safe to drop and call again.
     pub async fn read(&mut self) -> Result<bool, Error> {
         let session = &mut self.session;
-        let n = socket::receive(&self.socket, |bytes| session.input(bytes).map_err(Error::from)).await?;
+        let n = self.transport.receive(|bytes| session.input(bytes).map_err(Error::from)).await?;
         self.server.metrics.received_bytes_total.inc_by(n as u64);
         Ok(n > 0)
     }
 
     /// Writes the session's pending output.
     pub async fn flush(&mut self) -> Result<(), Error> {
-        let mut output: Bytes = self.session.output();
-        while !output.is_empty() {
-            match self.socket.try_write(&output) {
-                Ok(n) => {
-                    self.server.metrics.sent_bytes_total.inc_by(n as u64);
-                    bytes::Buf::advance(&mut output, n);
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.socket.writable().await?,
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(())
+        let sent = |bytes| self.server.metrics.sent_bytes_total.inc_by(bytes as u64);
+        Ok(self.transport.send(self.session.output(), sent).await?)
     }
 }

@@ -16,8 +16,9 @@ pub mod routes;
 mod serve;
 pub mod server;
 mod socket;
+mod transport;
 
-pub use server::{Limits, Server};
+pub use server::{Limits, Parts, Server};
 
 /// Random bytes for a handshake.
 fn nonce() -> crate::rtmp::Nonce {

@@ -2,7 +2,6 @@
 
 use super::connection::{Connection, Error};
 use super::routes::PlayRoute;
-use super::socket::ViewerSocket;
 use crate::ids::StreamName;
 use crate::relay::stream::End;
 use crate::relay::{Admission, Interest, JoinError, Turn, Viewer};
@@ -60,7 +59,7 @@ pub(super) async fn run(
     }
     connection.session.accept_play(Some(interest.stream().id().0));
     let prelude = connection.session.output();
-    let mut viewer = Box::new(interest.watch(ViewerSocket::new(&connection.socket), prelude));
+    let mut viewer = Box::new(interest.watch(connection.transport.sink(), prelude));
     tracing::debug!(id = connection.id, peer = %connection.peer, stream = %name, "play");
     let outcome = watch(connection, &route, &mut viewer).await;
     // From here on only this task writes to the socket.

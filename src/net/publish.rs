@@ -3,8 +3,7 @@
 use super::connection::{Connection, Error};
 use super::low_water::LowWater;
 use super::routes::{Publication, PublishRequest, Refused};
-use super::socket;
-use crate::ids::StreamName;
+use super::serve::Publishing;
 use crate::media::Packet;
 use crate::relay::{Feed, FeedRef};
 use crate::rtmp::session::Event;
@@ -29,12 +28,13 @@ const READS: u32 = 64;
 const MESSAGES: usize = 1024;
 
 /// Publishes until the peer stops (`true`: the connection may be used again), leaves, or is sent away.
-pub(super) async fn run(connection: &mut Connection<'_>, name: StreamName) -> Result<bool, Error> {
+pub(super) async fn run(connection: &mut Connection<'_>, publishing: Publishing) -> Result<bool, Error> {
+    let name = publishing.grant.name.clone();
     // Dropped at the end, the feed first: that ends the media, and the guard tells the step.
     let gone = CancellationToken::new();
     let _gone = gone.clone().drop_guard();
     let mut feed = connection.server.feeds.begin(None);
-    let publication = match ask(connection, &name, feed.reference(), gone).await? {
+    let publication = match ask(connection, publishing, feed.reference(), gone).await? {
         Asked::Accepted(publication) => publication,
         Asked::Withdrawn => return Ok(true),
         Asked::Left => return Ok(false),
@@ -57,11 +57,12 @@ enum Asked {
 /// Asks the route's owner, and listens to the peer meanwhile.
 async fn ask(
     connection: &mut Connection<'_>,
-    name: &StreamName,
+    Publishing { grant, session, query }: Publishing,
     feed: FeedRef,
     gone: CancellationToken,
 ) -> Result<Asked, Error> {
-    let route = connection.server.routes.publish(connection.port, &connection.app, name, connection.peer);
+    let route =
+        connection.server.routes.publish(connection.port, &connection.app, &grant.name, connection.peer);
     let route = match route {
         Ok(route) => route,
         Err(no) => {
@@ -71,7 +72,8 @@ async fn ask(
     };
     let (reply, mut answer) = oneshot::channel();
     let (peer, id) = (connection.peer, connection.id);
-    let request = PublishRequest { name: name.clone(), peer, connection: id, feed, gone, reply };
+    let (name, identity) = (grant.name, grant.identity);
+    let request = PublishRequest { name, session, identity, query, peer, connection: id, feed, gone, reply };
     match route.requests.try_send(request) {
         Ok(()) => {}
         Err(mpsc::error::TrySendError::Full(_)) => {
@@ -137,7 +139,7 @@ async fn relay(
             low_water.reset();
         }
         if let Some(mark) = low_water.news(connection.session.missing()) {
-            socket::set_low_water(&connection.socket, mark);
+            connection.transport.set_low_water(mark);
         }
         if over {
             return Ok(true);

@@ -4,9 +4,10 @@
 //! route's hub, which says by itself what it lets in.
 
 use super::acl::Acl;
-use crate::ids::StreamName;
+use crate::ids::{Identity, SessionId, StreamName};
 use crate::relay::{Batching, FeedRef, Hub};
 use std::collections::HashMap;
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError, RwLock};
 use tokio::sync::{mpsc, oneshot};
@@ -51,10 +52,15 @@ pub struct Place {
 }
 
 /// A request to publish.
-#[derive(Debug)]
 pub struct PublishRequest {
     /// The stream.
     pub name: StreamName,
+    /// This publish.
+    pub session: SessionId,
+    /// Who it is, if authorisation knows.
+    pub identity: Option<Identity>,
+    /// The query of the stream key or of the app. Secret.
+    pub query: Option<String>,
     /// The publisher's address.
     pub peer: SocketAddr,
     /// The connection's number, for logs.
@@ -65,6 +71,17 @@ pub struct PublishRequest {
     pub gone: CancellationToken,
     /// Where the answer goes.
     pub reply: oneshot::Sender<Result<Publication, Refused>>,
+}
+
+/// Leaves out what may hold secrets.
+impl fmt::Debug for PublishRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PublishRequest")
+            .field("name", &self.name)
+            .field("session", &self.session)
+            .field("peer", &self.peer)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Why a publish is refused; the text is for the peer.
@@ -220,6 +237,13 @@ impl Routes {
     pub fn has_app(&self, port: u16, app: &str) -> bool {
         let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
         table.apps.contains_key(&(port, app.to_owned()))
+    }
+
+    /// Whether an app serves pulls of other nodes and no viewers.
+    pub fn serves_pulls(&self, port: u16, app: &str) -> bool {
+        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        let app = table.apps.get(&(port, app.to_owned()));
+        app.is_some_and(|app| !app.play.is_empty() && app.play.iter().all(|(_, _, route)| route.pulls))
     }
 
     /// The route of a publish.

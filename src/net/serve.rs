@@ -2,8 +2,10 @@
 
 use super::connection::{Connection, Error};
 use super::server::Server;
+use super::transport::Transport;
 use super::{play, publish};
-use crate::ids::StreamName;
+use crate::auth::{Action, Grant, Request};
+use crate::ids::{SessionId, StreamName};
 use crate::rtmp::session::{Event, Server as Session};
 use crate::telemetry::{Loss, Seldom};
 use std::net::SocketAddr;
@@ -16,9 +18,16 @@ const STREAMS: usize = 1000;
 
 /// What a peer wants after its negotiation.
 enum Intent {
-    Publish(StreamName),
+    Publish(Publishing),
     /// With whether this is a pull that came through this node before.
     Play(StreamName, bool),
+}
+
+/// A publish that authorisation lets in.
+pub(super) struct Publishing {
+    pub grant: Grant,
+    pub session: SessionId,
+    pub query: Option<String>,
 }
 
 /// Serves a connection to its end.
@@ -26,7 +35,7 @@ pub(super) async fn serve(server: &Arc<Server>, socket: TcpStream, peer: SocketA
     static MISBEHAVED: Seldom = Seldom::new(Duration::from_secs(1));
     let mut connection = Connection {
         server,
-        socket: Arc::new(socket),
+        transport: Transport::plain(socket),
         session: Box::new(Session::new(server.limits.rtmp, super::nonce())),
         peer,
         port,
@@ -63,7 +72,7 @@ impl Connection<'_> {
                 }
             };
             let stays = match intent {
-                Intent::Publish(name) => Box::pin(publish::run(self, name)).await?,
+                Intent::Publish(publishing) => Box::pin(publish::run(self, publishing)).await?,
                 Intent::Play(name, looped) => play::run(self, name, looped).await?,
             };
             if !stays {
@@ -109,21 +118,34 @@ impl Connection<'_> {
                 self.session.accept_connect();
             }
             Event::Publish(publish) => {
-                return match StreamName::parse(&publish.stream_key) {
-                    Ok(name) => Ok(Some(Intent::Publish(name))),
-                    Err(error) => self.refuse_publish("stream_name", &error.to_string()).await.map(|()| None),
+                let request = self.request(Action::Publish, publish.stream_key, publish.query);
+                return match self.server.gate.ask(&request).await {
+                    Ok(grant) => {
+                        let Request { session, query, .. } = request;
+                        Ok(Some(Intent::Publish(Publishing { grant, session, query })))
+                    }
+                    Err(denied) => self.refuse_publish(denied.reason, &denied.text).await.map(|()| None),
                 };
             }
             Event::Play(play) => {
                 let looped = play.query.as_deref().is_some_and(|query| self.is_loop(query));
-                return match StreamName::parse(&play.stream_key) {
-                    Ok(name) => Ok(Some(Intent::Play(name, looped))),
-                    Err(error) => self.refuse_play("stream_name", &error.to_string()).await.map(|()| None),
+                let pulls = self.server.routes.serves_pulls(self.port, &self.app);
+                let request = self.request(Action::Play, play.stream_key, play.query);
+                // Nodes that pull are not viewers.
+                let gate = if pulls { &self.server.open } else { &self.server.gate };
+                return match gate.ask(&request).await {
+                    Ok(grant) => Ok(Some(Intent::Play(grant.name, looped))),
+                    Err(denied) => self.refuse_play(denied.reason, &denied.text).await.map(|()| None),
                 };
             }
             _ => {}
         }
         Ok(None)
+    }
+
+    fn request(&self, action: Action, key: String, query: Option<String>) -> Request {
+        let (app, peer, session) = (self.app.clone(), self.peer.ip(), SessionId::random());
+        Request { action, app, key, query, peer, session }
     }
 
     /// Whether a pull has come through this node before.

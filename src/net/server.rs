@@ -1,6 +1,7 @@
 //! What all connections of a node share, and the limits that hold for all of them together.
 
 use super::routes::Routes;
+use crate::auth::Gate;
 use crate::drain::Drain;
 use crate::ids::NodeId;
 use crate::relay::Feeds;
@@ -8,6 +9,7 @@ use crate::rtmp;
 use crate::telemetry::Metrics;
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -41,11 +43,13 @@ impl Default for Limits {
     }
 }
 
-/// What all connections of a node share.
+/// What the RTMP side of a node is made from.
 #[derive(Debug)]
-pub struct Server {
+pub struct Parts {
     /// Who may publish and play what.
     pub routes: Arc<Routes>,
+    /// Who may publish and play.
+    pub gate: Arc<Gate>,
     /// See [`Limits`].
     pub limits: Limits,
     /// Where publishers' media goes.
@@ -58,31 +62,33 @@ pub struct Server {
     pub node: NodeId,
     /// Over how long a draining node staggers its disconnects of viewers, so that they do not all reconnect at once.
     pub drain_spread: Duration,
+}
+
+/// What all connections of a node share.
+#[derive(Debug)]
+pub struct Server {
+    parts: Parts,
+    /// For pulls of other nodes, which are no viewers.
+    pub(super) open: Arc<Gate>,
     /// Periodic work on connections runs at multiples of its period after this, so that it shares wake-ups.
     pub(super) begun: Instant,
     next: AtomicU64,
     addresses: Mutex<HashMap<IpAddr, usize>>,
 }
 
+impl Deref for Server {
+    type Target = Parts;
+    fn deref(&self) -> &Parts {
+        &self.parts
+    }
+}
+
 impl Server {
     /// A server without listeners.
-    pub fn new(
-        routes: Arc<Routes>,
-        feeds: Arc<Feeds>,
-        limits: Limits,
-        metrics: Arc<Metrics>,
-        drain: Drain,
-        node: NodeId,
-        drain_spread: Duration,
-    ) -> Arc<Self> {
+    pub fn new(parts: Parts) -> Arc<Self> {
         Arc::new(Server {
-            routes,
-            feeds,
-            limits,
-            metrics,
-            drain,
-            node,
-            drain_spread,
+            parts,
+            open: Gate::open(),
             begun: Instant::now(),
             next: AtomicU64::new(1),
             addresses: Mutex::default(),

@@ -13,12 +13,14 @@ use super::executor::{self, Settings};
 use super::runs::{self, Followed, Runs};
 use crate::api::{ACCEPT_RTMP_PULL, PublisherLookup, WatcherLookup};
 use crate::client::{Answer, Lookup};
-use crate::ids::{NodeId, Origin, SessionId, StreamName};
+use crate::ids::{self, NodeId, Origin, SessionId, StreamName};
 use mmids_core::reactors::ReactorWorkflowUpdate;
 use mmids_core::reactors::manager::ReactorManagerRequest;
 use mmids_core::workflows::definitions::WorkflowDefinition;
 use mmids_core::workflows::manager::{WorkflowManagerRequest, WorkflowManagerRequestOperation};
 use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
@@ -62,9 +64,29 @@ pub enum Status {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Asker {
     /// May this session publish it? A session has one publisher, so this is never shared.
-    Publisher(SessionId),
+    Publisher(Publishing),
     /// Where can it be watched? Shared by all who ask.
     Watcher,
+}
+
+/// A publish, as reactors are asked about it.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Publishing {
+    /// The publish.
+    pub session: SessionId,
+    /// See [`PublisherLookup::identity`].
+    pub identity: Option<ids::Identity>,
+    /// See [`PublisherLookup::query`]. Secret.
+    pub query: Option<String>,
+    /// See [`PublisherLookup::peer`].
+    pub peer: IpAddr,
+}
+
+/// Leaves out what may hold secrets.
+impl fmt::Debug for Publishing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.session)
+    }
 }
 
 /// Who this node is to reactors.
@@ -100,8 +122,8 @@ struct Follower {
     nudge: Arc<Notify>,
 }
 
-impl std::fmt::Debug for Reactors {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Reactors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Reactors").field("names", &self.reactors.keys()).finish_non_exhaustive()
     }
 }
@@ -317,13 +339,16 @@ impl Task {
         let (_, name, asker) = &self.key;
         let identity = &self.reactors.identity;
         match asker {
-            Asker::Publisher(session) => {
+            Asker::Publisher(Publishing { session, identity: publisher, query, peer }) => {
                 let lookup = PublisherLookup {
                     stream_name: name.clone(),
                     session: Some(*session),
                     node: Some(identity.node.clone()),
                     origin: identity.origin.clone(),
                     rtmp_port: Some(identity.rtmp_port),
+                    identity: *publisher,
+                    query: query.clone(),
+                    peer: Some(*peer),
                 };
                 self.lookup.publisher(&lookup).await
             }

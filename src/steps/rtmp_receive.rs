@@ -6,8 +6,8 @@
 
 use super::announce::Announced;
 use super::parameters::{ParameterError, Parameters};
-use super::reactors::{Asker, Reactors, Status, next_status};
-use crate::ids::{SessionId, StreamName};
+use super::reactors::{Asker, Publishing, Reactors, Status, next_status};
+use crate::ids::StreamName;
 use crate::net::routes::{Place, Publication, PublishRequest, PublishRoute, Refused, RouteGuard, Routes};
 use crate::published::{Published, Registration};
 use crate::relay::FeedRef;
@@ -154,10 +154,9 @@ fn wait_end(
 
 impl ReceiveStep {
     fn request(&mut self, request: PublishRequest, outputs: &mut StepOutputs) {
-        let PublishRequest { name, feed, gone, reply, .. } = request;
+        let PublishRequest { name, session, identity, query, peer, feed, gone, reply, .. } = request;
         self.next += 1;
         let id = self.next;
-        let session = SessionId::random();
         let (evict, evicted) = oneshot::channel();
         let stop = self.stop.child_token();
         let registration = self.published.register(&name, session, evict);
@@ -168,7 +167,11 @@ impl ReceiveStep {
         match &self.reactor {
             None => self.accept(id, outputs),
             Some(reactor) => {
-                let mut receiver = self.reactors.follow(reactor, &name, Asker::Publisher(session));
+                let mut receiver = self.reactors.follow(
+                    reactor,
+                    &name,
+                    Asker::Publisher(Publishing { session, identity, query, peer: peer.ip() }),
+                );
                 receiver.mark_changed();
                 outputs.futures.push(wait_answer(id, receiver, stop));
             }
@@ -314,8 +317,17 @@ mod tests {
         let (reply, answer) = oneshot::channel();
         let gone = CancellationToken::new();
         let feed = Feeds::new(Arc::new(Metrics::new().unwrap())).begin(None);
-        let request =
-            PublishRequest { name, peer, connection: 1, feed: feed.reference(), gone: gone.clone(), reply };
+        let request = PublishRequest {
+            name,
+            session: crate::ids::SessionId::random(),
+            identity: None,
+            query: None,
+            peer,
+            connection: 1,
+            feed: feed.reference(),
+            gone: gone.clone(),
+            reply,
+        };
         route.requests.send(request).await.unwrap();
 
         let mut let_in = false;

@@ -31,7 +31,16 @@ pub fn watch(name: &str) -> WatcherLookup {
 }
 
 fn publish(name: &str, session: Option<SessionId>) -> PublisherLookup {
-    PublisherLookup { stream_name: name.parse().unwrap(), session, node: None, origin: None, rtmp_port: None }
+    PublisherLookup {
+        stream_name: name.parse().unwrap(),
+        session,
+        node: None,
+        origin: None,
+        rtmp_port: None,
+        identity: None,
+        query: None,
+        peer: None,
+    }
 }
 
 fn found(fresh: bool) -> Answer {

@@ -77,15 +77,16 @@ impl Node {
         let (routes, drain) = (Routes::new(), Drain::new());
         let metrics = Arc::new(Metrics::new().unwrap());
         let feeds = Feeds::new(metrics.clone());
-        let server = Server::new(
-            routes.clone(),
-            feeds.clone(),
+        let server = Server::new(lb::net::Parts {
+            routes: routes.clone(),
+            gate: lb::auth::Gate::open(),
             limits,
-            metrics.clone(),
-            drain.clone(),
-            "node-under-test".parse().unwrap(),
-            spread,
-        );
+            feeds: feeds.clone(),
+            metrics: metrics.clone(),
+            drain: drain.clone(),
+            node: "node-under-test".parse().unwrap(),
+            drain_spread: spread,
+        });
         let (tasks, guards) = (TaskTracker::new(), Vec::new());
         let mut node = Node { routes, feeds, metrics, drain, port: 0, tasks, server, guards };
         node.port = node.listen();
