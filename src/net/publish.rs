@@ -3,7 +3,8 @@
 use super::connection::{Connection, Error};
 use super::low_water::LowWater;
 use super::routes::{Publication, PublishRequest, Refused};
-use super::serve::Publishing;
+use crate::auth::Grant;
+use crate::ids::SessionId;
 use crate::media::Packet;
 use crate::relay::{Feed, FeedRef};
 use crate::rtmp::session::Event;
@@ -26,6 +27,13 @@ const READS: u32 = 64;
 /// After so many messages other tasks get their turn: one read may hold 30,000 of the smallest, which take some
 /// milliseconds.
 const MESSAGES: usize = 1024;
+
+/// A publish that authorisation lets in.
+pub(super) struct Publishing {
+    pub grant: Grant,
+    pub session: SessionId,
+    pub query: Option<String>,
+}
 
 /// Publishes until the peer stops (`true`: the connection may be used again), leaves, or is sent away.
 pub(super) async fn run(connection: &mut Connection<'_>, publishing: Publishing) -> Result<bool, Error> {

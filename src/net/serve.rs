@@ -1,10 +1,11 @@
 //! The life of a connection: negotiate, then publish or play, until it ends.
 
 use super::connection::{Connection, Error};
+use super::publish::Publishing;
 use super::server::Server;
 use super::transport::Transport;
 use super::{play, publish};
-use crate::auth::{Action, Grant, Request};
+use crate::auth::{Action, Request};
 use crate::ids::{SessionId, StreamName};
 use crate::rtmp::session::{Event, Server as Session};
 use crate::telemetry::{Loss, Seldom};
@@ -21,13 +22,6 @@ enum Intent {
     Publish(Publishing),
     /// With whether this is a pull that came through this node before.
     Play(StreamName, bool),
-}
-
-/// A publish that authorisation lets in.
-pub(super) struct Publishing {
-    pub grant: Grant,
-    pub session: SessionId,
-    pub query: Option<String>,
 }
 
 /// Serves a connection to its end.
