@@ -52,6 +52,7 @@ fn node(id: usize, streams: usize) -> Node {
         stream_name: format!("live/{id}/{index}").parse().unwrap(),
         session: SessionId::random(),
         epoch: Some(1),
+        identity: None,
     };
     let streams = (0..streams).map(stream).collect();
     Node {

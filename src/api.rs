@@ -163,6 +163,9 @@ pub struct PublishedStream {
     /// The epoch that a reactor gave it; missing while none was reached.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub epoch: Option<u64>,
+    /// See [`PublisherLookup::identity`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<Identity>,
 }
 
 /// What a reactor thinks of a heartbeat.

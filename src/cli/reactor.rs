@@ -52,12 +52,13 @@ pub struct ReactorArgs {
     #[arg(long, env = "LB_WATCHER_TEMPLATE", value_name = "FILE", help_heading = "Reactor")]
     pub watcher_template: Option<PathBuf>,
 
-    /// What the reactor does with a second publisher of a name: 'takeover' or 'first-wins'
+    /// What the reactor does with a second publisher of a name: 'same-identity' (where authorisation knows who publishes,
+    /// only the same one takes the name over; otherwise as takeover), 'takeover' or 'first-wins'
     #[arg(
         long,
         env = "LB_DUPLICATE_PUBLISH",
         value_name = "POLICY",
-        default_value = "takeover",
+        default_value = "same-identity",
         help_heading = "Reactor"
     )]
     pub duplicate_publish: Policy,

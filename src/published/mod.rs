@@ -9,7 +9,7 @@ mod roster;
 pub use roster::{ENDED_KEPT, Next, Occasion, Report};
 
 use crate::api::{HeartbeatReply, PublishedStream, PublisherRelease};
-use crate::ids::{SessionId, StreamName};
+use crate::ids::{Identity, SessionId, StreamName};
 use roster::Roster;
 use std::collections::HashMap;
 use std::fmt;
@@ -35,6 +35,7 @@ struct State {
 #[derive(Debug)]
 struct Session {
     name: StreamName,
+    identity: Option<Identity>,
     stage: Stage,
     evict: Option<oneshot::Sender<String>>,
 }
@@ -82,11 +83,12 @@ impl Published {
         self: &Arc<Self>,
         name: &StreamName,
         session: SessionId,
+        identity: Option<Identity>,
         evict: oneshot::Sender<String>,
     ) -> Registration {
         let stage = Stage::Asking { epoch: None };
         let mut state = self.lock();
-        state.sessions.insert(session, Session { name: name.clone(), stage, evict: Some(evict) });
+        state.sessions.insert(session, Session { name: name.clone(), identity, stage, evict: Some(evict) });
         state.names.entry(name.clone()).or_default().push(session);
         Registration { published: self.clone(), session }
     }
@@ -191,7 +193,7 @@ impl Registration {
             return;
         };
         if let Stage::Asking { epoch } = std::mem::replace(&mut entry.stage, Stage::Listed) {
-            roster.insert(self.session, entry.name.clone(), epoch);
+            roster.insert(self.session, entry.name.clone(), epoch, entry.identity);
         }
     }
 
@@ -222,7 +224,7 @@ mod tests {
         let published = Published::new();
         let (evict, mut evicted) = oneshot::channel();
         let session = SessionId::random();
-        let registration = published.register(&"x".parse().unwrap(), session, evict);
+        let registration = published.register(&"x".parse().unwrap(), session, None, evict);
         assert!(published.streams().is_empty());
         registration.accepted();
         registration.set_epoch(7);
@@ -244,7 +246,7 @@ mod tests {
         published.on_end(move |release| told.send(release).unwrap());
         for accepted in [false, true] {
             let session = SessionId::random();
-            let registration = published.register(&"x".parse().unwrap(), session, oneshot::channel().0);
+            let registration = published.register(&"x".parse().unwrap(), session, None, oneshot::channel().0);
             if accepted {
                 registration.accepted();
             }

@@ -20,7 +20,7 @@
 //! Pure: no clock, no socket, and no idea of what a reactor does with it.
 
 use crate::api::{AUDIT_STREAMS, HEARTBEAT_STREAMS, HeartbeatReply, PublishedStream, PublisherRelease};
-use crate::ids::{SessionId, StreamName};
+use crate::ids::{Identity, SessionId, StreamName};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Bound::{Excluded, Unbounded};
 
@@ -56,6 +56,7 @@ struct Sizes {
 struct Stream {
     name: StreamName,
     epoch: Option<u64>,
+    identity: Option<Identity>,
 }
 
 #[derive(Debug)]
@@ -148,8 +149,14 @@ impl Roster {
         }
     }
 
-    pub(super) fn insert(&mut self, session: SessionId, name: StreamName, epoch: Option<u64>) {
-        self.streams.insert(session, Stream { name, epoch });
+    pub(super) fn insert(
+        &mut self,
+        session: SessionId,
+        name: StreamName,
+        epoch: Option<u64>,
+        identity: Option<Identity>,
+    ) {
+        self.streams.insert(session, Stream { name, epoch, identity });
         self.changed.insert(session);
     }
 
@@ -330,7 +337,12 @@ impl Roster {
 
 impl Stream {
     fn named(&self, session: SessionId) -> PublishedStream {
-        PublishedStream { stream_name: self.name.clone(), session, epoch: self.epoch }
+        PublishedStream {
+            stream_name: self.name.clone(),
+            session,
+            epoch: self.epoch,
+            identity: self.identity,
+        }
     }
 }
 

@@ -35,7 +35,7 @@ impl Registry {
 
     /// Takes a name for a new publish, or renews the lease of its owner.
     ///
-    /// Errors: [`Error::Superseded`], [`Error::Taken`], [`Error::HeldDown`], [`Error::Full`], [`Error::WarmingUp`],
+    /// Errors: [`Error::Superseded`], [`Error::Taken`], [`Error::Foreign`], [`Error::HeldDown`], [`Error::Full`], [`Error::WarmingUp`],
     /// [`Error::Unavailable`].
     pub async fn claim(&self, claim: Claim) -> Result<Lease, Error> {
         let job = Job::new(claim.name.clone(), |record, scene| rules::claim(&claim, record, scene));

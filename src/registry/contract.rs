@@ -1,10 +1,12 @@
 //! What a registry must do, whatever its store: one suite of tests that runs over each of them. The memory store runs on a
 //! paused clock, the Redis store on a real server, with short leases.
 
+use super::hold_down::{HOLD_MIN, TAKEOVERS_FREE};
 use super::record::millis;
-use super::rules::{HOLD_MIN, RESTORED_EPOCH_MAX, TAKEOVERS_FREE};
+use super::rules::RESTORED_EPOCH_MAX;
 use super::*;
 use crate::api::{Heartbeat, HeartbeatReply, PublishedStream, PublisherRelease};
+use crate::ids;
 use std::net::Ipv4Addr;
 
 const LEASE: Duration = Duration::from_millis(400);
@@ -51,6 +53,9 @@ contract! {
     the_newest_session_wins_and_the_old_one_is_told(settings);
     an_ended_session_never_comes_back(settings);
     first_wins_refuses_until_the_name_is_free(first_wins);
+    only_the_same_identity_takes_a_name_over(settings);
+    a_restored_identity_guards_its_name(settings);
+    who_was_there_before_gets_the_name_back_from_somebody_else(warming_up);
     a_plain_node_is_known_by_its_address(settings);
     a_heartbeat_renews_and_a_silent_node_loses_its_leases(settings);
     a_short_heartbeat_lease_replaces_that_of_a_lookup(settings);
@@ -141,6 +146,70 @@ async fn first_wins_refuses_until_the_name_is_free(registry: &Registry) {
     assert!(registry.claim(claim("x", first, "a")).await.is_ok(), "the owner renews");
     registry.release(name("x"), first).await.unwrap();
     assert!(registry.claim(claim("x", second, "b")).await.is_ok(), "a refused session may try again");
+}
+
+async fn only_the_same_identity_takes_a_name_over(registry: &Registry) {
+    let (alice, bob) = (Some(ids::Identity::of("sub", "alice")), Some(ids::Identity::of("sub", "bob")));
+    let (first, second) = (SessionId::random(), SessionId::random());
+    let as_who = |session, identity| Claim { identity, ..claim("x", session, "a") };
+    registry.claim(as_who(first, alice)).await.unwrap();
+    for stranger in
+        [as_who(SessionId::random(), bob), as_who(SessionId::random(), None), plain("x", "10.0.0.9")]
+    {
+        assert_eq!(registry.claim(stranger).await, Err(Error::Foreign(name("x"))));
+    }
+    registry.claim(as_who(first, alice)).await.expect("a renewal");
+    let lease = registry.claim(as_who(second, alice)).await.expect("her own half-open session");
+    assert_eq!(lease.session, Some(second));
+    assert_eq!(registry.claim(as_who(first, alice)).await, Err(Error::Superseded(name("x"))));
+    registry.release(name("x"), second).await.unwrap();
+    registry.claim(as_who(SessionId::random(), bob)).await.expect("the name is free");
+
+    let nobody = SessionId::random();
+    registry.claim(claim("y", nobody, "a")).await.unwrap();
+    registry
+        .claim(Claim { identity: bob, ..claim("y", SessionId::random(), "a") })
+        .await
+        .expect("as takeover");
+}
+
+async fn a_restored_identity_guards_its_name(registry: &Registry) {
+    let (alice, bob) = (Some(ids::Identity::of("sub", "alice")), Some(ids::Identity::of("sub", "bob")));
+    let session = SessionId::random();
+    let published =
+        |session, epoch, identity| PublishedStream { stream_name: name("x"), session, epoch, identity };
+    let beat = async |at: &str, stream| {
+        let heartbeat = Heartbeat { interval_ms: 60_000, streams: vec![stream], ..Heartbeat::default() };
+        registry.heartbeat(node(at), heartbeat, source(at)).await.unwrap()
+    };
+    assert_eq!(beat("a", published(session, Some(5), alice)).await.owned.len(), 1);
+    let claimed = registry.claim(Claim { identity: bob, ..claim("x", SessionId::random(), "b") }).await;
+    assert_eq!(claimed, Err(Error::Foreign(name("x"))));
+    let reply = beat("b", published(SessionId::random(), None, bob)).await;
+    assert_eq!((reply.owned.len(), reply.superseded.len()), (0, 1), "nor one that began in an outage");
+    let own = registry.claim(Claim { identity: alice, ..claim("x", SessionId::random(), "b") }).await;
+    assert!(own.unwrap().epoch > 5);
+}
+
+async fn who_was_there_before_gets_the_name_back_from_somebody_else(registry: &Registry) {
+    let (alice, bob) = (Some(ids::Identity::of("sub", "alice")), Some(ids::Identity::of("sub", "bob")));
+    let (before, moved) = (SessionId::random(), SessionId::random());
+    let beat = async |stream: &str, identity| {
+        let stream = PublishedStream { stream_name: name(stream), session: before, epoch: Some(5), identity };
+        let heartbeat = Heartbeat { interval_ms: 60_000, streams: vec![stream], ..Heartbeat::default() };
+        registry.heartbeat(node("a"), heartbeat, source("a")).await.unwrap()
+    };
+    registry.claim(Claim { identity: bob, ..claim("x", SessionId::random(), "b") }).await.unwrap();
+    assert_eq!(beat("x", alice).await.owned.len(), 1);
+    assert_eq!(registry.owner(name("x")).await.unwrap().unwrap().session, Some(before));
+
+    registry.claim(Claim { identity: alice, ..claim("y", moved, "b") }).await.unwrap();
+    assert_eq!(
+        beat("y", alice).await.superseded.len(),
+        1,
+        "her encoder went elsewhere while the store was empty"
+    );
+    assert_eq!(registry.owner(name("y")).await.unwrap().unwrap().session, Some(moved));
 }
 
 async fn a_plain_node_is_known_by_its_address(registry: &Registry) {
@@ -401,12 +470,20 @@ fn claim(stream: &str, session: SessionId, at: &str) -> Claim {
         node: Some(node(at)),
         origin: Origin::from_ip(source(at), 1935),
         source: source(at),
+        identity: None,
     }
 }
 
 fn plain(stream: &str, ip: &str) -> Claim {
     let source: IpAddr = ip.parse().unwrap();
-    Claim { name: name(stream), session: None, node: None, origin: Origin::from_ip(source, 1935), source }
+    Claim {
+        name: name(stream),
+        session: None,
+        node: None,
+        origin: Origin::from_ip(source, 1935),
+        source,
+        identity: None,
+    }
 }
 
 fn heartbeat(streams: &[(&str, SessionId, Option<u64>)]) -> Heartbeat {
@@ -414,6 +491,7 @@ fn heartbeat(streams: &[(&str, SessionId, Option<u64>)]) -> Heartbeat {
         stream_name: name(stream),
         session: *session,
         epoch: *epoch,
+        identity: None,
     });
     Heartbeat { interval_ms: millis(BEAT), streams: streams.collect(), viewers: 7, ..Heartbeat::default() }
 }
@@ -423,7 +501,7 @@ async fn beat(registry: &Registry, at: &str, streams: &[(&str, SessionId, Option
 }
 
 fn reply_streams(stream: &str, session: SessionId, epoch: u64) -> Vec<PublishedStream> {
-    vec![PublishedStream { stream_name: name(stream), session, epoch: Some(epoch) }]
+    vec![PublishedStream { stream_name: name(stream), session, epoch: Some(epoch), identity: None }]
 }
 
 async fn next_change(changes: &mut Changes) -> (String, Option<String>, u64) {

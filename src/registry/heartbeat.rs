@@ -197,7 +197,12 @@ impl Registry {
                 let (stream_name, session) = (stream_name.clone(), *session);
                 match restored {
                     Restored::Owned(epoch) => {
-                        reply.owned.push(PublishedStream { stream_name, session, epoch: Some(epoch) });
+                        reply.owned.push(PublishedStream {
+                            stream_name,
+                            session,
+                            epoch: Some(epoch),
+                            identity: None,
+                        });
                     }
                     Restored::Superseded => reply.superseded.push(PublisherRelease { stream_name, session }),
                     Restored::LeftOut => left_out += 1,

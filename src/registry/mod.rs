@@ -6,6 +6,7 @@
 //! | file | what |
 //! |---|---|
 //! | [`rules`] | who owns a name, who wins, what a takeover is: pure functions, and the only place that decides |
+//! | [`hold_down`] | two publishers that take a name from each other |
 //! | [`record`] | what is kept of a name and of a node |
 //! | [`store`] | where records are kept: compare-and-set, expiry, announcements. [`Memory`] is in this process |
 //! | [`state`], [`calls`], [`heartbeat`], [`sweep`] | [`Registry`]: reads records, has the rules decide, writes, and begins again if somebody else was faster |
@@ -25,6 +26,7 @@ mod calls;
 #[cfg(test)]
 mod contract;
 mod heartbeat;
+mod hold_down;
 mod known;
 mod memory;
 mod record;
@@ -49,7 +51,7 @@ pub use redis::{Redis, RedisUrlError};
 pub use state::Registry;
 
 use crate::api::{Change, StreamEntry};
-use crate::ids::{NodeId, Origin, SessionId, StreamName};
+use crate::ids::{Identity, NodeId, Origin, SessionId, StreamName};
 use std::net::IpAddr;
 use std::str::FromStr;
 use std::time::Duration;
@@ -78,8 +80,11 @@ const CHANGES_KEPT: usize = 1024;
 /// What happens when a second session claims a name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Policy {
-    /// The newest session wins.
+    /// Where authorisation knows who publishes, only the same identity takes its own name over, at once; anybody else is
+    /// refused for as long as the owner lives. Otherwise as [`Policy::Takeover`].
     #[default]
+    SameIdentity,
+    /// The newest session wins.
     Takeover,
     /// The owner keeps the name until it releases it or its lease lapses.
     FirstWins,
@@ -87,13 +92,14 @@ pub enum Policy {
 
 /// The text is no [`Policy`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a policy for duplicate publishers is 'takeover' or 'first-wins'")]
+#[error("a policy for duplicate publishers is 'same-identity', 'takeover' or 'first-wins'")]
 pub struct PolicyError;
 
 impl FromStr for Policy {
     type Err = PolicyError;
     fn from_str(text: &str) -> Result<Self, PolicyError> {
         match text {
+            "same-identity" => Ok(Policy::SameIdentity),
             "takeover" => Ok(Policy::Takeover),
             "first-wins" => Ok(Policy::FirstWins),
             _ => Err(PolicyError),
@@ -140,6 +146,8 @@ pub struct Claim {
     pub origin: Origin,
     /// The address that the claim came from.
     pub source: IpAddr,
+    /// Who publishes, if its node knows.
+    pub identity: Option<Identity>,
 }
 
 /// The ownership of a stream name.
@@ -184,6 +192,9 @@ pub enum Error {
     /// Policy [`Policy::FirstWins`], and somebody owns the name.
     #[error("stream '{0}' is already published at {1}")]
     Taken(StreamName, Origin),
+    /// Policy [`Policy::SameIdentity`], and somebody else owns the name.
+    #[error("stream '{0}' is already published by somebody else")]
+    Foreign(StreamName),
     /// Takeover hold-down: several publishers took the name from each other; for a while nobody may.
     #[error("stream '{name}' went back and forth between publishers; {origin} keeps it for {} s more", seconds_up(*.left))]
     HeldDown {

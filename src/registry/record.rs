@@ -3,8 +3,9 @@
 //! Times are milliseconds on the clock of the server that keeps the record ([`super::store::Read::now`]), and are compared
 //! with no other clock. What the fields lead to is said in [`super::rules`].
 
+use super::hold_down::HoldDown;
 use crate::api::Heartbeat;
-use crate::ids::{NodeId, Origin, SessionId};
+use crate::ids::{Identity, NodeId, Origin, SessionId};
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -41,7 +42,10 @@ pub(super) struct StreamRecord {
 /// Who a name belongs to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Owner {
-    pub id: Identity,
+    pub id: Claimant,
+    /// Who publishes, if its node knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<Identity>,
     pub origin: Origin,
     pub node: Option<NodeId>,
     /// When it took the name.
@@ -62,17 +66,17 @@ pub(super) struct Owner {
 /// How a publish is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum Identity {
+pub(super) enum Claimant {
     Session(SessionId),
     /// A plain mmids node.
     Source(IpAddr),
 }
 
-impl Identity {
+impl Claimant {
     pub(super) fn session(self) -> Option<SessionId> {
         match self {
-            Identity::Session(session) => Some(session),
-            Identity::Source(_) => None,
+            Claimant::Session(session) => Some(session),
+            Claimant::Source(_) => None,
         }
     }
 }
@@ -90,18 +94,9 @@ pub(super) struct Listed {
 /// A publish that ended, or lost its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Ended {
-    pub id: Identity,
+    pub id: Claimant,
     /// Until when it is remembered.
     pub until: u64,
-}
-
-/// Takeovers of one name that follow each other (two encoders with one key), and the time for which its owner is protected.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct HoldDown {
-    pub takeovers: u32,
-    pub last: u64,
-    /// Milliseconds from `last` on in which nobody may take the name.
-    pub hold: u64,
 }
 
 impl StreamRecord {
@@ -110,11 +105,11 @@ impl StreamRecord {
         self.owner.as_ref().is_some_and(|owner| !owner.lapsed)
     }
 
-    pub(super) fn has_ended(&self, id: Identity, now: u64) -> bool {
+    pub(super) fn has_ended(&self, id: Claimant, now: u64) -> bool {
         self.ended.iter().any(|ended| ended.id == id && ended.until > now)
     }
 
-    pub(super) fn remember_ended(&mut self, id: Identity, now: u64, memory: Duration) {
+    pub(super) fn remember_ended(&mut self, id: Claimant, now: u64, memory: Duration) {
         self.ended.retain(|ended| ended.id != id && ended.until > now);
         if self.ended.len() >= ENDED_MAX {
             self.ended.remove(0);

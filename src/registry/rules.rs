@@ -19,8 +19,8 @@
 //! one that names the stream; one write of one record renews all streams of a node. **Lapsed** is as good as free, but its
 //! session is recognised when it comes back. A record outlives its owner by [`ENDED_MEMORY`].
 //!
-//! **Takeover** ([`claim`], [`restore`]). The newest session wins, unless [`Policy::FirstWins`] protects the owner, or the
-//! hold-down does: from the [`TAKEOVERS_FREE`]th takeover in a row on, nobody may take the name for a while. An owner whose
+//! **Takeover** ([`claim`], [`restore`]). The newest session wins, unless [`Policy::FirstWins`] protects the owner,
+//! [`Policy::SameIdentity`] does against everybody else than itself, or the hold-down does: from the [`TAKEOVERS_FREE`]th takeover in a row on, nobody may take the name for a while. An owner whose
 //! node is draining is found, but neither protects it.
 //!
 //! **Epochs** count per name and only rise. A new session takes the next one. Of two sessions that are restored (a store
@@ -28,15 +28,17 @@
 //! out apart from each other) the greater session id. A session that claimed its name in this generation of the store is
 //! newer than any with an epoch that this generation did not give out: its own is lifted above. A session without an epoch
 //! (published while no reactor was reached) counts as newly arrived. With [`Policy::FirstWins`] a name that is claimed while
-//! the store warms up goes to who claims it first, and back to a session that was there before if one is restored.
+//! the store warms up goes to who claims it first, and back to a session that was there before if one is restored; with
+//! [`Policy::SameIdentity`] likewise, if the two are different people's.
 //!
 //! **Ended sessions** never come back: released, superseded, or told that they lost. An owner without a session (plain
 //! mmids) is known by its address; one that lost its name is told so once, and what it claims after that is a new publish.
 
-use super::record::{ENDED_MEMORY, HoldDown, Identity, Listed, NodeRecord, Owner, StreamRecord, millis};
+use super::hold_down::HoldDown;
+use super::record::{Claimant, ENDED_MEMORY, Listed, NodeRecord, Owner, StreamRecord, millis};
 use super::{Claim, Error, Lease, Policy, Settings};
 use crate::api::{AUDIT_STREAMS, Change, Heartbeat, PublishedStream};
-use crate::ids::{NodeId, Origin, SessionId, StreamName};
+use crate::ids::{Identity, NodeId, Origin, SessionId, StreamName};
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::Duration;
@@ -58,19 +60,6 @@ const INTERVAL_MAX: Duration = Duration::from_secs(60);
 /// How long a listed stream is believed that its node does not name again, at least. It heals what no list and no ended
 /// session would: a stream that was listed by a call that arrived too late.
 const LISTED_LEASE_MIN: Duration = Duration::from_secs(3600);
-
-/// Takeovers that follow each other within this time belong together.
-const WINDOW: Duration = Duration::from_secs(30);
-
-/// The takeover from which on the new owner is protected. Three in half a minute may be one publisher on a poor line,
-/// whose old sessions are still half-open.
-pub(super) const TAKEOVERS_FREE: u32 = 4;
-
-/// How long the first hold-down lasts; each further one lasts twice as long.
-pub(super) const HOLD_MIN: Duration = Duration::from_secs(10);
-
-/// The longest hold-down: an operator who ended one of the encoders should not wait longer.
-const HOLD_MAX: Duration = Duration::from_secs(300);
 
 /// The records of nodes that a decision is about; one that is missing has none.
 pub(super) type Nodes = HashMap<NodeId, Option<HeardNode>>;
@@ -129,6 +118,14 @@ pub(super) struct Speaker<'a> {
     pub record: &'a NodeRecord,
 }
 
+/// Who takes a name.
+#[derive(Clone, Copy)]
+struct Newcomer<'a> {
+    id: Claimant,
+    identity: Option<Identity>,
+    origin: &'a Origin,
+}
+
 /// A record while it is decided about.
 struct Draft<'a> {
     name: &'a StreamName,
@@ -155,7 +152,7 @@ pub(super) fn release(
     record: &StreamRecord,
     scene: &Scene,
 ) -> Decision<bool> {
-    let (mut draft, id) = (Draft::of(name, record), Identity::Session(session));
+    let (mut draft, id) = (Draft::of(name, record), Claimant::Session(session));
     let owned = draft.owner(scene).is_some_and(|owner| owner.id == id);
     if record.owner.as_ref().is_some_and(|owner| owner.id == id) {
         draft.end();
@@ -179,7 +176,7 @@ pub(super) fn restore(
     let mut draft = Draft::of(&stream.stream_name, record);
     let reply = draft.restore(stream, speaker, scene);
     if reply == Restored::Superseded {
-        let id = Identity::Session(stream.session);
+        let id = Claimant::Session(stream.session);
         if !record.has_ended(id, scene.now) {
             draft.record.remember_ended(id, scene.now, ENDED_MEMORY);
         }
@@ -368,7 +365,8 @@ impl<'a> Draft<'a> {
 
     fn claim(&mut self, claim: &Claim, scene: &Scene) -> Result<(), Error> {
         let (name, now) = (self.name.clone(), scene.now);
-        let id = claim.session.map_or(Identity::Source(claim.source), Identity::Session);
+        let id = claim.session.map_or(Claimant::Source(claim.source), Claimant::Session);
+        let newcomer = Newcomer { id, identity: claim.identity, origin: &claim.origin };
         let ended = self.record.has_ended(id, now);
         if ended && claim.session.is_some() {
             return Err(Error::Superseded(name));
@@ -382,19 +380,22 @@ impl<'a> Draft<'a> {
                     self.record.ended.retain(|ended| ended.id != id);
                     return Err(Error::Superseded(name));
                 }
+                if is_foreign(owner, claim.identity, scene) {
+                    return Err(Error::Foreign(name));
+                }
                 if !leaves && scene.settings.policy == Policy::FirstWins {
                     return Err(Error::Taken(name, origin));
                 }
                 if let Some(left) = self.record.hold_down.left(now).filter(|_| !leaves) {
                     return Err(Error::HeldDown { name, origin, left });
                 }
-                self.take(id, &claim.origin, None, claimed, scene);
+                self.take(newcomer, None, claimed, scene);
             }
             None => {
                 self.need_room(scene)?;
                 self.record.ended.retain(|ended| ended.id != id);
-                self.take(id, &claim.origin, None, claimed, scene);
-                let early = scene.settings.policy == Policy::FirstWins && scene.warming_up.is_some();
+                self.take(newcomer, None, claimed, scene);
+                let early = scene.settings.policy != Policy::Takeover && scene.warming_up.is_some();
                 self.record.owner.iter_mut().for_each(|owner| owner.early = early);
             }
         }
@@ -405,7 +406,7 @@ impl<'a> Draft<'a> {
     }
 
     fn restore(&mut self, stream: &PublishedStream, speaker: &Speaker, scene: &Scene) -> Restored {
-        let (id, now) = (Identity::Session(stream.session), scene.now);
+        let (id, now) = (Claimant::Session(stream.session), scene.now);
         if self.record.has_ended(id, now) {
             return Restored::Superseded;
         }
@@ -425,7 +426,7 @@ impl<'a> Draft<'a> {
         let origin = &speaker.record.origin;
         if !own {
             let claimed = believed.is_none().then_some(scene.generation);
-            self.take(id, origin, believed, claimed, scene);
+            self.take(Newcomer { id, identity: stream.identity, origin }, believed, claimed, scene);
         } else if let Some(epoch) = believed.filter(|epoch| *epoch > self.record.epoch) {
             // What claimed the name was the renewal of an older publish.
             self.record.owner.iter_mut().for_each(|owner| owner.claimed = None);
@@ -449,18 +450,20 @@ impl<'a> Draft<'a> {
         scene: &Scene,
     ) -> bool {
         let absurd = believed.is_none() && stream.epoch.is_some();
+        let foreign = is_foreign(other, stream.identity, scene);
+        let gives_way = other.early && (foreign || scene.settings.policy == Policy::FirstWins);
         match believed {
-            _ if other.early && scene.warming_up.is_some() && !absurd => true,
+            _ if gives_way && scene.warming_up.is_some() && !absurd => true,
             Some(epoch) if epoch >= self.record.epoch && other.claimed == Some(scene.generation) => {
                 self.lift(epoch + 1);
                 false
             }
             Some(epoch) => (epoch, Some(stream.session)) > (self.record.epoch, other.id.session()),
             // An epoch that cannot be right beats nobody.
-            None if absurd => false,
+            None if absurd || foreign => false,
             None => {
                 let held = self.record.hold_down.left(scene.now).is_some();
-                is_draining(other, scene) || (scene.settings.policy == Policy::Takeover && !held)
+                is_draining(other, scene) || (scene.settings.policy != Policy::FirstWins && !held)
             }
         }
     }
@@ -475,8 +478,7 @@ impl<'a> Draft<'a> {
     /// Gives the name to another owner, whose lease is over at once unless it is renewed.
     fn take(
         &mut self,
-        id: Identity,
-        origin: &Origin,
+        Newcomer { id, identity, origin }: Newcomer,
         epoch: Option<u64>,
         claimed: Option<u64>,
         scene: &Scene,
@@ -485,11 +487,11 @@ impl<'a> Draft<'a> {
         let alive = self.owner(scene).map(|owner| is_draining(owner, scene));
         match (self.record.owner.as_ref().map(|owner| owner.id), alive) {
             // Also one that was silent: it is older than whoever has come.
-            (Some(former @ Identity::Session(_)), _) if former != id => {
+            (Some(former @ Claimant::Session(_)), _) if former != id => {
                 self.record.remember_ended(former, now, ENDED_MEMORY);
             }
             // Long enough for the next time the old node asks again, and no longer: its address is all it is known by.
-            (Some(former @ Identity::Source(_)), Some(_)) => {
+            (Some(former @ Claimant::Source(_)), Some(_)) => {
                 self.record.remember_ended(former, now, scene.settings.lease);
             }
             _ => {}
@@ -508,6 +510,7 @@ impl<'a> Draft<'a> {
         self.record.epoch = epoch.filter(|epoch| *epoch > self.record.epoch).unwrap_or(next);
         self.record.owner = Some(Owner {
             id,
+            identity,
             origin: origin.clone(),
             node: None,
             since: now,
@@ -566,27 +569,6 @@ impl<'a> Draft<'a> {
     }
 }
 
-impl HoldDown {
-    /// How much longer nobody may take the name.
-    pub(super) fn left(&self, now: u64) -> Option<Duration> {
-        // Another server's clock may be far behind.
-        let left = self.last.saturating_add(self.hold).saturating_sub(now).min(self.hold);
-        (left > 0).then(|| Duration::from_millis(left))
-    }
-
-    /// The name went to another owner.
-    fn count(&mut self, now: u64) {
-        let quiet = millis(WINDOW).saturating_add(self.hold.saturating_mul(2));
-        let related = self.takeovers > 0 && now < self.last.saturating_add(quiet);
-        self.takeovers = if related { self.takeovers.saturating_add(1) } else { 1 };
-        self.last = now;
-        self.hold = match self.takeovers.checked_sub(TAKEOVERS_FREE) {
-            None => 0,
-            Some(more) => millis(HOLD_MIN.saturating_mul(1 << more.min(10)).min(HOLD_MAX)),
-        };
-    }
-}
-
 /// Whether more than half of a lease up to `until` is left.
 fn worth_keeping(current: u64, until: u64) -> bool {
     // Both are counted from the same moment, so their difference is what has passed.
@@ -598,45 +580,12 @@ fn heard<'a>(owner: Option<&Owner>, scene: &Scene<'a>) -> Option<&'a HeardNode> 
     scene.nodes.get(owner?.node.as_ref()?)?.as_ref()
 }
 
-fn is_draining(owner: &Owner, scene: &Scene) -> bool {
-    heard(Some(owner), scene).is_some_and(|node| node.record.heartbeat.draining)
+/// Whether a name belongs to somebody else than who wants it. Whoever publishes without an identity has nothing that protects
+/// the name.
+fn is_foreign(owner: &Owner, identity: Option<Identity>, scene: &Scene) -> bool {
+    scene.settings.policy == Policy::SameIdentity && owner.identity.is_some() && owner.identity != identity
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_hold_down_grows_while_the_fight_goes_on_and_ends_with_it() {
-        let mut now = 1_000_000;
-        let mut hold_down = HoldDown::default();
-        for _ in 1..TAKEOVERS_FREE {
-            assert_eq!(hold_down.left(now), None);
-            hold_down.count(now);
-            now += 1000;
-        }
-        let mut holds = Vec::new();
-        for _ in 0..7 {
-            hold_down.count(now);
-            let left = hold_down.left(now).unwrap();
-            holds.push(left.as_secs());
-            now += millis(left);
-            assert_eq!(hold_down.left(now), None, "free again when the time is over");
-        }
-        assert_eq!(holds, [10, 20, 40, 80, 160, 300, 300]);
-        now += millis(2 * HOLD_MAX + WINDOW);
-        hold_down.count(now);
-        assert_eq!(hold_down.left(now), None, "a quiet time ends the fight");
-    }
-
-    #[test]
-    fn rare_takeovers_are_never_held_down() {
-        let mut now = 1_000_000;
-        let mut hold_down = HoldDown::default();
-        for _ in 0..20 {
-            hold_down.count(now);
-            assert_eq!(hold_down.left(now), None);
-            now += millis(WINDOW);
-        }
-    }
+fn is_draining(owner: &Owner, scene: &Scene) -> bool {
+    heard(Some(owner), scene).is_some_and(|node| node.record.heartbeat.draining)
 }

@@ -5,6 +5,7 @@
 //!
 //! - each epoch of a name is given to one session only, and epochs of a name only rise ([`Servers::check`]);
 //! - a session that was released or lost its name never owns one again;
+//! - while somebody publishes, nobody else claims the name, where identities are known;
 //! - a stream whose node was heard all the time is never denied ([`check_denial`]);
 //! - when the faults have ended, within [`CALM`]: each name has one live session at most and every registry names it, with
 //!   the epoch that its node knows; all other sessions were told that they lost ([`Schedule::unsettled`]).
@@ -17,11 +18,11 @@
 //! A failure names its seed: `LB_SIMULATION_SEED=… cargo test --lib simulation` runs that schedule alone.
 //! `LB_SIMULATION_SCHEDULES` is the number of schedules of each of the two tests.
 
-use super::record::{Identity, Record, StreamRecord};
+use super::record::{Claimant, Owner, Record, StreamRecord};
 use super::store::{Key, Kind, Memory as Age, Read, Store, Unreachable, Write, Written};
 use super::{Claim, Error, Policy, Registry, Settings, Status};
 use crate::api::{Heartbeat, HeartbeatReply, PublishedStream, PublisherRelease};
-use crate::ids::{NodeId, Origin, SessionId, StreamName};
+use crate::ids::{Identity, NodeId, Origin, SessionId, StreamName};
 use bytes::Bytes;
 use futures::future::{BoxFuture, FutureExt};
 use rand::rngs::SmallRng;
@@ -179,6 +180,8 @@ type Kept = (Bytes, u64);
 
 #[derive(Debug, Default)]
 struct State {
+    /// Identities guard names.
+    guards: bool,
     records: HashMap<Key, Kept>,
     /// The bytes of streams, read.
     streams: HashMap<Bytes, StreamRecord>,
@@ -315,8 +318,20 @@ impl Servers {
             state.over.insert(former);
         }
         for ended in &after.ended {
-            if let Identity::Session(session) = ended.id {
+            if let Claimant::Session(session) = ended.id {
                 state.over.insert(session);
+            }
+        }
+        if state.guards {
+            let live = before.owner.as_ref().filter(|owner| {
+                // Whether a listed one lives is known to its node's record.
+                !owner.lapsed && !owner.early && owner.until > self.clock.now() && owner.listed.is_none()
+            });
+            // One that a heartbeat lists may come after the end of the other, in one write.
+            let claimed = |owner: &&Owner| owner.claimed == Some(state.generation) && owner.listed.is_none();
+            let came = after.owner.as_ref().filter(claimed);
+            if let (Some(live), Some(came)) = (live, came) {
+                assert_eq!(live.identity, came.identity, "somebody else took {name}: {before:?} {after:?}");
             }
         }
         if owner(&before) != owner(&after) {
@@ -526,7 +541,10 @@ impl World {
                     session.epoch = session.epoch.max(Some(lease.epoch));
                 }
             }
-            Some((Err(Error::Superseded(_) | Error::Taken(..) | Error::HeldDown { .. }), _)) => {
+            Some((
+                Err(Error::Superseded(_) | Error::Taken(..) | Error::Foreign(_) | Error::HeldDown { .. }),
+                _,
+            )) => {
                 self.clone().leave(node, session).await;
             }
             _ => {}
@@ -541,6 +559,7 @@ impl World {
             node: Some(node.id.clone()),
             origin: Origin::from_ip(node.source, 1935),
             source: node.source,
+            identity: identity_of(session),
         }
     }
 
@@ -679,7 +698,8 @@ impl Node {
         }
         let stream = |session: SessionId| {
             let Session { name, epoch, .. } = self.sessions.get(&session)?;
-            Some(PublishedStream { stream_name: name.clone(), session, epoch: *epoch })
+            let (stream_name, epoch) = (name.clone(), *epoch);
+            Some(PublishedStream { stream_name, session, epoch, identity: identity_of(session) })
         };
         let ended = |(session, name): (&SessionId, &StreamName)| PublisherRelease {
             stream_name: name.clone(),
@@ -696,6 +716,12 @@ impl Node {
             ..Heartbeat::default()
         }
     }
+}
+
+/// One of two people.
+fn identity_of(session: SessionId) -> Option<Identity> {
+    let person = if session.to_string().ends_with(['0', '1', '2', '3']) { "one" } else { "two" };
+    Some(Identity::of("sub", person))
 }
 
 // A schedule.
@@ -716,14 +742,20 @@ impl Schedule {
             told: std::env::var_os("LB_SIMULATION_SEED").is_some(),
         };
         let clock = Clock(Arc::new(Mutex::new(time)));
-        let state = State { begun: clock.now(), generation: 1, faults: true, ..State::default() };
+        let policy = match clock.draw(3) {
+            0 => Policy::FirstWins,
+            1 => Policy::SameIdentity,
+            _ => Policy::Takeover,
+        };
+        let (begun, guards) = (clock.now(), policy == Policy::SameIdentity);
+        let state = State { begun, generation: 1, faults: true, guards, ..State::default() };
         let store = Arc::new(Servers {
             clock: clock.clone(),
             state: Mutex::new(state),
             announcements: broadcast::Sender::new(256),
         });
         let settings = Settings {
-            policy: if clock.one_in(4) { Policy::FirstWins } else { Policy::Takeover },
+            policy,
             lease: Duration::from_millis(LEASE),
             warm_up: Duration::from_millis(WARM_UP),
             ..Settings::default()

@@ -81,6 +81,7 @@ impl Node {
             stream_name: format!("{id}/{index}").parse().unwrap(),
             session: SessionId::random(),
             epoch: Some(1),
+            identity: None,
         };
         let id: NodeId = format!("n{id}").parse().unwrap();
         let streams = (0..streams).map(stream).collect();
@@ -158,6 +159,7 @@ async fn a_claim_and_a_lookup_ask_the_store_three_times_at_most() {
         node: Some(at.parse().unwrap()),
         origin: "10.0.0.2".parse().unwrap(),
         source: [10, 0, 0, 2].into(),
+        identity: None,
     };
     let stranger = Registry::new(store.clone(), SETTINGS);
     stranger.claim(claim(&y, SessionId::random(), "n2")).await.unwrap();
@@ -180,6 +182,7 @@ async fn what_ended_leaves_the_store_after_minutes() {
             node: None,
             origin,
             source: [10, 0, 0, 2].into(),
+            identity: None,
         };
         registry.claim(claim).await.unwrap();
         registry.release(name, session).await.unwrap();
@@ -218,6 +221,7 @@ async fn first_wins_holds_in_the_seconds_after_a_restart() {
         node: Some(newcomer.id.clone()),
         origin: "10.0.0.2".parse().unwrap(),
         source: [10, 0, 0, 2].into(),
+        identity: None,
     };
     registry.claim(claim(stream.session)).await.unwrap();
     let second = registry.claim(claim(SessionId::random())).await;
@@ -234,8 +238,12 @@ async fn first_wins_holds_in_the_seconds_after_a_restart() {
     let found = registry.owner(stream.stream_name.clone()).await.unwrap().unwrap();
     assert_eq!(found.session, Some(owner.streams[0].session));
     // Where nobody owns the name, it does after the warm-up.
-    let alone =
-        PublishedStream { stream_name: "alone".parse().unwrap(), session: SessionId::random(), epoch: None };
+    let alone = PublishedStream {
+        stream_name: "alone".parse().unwrap(),
+        session: SessionId::random(),
+        epoch: None,
+        identity: None,
+    };
     assert_eq!(newcomer.beat(&registry, std::slice::from_ref(&alone), false).await.owned.len(), 0);
     tokio::time::sleep(warm_up).await;
     assert_eq!(newcomer.beat(&registry, &[alone], false).await.owned.len(), 1);

@@ -159,7 +159,7 @@ impl ReceiveStep {
         let id = self.next;
         let (evict, evicted) = oneshot::channel();
         let stop = self.stop.child_token();
-        let registration = self.published.register(&name, session, evict);
+        let registration = self.published.register(&name, session, identity, evict);
         let state = State::Asking { feed, reply };
         let publisher = Publisher { name: name.clone(), stop: stop.clone(), registration, state };
         self.publishers.insert(id, publisher);

@@ -111,7 +111,7 @@ impl Handler {
         let source = self.source(&request);
         let origin = self.origin(lookup.origin, lookup.rtmp_port, source)?;
         let (name, session) = (lookup.stream_name, lookup.session);
-        let claim = Claim { name, session, node: lookup.node, origin, source };
+        let claim = Claim { name, session, node: lookup.node, origin, source, identity: lookup.identity };
         let lease = self.reactor.registry.claim(claim).await?;
         let mut response = empty(StatusCode::OK);
         if session.is_some() {
@@ -254,7 +254,7 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Failure {
         let text = error.to_string();
         match error {
-            Error::Superseded(_) | Error::Taken(..) | Error::Replaced(_) => {
+            Error::Superseded(_) | Error::Taken(..) | Error::Foreign(_) | Error::Replaced(_) => {
                 Failure::new(StatusCode::CONFLICT, text)
             }
             Error::HeldDown { left, .. } => Failure::new(StatusCode::CONFLICT, text).retry_after(left),

@@ -30,7 +30,7 @@ fn idle(url: &str, interval: Duration, metrics: ClientMetrics) -> Agent {
 /// A publish that was let in, and what ends it.
 pub fn publish(published: &Arc<Published>, name: &str) -> (Registration, oneshot::Receiver<String>) {
     let (evict, evicted) = oneshot::channel();
-    let registration = published.register(&name.parse().unwrap(), SessionId::random(), evict);
+    let registration = published.register(&name.parse().unwrap(), SessionId::random(), None, evict);
     registration.accepted();
     (registration, evicted)
 }

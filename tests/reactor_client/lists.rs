@@ -44,6 +44,7 @@ impl Reactor {
         self.whole = whole || (goes_on && (self.whole || beat.complete));
         let given = |stream: &PublishedStream| PublishedStream {
             epoch: stream.epoch.or(Some(EPOCH)),
+            identity: None,
             ..stream.clone()
         };
         let reply = HeartbeatReply {

@@ -92,7 +92,7 @@ impl Model {
     fn publish(&mut self, key: u8) {
         let session = SessionId::random();
         self.live.push(session);
-        self.roster.insert(session, name(key), None);
+        self.roster.insert(session, name(key), None, None);
     }
 
     fn end(&mut self, key: u8) {
@@ -229,7 +229,7 @@ fn ends_that_nobody_hears_of_are_bounded_and_what_is_given_up_begins_the_list_an
 fn a_reactor_of_an_older_program_gets_the_whole_list_with_each_regular_heartbeat() {
     let mut roster = Roster::with(small());
     let sessions: Vec<_> = (0..4).map(|_| SessionId::random()).collect();
-    sessions.iter().for_each(|session| roster.insert(*session, name(1), None));
+    sessions.iter().for_each(|session| roster.insert(*session, name(1), None, None));
     for _ in 0..3 {
         let report = roster.next(Occasion::Regular);
         assert_eq!((report.streams.len(), report.complete), (4, true));
@@ -241,7 +241,7 @@ fn a_reactor_of_an_older_program_gets_the_whole_list_with_each_regular_heartbeat
 #[test]
 fn a_reactor_that_says_nothing_of_the_named_streams_is_told_again() {
     let mut roster = Roster::with(small());
-    roster.insert(SessionId::random(), name(1), None);
+    roster.insert(SessionId::random(), name(1), None, None);
     roster.next(Occasion::Regular);
     let silent = HeartbeatReply { since: "1".to_owned(), ..HeartbeatReply::default() };
     assert_eq!(roster.answered(&silent), Next::Silent);
