@@ -2,7 +2,7 @@
 //!
 //! | call | body | answers |
 //! |---|---|---|
-//! | `POST /publisher_lookup` | [`PublisherLookup`] | `200`, empty, [`EPOCH_HEADER`] if a session was named; `400`, `409`, `503` [`Refusal`] |
+//! | `POST /publisher_lookup` | [`PublisherLookup`] | `200`, empty, [`EPOCH_HEADER`] if a session was named; `400`, `401`, `403`, `409`, `503` [`Refusal`] |
 //! | `POST /publisher_release` | [`PublisherRelease`] | `204`, whether or not the session still owned the name |
 //! | `POST /watcher_lookup` | [`WatcherLookup`] | `200`, workflow text, [`ORIGIN_HEADER`], [`EPOCH_HEADER`]; `404`, `400`, `503` [`Refusal`] |
 //! | `PUT /nodes/{node}` | [`Heartbeat`] | `200` [`HeartbeatReply`]; `400`, `409`, `413`, `503` [`Refusal`] |
@@ -23,6 +23,9 @@ pub const EPOCH_HEADER: &str = "lb-epoch";
 
 /// Reply header with the [`Origin`] a watcher lookup was answered with.
 pub const ORIGIN_HEADER: &str = "lb-origin";
+
+/// Reply header of a refusal that is about the node and not about what it asks for: all its calls are refused.
+pub const NODE_REFUSED_HEADER: &str = "lb-node-refused";
 
 /// The word in [`WatcherLookup::accept`] of a node that has the `rtmp_pull` step.
 pub const ACCEPT_RTMP_PULL: &str = "rtmp_pull";

@@ -1,7 +1,7 @@
 //! Lookups: may this stream be published, and where can it be pulled from?
 //!
-//! Only a reactor that answers 404 or 409 ends a stream. Everything else that is not a good answer (no connection, no
-//! answer in time, 5xx, a text that is no workflow, a wrong token) is an outage: the next URL is asked, then the last
+//! A reactor that answers 404 or 409 ends a stream, and 400, 401 or 403 refuses a publisher. Everything else that is not a
+//! good answer (no connection, no answer in time, 5xx, a text that is no workflow, a wrong token) is an outage: the next URL is asked, then the last
 //! good answer is given again. A plain web server that knows nothing but the contract's two lookups serves as well: it
 //! ignores the further fields of a question, and its answers come without epoch and origin.
 
@@ -11,10 +11,11 @@ use super::metrics::ClientMetrics;
 use super::question::{Kind, Question};
 use super::targets::Targets;
 use super::urls::Urls;
-use crate::api::{EPOCH_HEADER, ORIGIN_HEADER, PublisherLookup, Refusal, WatcherLookup};
+use crate::api::{EPOCH_HEADER, NODE_REFUSED_HEADER, ORIGIN_HEADER, PublisherLookup, Refusal, WatcherLookup};
 use crate::ids::{Origin, SessionId, StreamName};
 use crate::telemetry::Seldom;
 use reqwest::Method;
+use reqwest::header::WWW_AUTHENTICATE;
 use serde::Serialize;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -49,7 +50,7 @@ pub enum Answer {
         /// One sentence for people.
         reason: Arc<str>,
     },
-    /// A reactor answered that the name belongs to another publisher (409).
+    /// A reactor answered that the name belongs to another publisher (409), or that this one may not publish (400, 401, 403).
     Refused {
         /// One sentence for people.
         reason: Arc<str>,
@@ -193,7 +194,7 @@ impl Inner {
         let mut failures = Vec::new();
         for target in self.targets.in_order() {
             let verdict = match self.http.call(Method::POST, &target.url, Some(question.body.clone())).await {
-                Ok(reply) => judge(&reply, &*self.validate)
+                Ok(reply) => judge(question.kind, &reply, &*self.validate)
                     .map_err(|failure| failure.map(|what| format!("{}: {what}", target.name()))),
                 Err(error) => Err(Failure::Outage(error.to_string())),
             };
@@ -283,7 +284,7 @@ impl Failure {
     }
 }
 
-fn judge(reply: &Reply, validate: &Validate) -> Result<Answer, Failure> {
+fn judge(kind: Kind, reply: &Reply, validate: &Validate) -> Result<Answer, Failure> {
     match reply.status.as_u16() {
         200..=299 => {
             let text = std::str::from_utf8(&reply.body)
@@ -296,11 +297,22 @@ fn judge(reply: &Reply, validate: &Validate) -> Result<Answer, Failure> {
         }
         404 => Ok(Answer::NotFound { reason: said(reply, "the stream is not known").into() }),
         409 => Ok(Answer::Refused { reason: said(reply, "the name belongs to another publisher").into() }),
+        // Not about the publisher, but about this node: a reactor would say the same of each of its publishers, running ones
+        // too, which must not end because somebody changed a token.
+        400 | 401 | 403 if kind == Kind::Publisher && !is_about_node(reply) => {
+            Ok(Answer::Refused { reason: said(reply, "the publisher is not allowed").into() })
+        }
         408 | 425 | 429 | 500.. => {
             Err(Failure::Outage(format!("{}: {}", reply.status, said(reply, "no reason"))))
         }
         _ => Err(Failure::Rejected(format!("{}: {}", reply.status, said(reply, "no reason")))),
     }
+}
+
+/// Whether a refusal is about the node that asks: it is challenged for its credentials (RFC 9110, section 11.6.1), or an lb
+/// reactor says so.
+fn is_about_node(reply: &Reply) -> bool {
+    reply.headers.contains_key(WWW_AUTHENTICATE) || reply.headers.contains_key(NODE_REFUSED_HEADER)
 }
 
 fn header<T: FromStr>(reply: &Reply, name: &str) -> Option<T> {
@@ -337,7 +349,7 @@ mod tests {
         let validate = |text: &str| {
             if text.contains('{') { Err("brace".to_owned()) } else { Ok(()) }
         };
-        match judge(&reply(status, body), &validate) {
+        match judge(Kind::Watcher, &reply(status, body), &validate) {
             Ok(Answer::Found { .. }) => 'f',
             Ok(Answer::NotFound { .. }) => 'n',
             Ok(Answer::Refused { .. }) => 'r',
@@ -373,6 +385,27 @@ mod tests {
         }
         assert_eq!(letter(200, b"\xff"), 'a');
         assert_eq!(letter(200, b"{"), 'a');
+    }
+
+    #[test]
+    fn a_publisher_is_refused_unless_it_is_the_node_that_is_not_heard() {
+        let judged = |header: Option<&'static str>, status| {
+            let mut reply = reply(status, br#"{"error":"not you"}"#);
+            if let Some(name) = header {
+                reply.headers.insert(name, reqwest::header::HeaderValue::from_static("x"));
+            }
+            judge(Kind::Publisher, &reply, &|_: &str| Ok(()))
+        };
+        for status in [400, 401, 403] {
+            assert_eq!(judged(None, status), Ok(Answer::Refused { reason: "not you".into() }));
+            for header in ["www-authenticate", NODE_REFUSED_HEADER] {
+                assert!(
+                    matches!(judged(Some(header), status), Err(Failure::Rejected(_))),
+                    "{header} {status}"
+                );
+            }
+        }
+        assert!(matches!(judged(None, 405), Err(Failure::Rejected(_))));
     }
 
     #[test]

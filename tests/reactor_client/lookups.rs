@@ -268,3 +268,25 @@ async fn https_is_spoken_and_a_certificate_that_nobody_vouches_for_is_refused() 
     let answer = lookup(&plain.url.replace("http:", "https:")).watcher(&watch("x"), false).await;
     assert!(matches!(answer, Answer::Unavailable { .. }), "{answer:?}");
 }
+
+#[tokio::test]
+async fn a_web_server_decides_who_publishes_by_query_and_address() {
+    let server = Server::start(|request| {
+        let asked: serde_json::Value = serde_json::from_str(&request.body).unwrap();
+        match (asked["query"].as_str(), asked["peer"].as_str()) {
+            (Some("token=right"), Some("192.0.2.7")) => answer(200, ""),
+            (Some("token=right"), _) => answer(403, r#"{"error":"not from there"}"#),
+            _ => answer(401, ""),
+        }
+    })
+    .await;
+    let lookup = lookup(&server.url);
+    let ask = async |query: &str, peer: &str| {
+        let (query, peer) = (Some(query.to_owned()), Some(peer.parse().unwrap()));
+        lookup.publisher(&PublisherLookup { query, peer, ..publish("x", None) }).await
+    };
+    assert!(matches!(ask("token=right", "192.0.2.7").await, Answer::Found { .. }));
+    let refused = |reason: &str| Answer::Refused { reason: reason.into() };
+    assert_eq!(ask("token=right", "192.0.2.8").await, refused("not from there"));
+    assert_eq!(ask("token=wrong", "192.0.2.7").await, refused("the publisher is not allowed"));
+}
