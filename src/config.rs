@@ -150,6 +150,7 @@ impl Plan {
                 .map(|(_, (name, text))| (name.to_owned(), text.to_owned()))
                 .collect(),
         };
+        args.auth.settings().check().map_err(|error| flag("--auth-file or --auth-jwt-keys", error))?;
         let plan = Plan { roles, reactor_listen, admin_listen, token, template, sources, args };
         plan.reactor_urls(None)?;
         Ok(plan)

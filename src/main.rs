@@ -10,8 +10,16 @@ use tracing_subscriber::EnvFilter;
 fn main() -> ExitCode {
     let args = Args::parse();
     if let Some(command) = &args.command {
-        println!("{}", command.run());
-        return ExitCode::SUCCESS;
+        return match command.run() {
+            Ok(text) => {
+                println!("{text}");
+                ExitCode::SUCCESS
+            }
+            Err(error) => {
+                eprintln!("lb: {error}");
+                ExitCode::from(2)
+            }
+        };
     }
     let outcome = Plan::new(args).map_err(node::Error::from).and_then(carry_out);
     match outcome {

@@ -7,7 +7,7 @@
 pub mod listen;
 
 use crate::api::Heartbeat;
-use crate::auth::Gate;
+use crate::auth::{Action, Gate};
 use crate::cli::PullBy;
 use crate::client::{
     Agent, AgentSettings, ClientMetrics, Contact, Event, Events, EventsSettings, Http, KEEP_ALIVE, Urls,
@@ -304,6 +304,7 @@ struct Shared<'a> {
     feeds: Arc<Feeds>,
     published: Arc<Published>,
     http: Http,
+    gate: Arc<Gate>,
     metrics: Arc<Metrics>,
     client_metrics: ClientMetrics,
     draining: CancellationToken,
@@ -319,6 +320,8 @@ impl<'a> Shared<'a> {
     ) -> Result<Self, Error> {
         let args = &plan.args;
         let plain = Http::new().map_err(start_error)?;
+        let node = args.node_id.clone().unwrap_or_else(NodeId::random);
+        let gate = gate(args, &node, &plain)?;
         let http = match &plan.token {
             Some(token) => plain.with_token(token).map_err(start_error)?,
             None => plain,
@@ -326,7 +329,8 @@ impl<'a> Shared<'a> {
         Ok(Shared {
             args,
             urls,
-            node: args.node_id.clone().unwrap_or_else(NodeId::random),
+            node,
+            gate,
             rtmp_port,
             origin: args.origin(pull_port).map_err(start_error)?,
             pull_port,
@@ -403,7 +407,7 @@ impl<'a> Shared<'a> {
         };
         let server = net::Server::new(net::Parts {
             routes: self.routes.clone(),
-            gate: Gate::open(),
+            gate: self.gate.clone(),
             limits,
             feeds: self.feeds.clone(),
             metrics: self.metrics.clone(),
@@ -413,6 +417,17 @@ impl<'a> Shared<'a> {
         });
         listeners.into_iter().try_for_each(|listener| server.listen(listener)).map_err(start_error)
     }
+}
+
+/// Who may publish and play, as the flags say.
+fn gate(args: &crate::cli::Args, node: &NodeId, web: &Http) -> Result<Arc<Gate>, Error> {
+    let gate = Gate::start(&args.auth.settings(), Arc::new(web.clone()), node).map_err(start_error)?;
+    for (action, what) in [(Action::Publish, "publish"), (Action::Play, "play")] {
+        if gate.is_open(action) {
+            tracing::info!("anybody may {what}: no --auth-… flag decides about it");
+        }
+    }
+    Ok(gate)
 }
 
 fn relay_settings(args: &crate::cli::Args) -> relay::Settings {

@@ -21,7 +21,7 @@ const WHILE: Duration = Duration::from_secs(60);
 /// A publish that was let in.
 fn publish(published: &Arc<Published>, name: &str) -> Registration {
     let registration =
-        published.register(&name.parse().expect("a name"), SessionId::random(), oneshot::channel().0);
+        published.register(&name.parse().expect("a name"), SessionId::random(), None, oneshot::channel().0);
     registration.accepted();
     registration
 }

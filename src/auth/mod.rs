@@ -1,88 +1,62 @@
 //! Who may publish and play: asks the authorities that are configured, in their order.
 //!
 //! What a publisher types into its encoder is a secret; the name of a stream is public. An authority maps the one to the
-//! other and may say who the publisher is. Nothing here knows connections, routes or reactors.
+//! other and may say who the publisher is.
+//!
+//! | file | what |
+//! |---|---|
+//! | [`gate`] | the authorities in their order |
+//! | [`jwt`], [`jwks`] | signed tokens, and keys that are published at a URL |
+//! | [`callback`] | a web server that decides |
+//! | [`key_file`] | a file of keys and names |
+//! | [`request`], [`grant`], [`notice`] | what is asked, what is answered, and who hears that it is over |
+//! | [`reread`] | files that are read again when they change |
+//!
+//! Nothing here knows connections, routes or reactors, nor how HTTP is spoken: that is handed in as a [`Web`].
 
-use crate::ids::{Identity, SessionId, StreamName};
-use std::fmt;
-use std::net::IpAddr;
-use std::sync::Arc;
-use tokio::time::Instant;
+pub mod callback;
+mod gate;
+mod grant;
+mod jwks;
+pub mod jwt;
+pub mod key_file;
+mod notice;
+mod request;
+mod reread;
+mod web;
 
-/// What somebody wants to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Action {
-    /// Send a stream.
-    Publish,
-    /// Watch one.
-    Play,
-}
+pub use gate::{Gate, KeySource, Settings};
+pub use grant::{Denied, Grant};
+pub use request::{Action, Request};
+pub use web::{Fetched, Web};
 
-/// What is asked of an authority.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Request {
-    /// What is wanted.
-    pub action: Action,
-    /// The RTMP app.
-    pub app: String,
-    /// The stream key without its query, as the peer sent it. Secret when publishing.
-    pub key: String,
-    /// The query of the key, else that of the app, without `?`. Secret.
-    pub query: Option<String>,
-    /// The peer's address.
-    pub peer: IpAddr,
-    /// This publish or play.
-    pub session: SessionId,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::SessionId;
 
-/// Leaves out what may hold secrets.
-impl fmt::Debug for Request {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Request")
-            .field("action", &self.action)
-            .field("app", &self.app)
-            .field("peer", &self.peer)
-            .field("session", &self.session)
-            .finish_non_exhaustive()
-    }
-}
-
-/// Leave to publish or play.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Grant {
-    /// The stream's public name.
-    pub name: StreamName,
-    /// Who it is, if the authority knows.
-    pub identity: Option<Identity>,
-    /// When a running session is to end; nothing: it may go on.
-    pub until: Option<Instant>,
-}
-
-/// Why somebody may not.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{text}")]
-pub struct Denied {
-    /// The label of the refusal's counter.
-    pub reason: &'static str,
-    /// One sentence for the peer, without secrets.
-    pub text: String,
-}
-
-/// The door: all authorities of a node. Without any, everybody may do everything, and a key is a name.
-#[derive(Debug, Default)]
-pub struct Gate {}
-
-impl Gate {
-    /// A door that is open.
-    pub fn open() -> Arc<Self> {
-        Arc::default()
-    }
-
-    /// Asks whether somebody may do what they want.
-    pub async fn ask(&self, request: &Request) -> Result<Grant, Denied> {
-        match StreamName::parse(&request.key) {
-            Ok(name) => Ok(Grant { name, identity: None, until: None }),
-            Err(error) => Err(Denied { reason: "stream_name", text: error.to_string() }),
+    pub(super) fn request(action: Action, key: &str, query: Option<&str>) -> Request {
+        Request {
+            action,
+            app: "ingest".to_owned(),
+            key: key.to_owned(),
+            query: query.map(str::to_owned),
+            peer: [192, 0, 2, 1].into(),
+            session: SessionId::random(),
         }
+    }
+
+    #[test]
+    fn a_request_shows_no_secret() {
+        let shown = format!("{:?}", request(Action::Publish, "s3cret", Some("token=s3cret")));
+        assert!(!shown.contains("s3cret"), "{shown}");
+    }
+
+    #[tokio::test]
+    async fn without_authorities_a_key_is_a_name() {
+        let gate = Gate::open();
+        assert_eq!(gate.ask(&request(Action::Publish, "x", None)).await.unwrap().name.as_str(), "x");
+        let denied = gate.ask(&request(Action::Play, "a b", None)).await.unwrap_err();
+        assert_eq!(denied.reason, "stream_name");
     }
 }

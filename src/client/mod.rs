@@ -26,6 +26,7 @@ mod releases;
 mod retry;
 mod targets;
 mod urls;
+mod web;
 
 pub use agent::{Agent, Contact, Settings as AgentSettings};
 pub use error::Error;

@@ -2,23 +2,22 @@
 
 use super::connection::{Connection, Error};
 use super::routes::PlayRoute;
-use crate::ids::StreamName;
+use crate::auth::Grant;
 use crate::relay::stream::End;
 use crate::relay::{Admission, Interest, JoinError, Turn, Viewer};
 use crate::rtmp::session::Event;
 use crate::telemetry::Counted;
 use futures::FutureExt;
+use std::pin::Pin;
 use std::time::Duration;
+use tokio::time::{Instant, Sleep};
 
 /// How long a viewer that is disconnected may take to read the rest of the message that was begun.
 const LAST_MESSAGE: Duration = Duration::from_secs(1);
 
 /// Plays until the peer stops (`true`: the connection may be used again), leaves, or the stream ends.
-pub(super) async fn run(
-    connection: &mut Connection<'_>,
-    name: StreamName,
-    looped: bool,
-) -> Result<bool, Error> {
+pub(super) async fn run(connection: &mut Connection<'_>, grant: Grant, looped: bool) -> Result<bool, Error> {
+    let name = grant.name.clone();
     let route = connection.server.routes.play(connection.port, &connection.app, &name, connection.peer);
     let route = match route {
         Ok(route) => route,
@@ -61,7 +60,7 @@ pub(super) async fn run(
     let prelude = connection.session.output();
     let mut viewer = Box::new(interest.watch(connection.transport.sink(), prelude));
     tracing::debug!(id = connection.id, peer = %connection.peer, stream = %name, "play");
-    let outcome = watch(connection, &route, &mut viewer).await;
+    let outcome = watch(connection, &route, &mut viewer, grant.until).await;
     // From here on only this task writes to the socket.
     drop(viewer);
     match outcome? {
@@ -126,8 +125,11 @@ async fn watch(
     connection: &mut Connection<'_>,
     route: &PlayRoute,
     viewer: &mut Viewer,
+    until: Option<Instant>,
 ) -> Result<Outcome, Error> {
     let draining = connection.server.drain.draining().clone();
+    // Boxed, as next to no viewer has one.
+    let mut expiry = until.map(|until| Box::pin(tokio::time::sleep_until(until)));
     loop {
         // Events first: commands that came before the play was accepted are among them.
         while let Some(event) = connection.session.event() {
@@ -146,7 +148,15 @@ async fn watch(
                 }
             }
             () = draining.cancelled() => return Box::pin(send_away(connection, route, viewer)).await,
+            () = passed(&mut expiry) => return finish(viewer, Outcome::Ended).await,
         }
+    }
+}
+
+async fn passed(time: &mut Option<Pin<Box<Sleep>>>) {
+    match time {
+        Some(time) => time.as_mut().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -37,19 +37,20 @@ pub(super) struct Publishing {
 
 /// Publishes until the peer stops (`true`: the connection may be used again), leaves, or is sent away.
 pub(super) async fn run(connection: &mut Connection<'_>, publishing: Publishing) -> Result<bool, Error> {
-    let name = publishing.grant.name.clone();
+    let Publishing { grant, .. } = &publishing;
+    let name = grant.name.clone();
     // Dropped at the end, the feed first: that ends the media, and the guard tells the step.
     let gone = CancellationToken::new();
     let _gone = gone.clone().drop_guard();
     let mut feed = connection.server.feeds.begin(None);
-    let publication = match ask(connection, publishing, feed.reference(), gone).await? {
+    let publication = match ask(connection, &publishing, feed.reference(), gone).await? {
         Asked::Accepted(publication) => publication,
         Asked::Withdrawn => return Ok(true),
         Asked::Left => return Ok(false),
     };
     let _counted = Counted::new(&connection.server.metrics.publishers);
     tracing::info!(id = connection.id, peer = %connection.peer, stream = %name, "publish");
-    let result = relay(connection, &mut feed, publication).await;
+    let result = relay(connection, &mut feed, publication, grant.until).await;
     tracing::info!(id = connection.id, peer = %connection.peer, stream = %name, "unpublish");
     result
 }
@@ -65,7 +66,7 @@ enum Asked {
 /// Asks the route's owner, and listens to the peer meanwhile.
 async fn ask(
     connection: &mut Connection<'_>,
-    Publishing { grant, session, query }: Publishing,
+    Publishing { grant, session, query }: &Publishing,
     feed: FeedRef,
     gone: CancellationToken,
 ) -> Result<Asked, Error> {
@@ -80,7 +81,8 @@ async fn ask(
     };
     let (reply, mut answer) = oneshot::channel();
     let (peer, id) = (connection.peer, connection.id);
-    let (name, identity) = (grant.name, grant.identity);
+    let (name, session, query) = (grant.name.clone(), *session, query.clone());
+    let identity = grant.identity;
     let request = PublishRequest { name, session, identity, query, peer, connection: id, feed, gone, reply };
     match route.requests.try_send(request) {
         Ok(()) => {}
@@ -130,6 +132,7 @@ async fn relay(
     connection: &mut Connection<'_>,
     feed: &mut Feed,
     Publication { mut evicted }: Publication,
+    until: Option<Instant>,
 ) -> Result<bool, Error> {
     let draining = connection.server.drain.draining().clone();
     let silence = connection.server.limits.publisher_silence;
@@ -176,6 +179,9 @@ async fn relay(
                 // An encoder comes back only after a disconnect, so that is all it gets.
                 if draining.is_cancelled() {
                     return Ok(false);
+                }
+                if until.is_some_and(|until| until <= now) {
+                    return end(connection, "the leave to publish has expired").await;
                 }
                 if low_water.is_set() {
                     low_water.tick();

@@ -5,8 +5,8 @@ use super::publish::Publishing;
 use super::server::Server;
 use super::transport::Transport;
 use super::{play, publish};
-use crate::auth::{Action, Request};
-use crate::ids::{SessionId, StreamName};
+use crate::auth::{Action, Grant, Request};
+use crate::ids::SessionId;
 use crate::rtmp::session::{Event, Server as Session};
 use crate::telemetry::{Loss, Seldom};
 use std::net::SocketAddr;
@@ -21,7 +21,7 @@ const STREAMS: usize = 1000;
 enum Intent {
     Publish(Publishing),
     /// With whether this is a pull that came through this node before.
-    Play(StreamName, bool),
+    Play(Grant, bool),
 }
 
 /// Serves a connection to its end.
@@ -67,7 +67,7 @@ impl Connection<'_> {
             };
             let stays = match intent {
                 Intent::Publish(publishing) => Box::pin(publish::run(self, publishing)).await?,
-                Intent::Play(name, looped) => play::run(self, name, looped).await?,
+                Intent::Play(grant, looped) => play::run(self, grant, looped).await?,
             };
             if !stays {
                 return Ok(());
@@ -128,7 +128,7 @@ impl Connection<'_> {
                 // Nodes that pull are not viewers.
                 let gate = if pulls { &self.server.open } else { &self.server.gate };
                 return match gate.ask(&request).await {
-                    Ok(grant) => Ok(Some(Intent::Play(grant.name, looped))),
+                    Ok(grant) => Ok(Some(Intent::Play(grant, looped))),
                     Err(denied) => self.refuse_play(denied.reason, &denied.text).await.map(|()| None),
                 };
             }

@@ -2,7 +2,7 @@
 //! paused clock, the Redis store on a real server, with short leases.
 
 use super::hold_down::{HOLD_MIN, TAKEOVERS_FREE};
-use super::record::millis;
+use super::millis::millis;
 use super::rules::RESTORED_EPOCH_MAX;
 use super::*;
 use crate::api::{Heartbeat, HeartbeatReply, PublishedStream, PublisherRelease};

@@ -2,7 +2,7 @@
 //!
 //! Pure: times are milliseconds on the clock of the server that keeps the record.
 
-use super::record::millis;
+use super::millis::millis;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 

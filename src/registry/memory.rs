@@ -81,7 +81,7 @@ impl Memory {
     }
 
     fn now(&self, now: Instant) -> u64 {
-        super::record::millis(now - self.begun)
+        super::millis::millis(now - self.begun)
     }
 
     fn change(&self, state: &mut State, write: Write, now: Instant) -> Written {

@@ -29,6 +29,7 @@ mod heartbeat;
 mod hold_down;
 mod known;
 mod memory;
+mod millis;
 mod record;
 mod redis;
 #[cfg(test)]
@@ -177,8 +178,8 @@ impl From<Lease> for StreamEntry {
             session: lease.session,
             epoch: lease.epoch,
             node: lease.node,
-            age_ms: record::millis(lease.age),
-            lease_ms: record::millis(lease.remaining),
+            age_ms: millis::millis(lease.age),
+            lease_ms: millis::millis(lease.remaining),
         }
     }
 }

@@ -4,6 +4,7 @@
 //! with no other clock. What the fields lead to is said in [`super::rules`].
 
 use super::hold_down::HoldDown;
+use super::millis::millis;
 use crate::api::Heartbeat;
 use crate::ids::{Identity, NodeId, Origin, SessionId};
 use bytes::Bytes;
@@ -234,9 +235,4 @@ impl Record for NodeRecord {
     fn version(&mut self) -> &mut u8 {
         &mut self.version
     }
-}
-
-/// Milliseconds as records and the wire have them.
-pub(super) fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -35,7 +35,8 @@
 //! mmids) is known by its address; one that lost its name is told so once, and what it claims after that is a new publish.
 
 use super::hold_down::HoldDown;
-use super::record::{Claimant, ENDED_MEMORY, Listed, NodeRecord, Owner, StreamRecord, millis};
+use super::millis::millis;
+use super::record::{Claimant, ENDED_MEMORY, Listed, NodeRecord, Owner, StreamRecord};
 use super::{Claim, Error, Lease, Policy, Settings};
 use crate::api::{AUDIT_STREAMS, Change, Heartbeat, PublishedStream};
 use crate::ids::{Identity, NodeId, Origin, SessionId, StreamName};

@@ -7,7 +7,7 @@
 use super::announce::Announced;
 use super::parameters::{ParameterError, Parameters};
 use super::reactors::{Asker, Publishing, Reactors, Status, next_status};
-use crate::ids::StreamName;
+use crate::ids::{Identity, StreamName};
 use crate::net::routes::{Place, Publication, PublishRequest, PublishRoute, Refused, RouteGuard, Routes};
 use crate::published::{Published, Registration};
 use crate::relay::FeedRef;
@@ -85,6 +85,7 @@ struct ReceiveStep {
 /// One publish, asked for or running.
 struct Publisher {
     name: StreamName,
+    identity: Option<Identity>,
     /// Ends the waiting for the reactor's word, and with it the interest.
     stop: CancellationToken,
     /// In the list of the node's publishers, with the session that the reactor knows.
@@ -161,11 +162,11 @@ impl ReceiveStep {
         let stop = self.stop.child_token();
         let registration = self.published.register(&name, session, identity, evict);
         let state = State::Asking { feed, reply };
-        let publisher = Publisher { name: name.clone(), stop: stop.clone(), registration, state };
+        let publisher = Publisher { name: name.clone(), identity, stop: stop.clone(), registration, state };
         self.publishers.insert(id, publisher);
         outputs.futures.push(wait_end(id, gone, evicted, stop.clone()));
         match &self.reactor {
-            None => self.accept(id, outputs),
+            None => self.accept(id, None, outputs),
             Some(reactor) => {
                 let mut receiver = self.reactors.follow(
                     reactor,
@@ -179,8 +180,12 @@ impl ReceiveStep {
     }
 
     /// Lets a publisher in, and sends an older one of the same name away: an encoder that lost its connection comes back
-    /// long before the old one is found dead.
-    fn accept(&mut self, id: u64, outputs: &mut StepOutputs) {
+    /// long before the old one is found dead. Where no reactor has decided, by giving it an epoch, somebody else does not get
+    /// in while the name is taken.
+    fn accept(&mut self, id: u64, epoch: Option<u64>, outputs: &mut StepOutputs) {
+        if epoch.is_none() && self.is_foreign(id) {
+            return self.end(id, Some("this stream is already published by somebody else"), outputs);
+        }
         let Some(mut publisher) = self.publishers.remove(&id) else { return };
         let State::Asking { feed, reply } = publisher.state else {
             self.publishers.insert(id, publisher);
@@ -199,6 +204,14 @@ impl ReceiveStep {
             // It left at this moment.
             self.end(id, None, outputs);
         }
+    }
+
+    /// Whether a publisher that asks wants a name whose publisher is known to be somebody else.
+    fn is_foreign(&self, id: u64) -> bool {
+        let Some(asking) = self.publishers.get(&id) else { return false };
+        let running = self.by_name.get(&asking.name).filter(|running| **running != id);
+        let running = running.and_then(|running| self.publishers.get(running));
+        running.is_some_and(|running| running.identity.is_some() && running.identity != asking.identity)
     }
 
     /// Ends a publish, whatever its state; with a reason its publisher is told and sent away. One that is gone already
@@ -232,11 +245,11 @@ impl ReceiveStep {
             Woken::Answer { id, status, receiver, stop } => {
                 match &status {
                     Status::Asking => {}
-                    Status::Valid { epoch, .. } => {
+                    &Status::Valid { epoch, .. } => {
                         if let (Some(epoch), Some(publisher)) = (epoch, self.publishers.get(&id)) {
-                            publisher.registration.set_epoch(*epoch);
+                            publisher.registration.set_epoch(epoch);
                         }
-                        self.accept(id, outputs);
+                        self.accept(id, epoch, outputs);
                     }
                     Status::Invalid(reason) => self.end(id, Some(reason), outputs),
                 }
