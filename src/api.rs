@@ -27,6 +27,9 @@ pub const ORIGIN_HEADER: &str = "lb-origin";
 /// Reply header of a refusal that is about the node and not about what it asks for: all its calls are refused.
 pub const NODE_REFUSED_HEADER: &str = "lb-node-refused";
 
+/// The app under which nodes pull streams from each other.
+pub const PULL_APP: &str = "pull_source";
+
 /// The word in [`WatcherLookup::accept`] of a node that has the `rtmp_pull` step.
 pub const ACCEPT_RTMP_PULL: &str = "rtmp_pull";
 

@@ -1,6 +1,6 @@
 //! From the command line to what runs: one pure step, the reading of files, and a look at which loopback address there is.
 
-use crate::cli::{Args, PullBy, Role};
+use crate::cli::{Args, PullBy, ReactorArgs, Role};
 use crate::client::Urls;
 use crate::ids::Origin;
 use crate::registry::Redis;
@@ -26,8 +26,8 @@ const DEFAULT_REACTOR_URL: &str = "http://127.0.0.1:8080";
 /// The port of a reactor when nobody said.
 pub const DEFAULT_REACTOR_PORT: u16 = 8080;
 
-/// Where a reactor listens when nobody said.
-const DEFAULT_REACTOR_LISTEN: &str = "[::]:8080";
+/// The file of the token among what the service manager hands over (systemd's `LoadCredential=`).
+const TOKEN_CREDENTIAL: &str = "reactor.token";
 
 /// Why a process does not start with these flags and files: one line that says what is wrong and what is allowed.
 #[derive(Debug, thiserror::Error)]
@@ -113,21 +113,18 @@ impl Plan {
     pub fn new(args: Args) -> Result<Self, Error> {
         let roles = Roles::new(&args);
         let flag = |flag: &'static str, why: String| Error::Flag { flag, why };
-        let reactor_listen = match (roles.has(Role::Reactor), args.reactor_listen) {
-            (true, None) => Some(address("--reactor-listen", DEFAULT_REACTOR_LISTEN)?),
-            (_, given) => given,
-        };
         let admin_listen = match args.admin_listen.as_str() {
             "off" => None,
             text => Some(address("--admin-listen", text)?),
         };
-        let token = match &args.reactor.reactor_token_file {
-            Some(file) => Some(read(file)?.trim().to_owned()),
-            None => args.reactor.reactor_token.clone(),
-        };
+        let token = token(&args.reactor)?;
         if let Some(token) = &token {
             Secret::new(token).map_err(|error| flag("--reactor-token", error.to_string()))?;
         }
+        let reactor_listen = match roles.has(Role::Reactor) {
+            true => Some(reactor_listen(&args, token.is_some())?),
+            false => None,
+        };
         args.origin(1935).map_err(|error| flag("--advertise", error.to_string()))?;
         let (template_file, template) = match &args.reactor.watcher_template {
             Some(file) => (file.display().to_string(), read(file)?),
@@ -205,6 +202,32 @@ impl Plan {
     }
 }
 
+/// The token between nodes and reactors, from where it was given.
+fn token(args: &ReactorArgs) -> Result<Option<String>, Error> {
+    let handed = std::env::var_os("CREDENTIALS_DIRECTORY").map(|dir| Path::new(&dir).join(TOKEN_CREDENTIAL));
+    let handed = handed.filter(|file| args.reactor_token.is_none() && file.exists());
+    match args.reactor_token_file.clone().or(handed) {
+        Some(file) => Ok(Some(read(&file)?.trim().to_owned())),
+        None => Ok(args.reactor_token.clone()),
+    }
+}
+
+/// Where the reactor listens. Beyond loopback it must be able to tell nodes from strangers.
+fn reactor_listen(args: &Args, has_token: bool) -> Result<SocketAddr, Error> {
+    let guarded = has_token || args.reactor.insecure || !args.reactor.trusted_nodes.is_empty();
+    match args.reactor_listen {
+        Some(given) if guarded || given.ip().to_canonical().is_loopback() => Ok(given),
+        Some(given) => Err(Error::Flag {
+            flag: "--reactor-listen",
+            why: format!(
+                "{given} is reached from other hosts; that takes --reactor-token-file, --trusted-nodes or --insecure"
+            ),
+        }),
+        None if guarded => Ok((Ipv6Addr::UNSPECIFIED, DEFAULT_REACTOR_PORT).into()),
+        None => Ok((loopback(Ipv6Addr::UNSPECIFIED.into(), is_own), DEFAULT_REACTOR_PORT).into()),
+    }
+}
+
 fn variables(rtmp_port: u16, reactors: &Urls) -> HashMap<&'static str, String> {
     let urls: Vec<String> =
         reactors.as_slice().iter().map(|url| url.as_str().trim_end_matches('/').to_owned()).collect();
@@ -251,6 +274,23 @@ mod tests {
         assert_eq!(names(&["--role", "playback,ingest"]), "ingest,playback");
         assert_eq!(names(&["--role", "playback", "--role", "reactor"]), "playback,reactor");
         assert_eq!(names(&["--role", "ingest", "--reactor-listen", "[::1]:0"]), "ingest,reactor");
+    }
+
+    #[test]
+    fn a_reactor_is_reached_from_other_hosts_only_if_it_can_tell_nodes_from_strangers() {
+        let listen = |args: &[&str]| {
+            plan(&[&["--role", "reactor"], args].concat()).map(|plan| plan.reactor_listen.unwrap())
+        };
+        assert!(listen(&[]).unwrap().ip().is_loopback());
+        assert!(listen(&["--reactor-listen", "127.0.0.2:1"]).is_ok());
+        for guard in [&["--insecure"][..], &["--reactor-token", "t"], &["--trusted-nodes", "10.0.0.0/8"]] {
+            assert_eq!(listen(guard).unwrap().to_string(), "[::]:8080");
+            assert!(listen(&[guard, &["--reactor-listen", "10.0.0.1:1"]].concat()).is_ok());
+        }
+        for open in ["0.0.0.0:1", "[::]:1", "10.0.0.1:1"] {
+            let error = listen(&["--reactor-listen", open]).unwrap_err().to_string();
+            assert!(error.starts_with("--reactor-listen: ") && error.contains("--trusted-nodes"), "{error}");
+        }
     }
 
     #[test]

@@ -10,10 +10,11 @@
 //! | 1 | `relay`, `registry`, `published`, `auth` | one publisher and many viewers; who owns a stream name; what is published here; who may publish and play |
 //! | 0 | `rtmp`, `media` | bytes in, events and bytes out: no sockets, no clocks, no tokio |
 //!
-//! `ids`, `api`, `drain`, `health` and `telemetry` are pillars: usable from floor 1 up.
+//! `ids`, `api`, `budget`, `drain`, `health` and `telemetry` are pillars: usable from floor 1 up.
 
 pub mod api;
 pub mod auth;
+pub mod budget;
 pub mod cli;
 pub mod client;
 pub mod config;

@@ -49,6 +49,7 @@ fn carry_out(plan: Plan) -> Result<(), node::Error> {
         return Ok(());
     }
     start_logging(&plan.args)?;
+    give_back_memory();
     lb::client::install_crypto_provider();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -76,4 +77,18 @@ fn start_logging(args: &Args) -> Result<(), node::Error> {
         LogFormat::Json => lines.json().init(),
     }
     Ok(())
+}
+
+/// Large pieces of memory go back to the system as soon as they are free. By default glibc raises its threshold
+/// (mallopt(3), M_MMAP_THRESHOLD) with each large piece that is freed, and from then on keeps what is below it: rings of
+/// streams that are gone, say.
+fn give_back_memory() {
+    #[cfg(target_env = "gnu")]
+    {
+        const THRESHOLD: libc::c_int = 128 << 10;
+        // SAFETY: it takes two numbers and touches nothing of ours; no other thread runs yet.
+        if unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, THRESHOLD) } == 0 {
+            tracing::debug!("the allocator's threshold could not be set");
+        }
+    }
 }

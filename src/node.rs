@@ -4,27 +4,33 @@
 //! taken port is an error before anything runs; the parts are started from the bottom up; readiness comes last; and the
 //! stop goes the other way round.
 
+mod error;
 pub mod listen;
+mod memory;
+mod reactor;
+
+pub use error::Error;
 
 use crate::api::Heartbeat;
-use crate::auth::{Action, Gate};
+use crate::auth::{Action, Gate, PullKey};
+use crate::budget::Budget;
 use crate::cli::PullBy;
 use crate::client::{
     Agent, AgentSettings, ClientMetrics, Contact, Event, Events, EventsSettings, Http, KEEP_ALIVE, Urls,
 };
-use crate::config::{self, Plan};
+use crate::config::Plan;
 use crate::drain::Drain;
 use crate::health::Health;
 use crate::ids::{NodeId, Origin};
 use crate::net::{self, routes::Routes};
 use crate::published::Published;
-use crate::registry::{self, Memory, Redis, Registry};
 use crate::relay::{self, Batching, Feeds};
 use crate::steps::reactors::{Identity, Reactors};
-use crate::steps::{ConfigError, Engine, Parts, engine};
+use crate::steps::{Engine, Parts, engine};
 use crate::telemetry::Metrics;
-use crate::web::{self, ReactorMetrics, Secret, admin, reactor};
+use crate::web::{self, admin};
 use crate::{ffmpeg, rtmp};
+use error::start_error;
 use futures::FutureExt;
 use serde_json::json;
 use std::collections::BTreeSet;
@@ -41,48 +47,8 @@ use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 /// How long the end of what remains may take after the drain: the workflows, the ffmpeg processes, the HTTP servers.
 const LAST_STEPS: Duration = Duration::from_secs(3);
 
-/// A heartbeat is up to a tenth later than its interval.
-const BEAT_JITTER: f64 = 1.1;
-
-/// What a heartbeat may take from a busy node to a busy reactor. It does not shrink with the interval.
-const BEAT_WAY: Duration = Duration::from_millis(500);
-
 /// The part of the drain timeout over which viewers are sent away; the rest is for their last messages.
 const SPREAD_PART: f64 = 0.8;
-
-/// Why a process ends other than by a signal.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// Flags, files, configurations: exit code 2.
-    #[error(transparent)]
-    Config(#[from] config::Error),
-    /// A configuration that turned out wrong when it ran: exit code 2.
-    #[error(transparent)]
-    Workflow(#[from] ConfigError),
-    /// A port that cannot be listened on.
-    #[error("{what} cannot listen on {address}: {error}")]
-    Bind {
-        /// What wanted it.
-        what: &'static str,
-        /// Where.
-        address: SocketAddr,
-        /// What the system says.
-        error: io::Error,
-    },
-    /// The system does not give what is needed.
-    #[error("{0}")]
-    Start(String),
-}
-
-impl Error {
-    /// The exit code: 2 for wrong usage or configuration, 1 for everything else.
-    pub fn exit_code(&self) -> u8 {
-        match self {
-            Error::Config(_) | Error::Workflow(_) => 2,
-            Error::Bind { .. } | Error::Start(_) => 1,
-        }
-    }
-}
 
 /// Runs a process until a signal stops it.
 pub async fn run(plan: Plan) -> Result<(), Error> {
@@ -96,7 +62,8 @@ pub async fn run(plan: Plan) -> Result<(), Error> {
     let (addresses, rtmp_port) = (sockets.addresses.clone(), sockets.rtmp_port);
 
     if let Some(listener) = sockets.reactor {
-        let routes = reactor_routes(&plan, &metrics, &health, &stop)?;
+        let (routes, warning) = reactor::start(&plan, &metrics, &health, &stop)?;
+        servers.spawn(warning);
         servers.spawn(web::server::serve(listener, routes, Default::default(), stop.clone()));
     }
     let urls = plan.reactor_urls(addresses.reactor)?;
@@ -220,41 +187,6 @@ impl Addresses {
     }
 }
 
-fn reactor_routes(
-    plan: &Plan,
-    metrics: &Metrics,
-    health: &Health,
-    stop: &CancellationToken,
-) -> Result<web::Routes, Error> {
-    let settings = registry::Settings {
-        policy: plan.args.reactor.duplicate_publish,
-        warm_up: plan.args.reactor.heartbeat.mul_f64(BEAT_JITTER) + BEAT_WAY,
-        ..Default::default()
-    };
-    let store: Arc<dyn registry::store::Store> = match plan.args.reactor.store.as_str() {
-        "memory" => Arc::new(Memory::new()),
-        url => Arc::new(
-            Redis::start(url)
-                .map_err(|error| config::Error::Flag { flag: "--store", why: error.to_string() })?,
-        ),
-    };
-    let registry = Registry::start(store, settings);
-    let token = plan.token.as_deref().map(Secret::new).transpose().map_err(start_error)?;
-    if token.is_none() {
-        tracing::warn!("no --reactor-token is set: the reactor believes every node that reaches it");
-    }
-    let metrics = ReactorMetrics::register(metrics.registry(), &registry).map_err(start_error)?;
-    Ok(reactor::routes(reactor::Reactor {
-        registry,
-        template: plan.template.clone(),
-        token,
-        trusted_proxies: plan.args.reactor.trusted_proxies.clone(),
-        metrics,
-        health: health.clone(),
-        stop: stop.clone(),
-    }))
-}
-
 fn admin_view(engine: Option<Arc<Engine>>, metrics: &Arc<Metrics>, health: &Health) -> admin::Admin {
     let (metrics, of_one) = (metrics.clone(), engine.clone());
     admin::Admin {
@@ -286,6 +218,7 @@ struct Node {
     draining: CancellationToken,
     _events: (Events, AbortOnDropHandle<()>),
     _contact: AbortOnDropHandle<()>,
+    _trimming: AbortOnDropHandle<()>,
 }
 
 /// What the parts of a node share.
@@ -305,6 +238,8 @@ struct Shared<'a> {
     published: Arc<Published>,
     http: Http,
     gate: Arc<Gate>,
+    /// What pulls between nodes are signed with.
+    pull_key: Option<PullKey>,
     metrics: Arc<Metrics>,
     client_metrics: ClientMetrics,
     draining: CancellationToken,
@@ -322,6 +257,9 @@ impl<'a> Shared<'a> {
         let plain = Http::new().map_err(start_error)?;
         let node = args.node_id.clone().unwrap_or_else(NodeId::random);
         let gate = gate(args, &node, &plain)?;
+        let asked = args.limits.memory_budget.map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
+        let budget = asked.unwrap_or_else(memory::default_budget);
+        tracing::info!(bytes = budget, "memory budget for what peers make this process hold");
         let http = match &plan.token {
             Some(token) => plain.with_token(token).map_err(start_error)?,
             None => plain,
@@ -331,12 +269,13 @@ impl<'a> Shared<'a> {
             urls,
             node,
             gate,
+            pull_key: plan.token.as_deref().map(PullKey::of),
             rtmp_port,
             origin: args.origin(pull_port).map_err(start_error)?,
             pull_port,
             rtmp: rtmp::Limits { message_bytes: args.limits.max_message_bytes, ..Default::default() },
             routes: Routes::new(),
-            feeds: Feeds::new(metrics.clone()),
+            feeds: Feeds::within(Budget::new(budget), metrics.clone()),
             published: Published::new(),
             http,
             metrics: metrics.clone(),
@@ -376,9 +315,16 @@ impl<'a> Shared<'a> {
             feeds: self.feeds.clone(),
             published: self.published.clone(),
             relay: relay_settings(self.args),
-            pull: net::pull::Settings::new(self.node.clone()),
+            pull: net::pull::Settings {
+                key: self.pull_key.clone(),
+                ..net::pull::Settings::new(self.node.clone())
+            },
             rtmp: self.rtmp,
-            ffmpeg: ffmpeg::Settings { ffmpeg: self.args.media.ffmpeg_path.clone(), ..Default::default() },
+            ffmpeg: ffmpeg::Settings {
+                ffmpeg: self.args.media.ffmpeg_path.clone(),
+                signer: self.pull_key.clone().map(|key| (key, self.node.clone())),
+                ..Default::default()
+            },
             http: self.http.clone(),
             metrics: self.metrics.clone(),
             client_metrics: self.client_metrics.clone(),
@@ -402,12 +348,15 @@ impl<'a> Shared<'a> {
             connections: self.args.limits.max_connections,
             connections_per_address: self.args.limits.max_connections_per_address,
             negotiation: self.args.limits.handshake_timeout,
+            publish_messages: self.args.limits.max_publish_messages,
+            publish_bytes: self.args.limits.max_publish_bytes,
             rtmp: self.rtmp,
             ..Default::default()
         };
         let server = net::Server::new(net::Parts {
             routes: self.routes.clone(),
             gate: self.gate.clone(),
+            pull_key: self.pull_key.clone(),
             limits,
             feeds: self.feeds.clone(),
             metrics: self.metrics.clone(),
@@ -458,7 +407,16 @@ impl Node {
         shared.listen(listeners, &drain)?;
         let contact = tokio::spawn(watch_contact(agent.contact(), health.register("reactor")));
         let contact = AbortOnDropHandle::new(contact);
-        Ok(Node { drain, engine, agent, draining: shared.draining, _events: events, _contact: contact })
+        let trimming = AbortOnDropHandle::new(tokio::spawn(memory::trim_after_crowds(metrics.clone())));
+        Ok(Node {
+            drain,
+            engine,
+            agent,
+            draining: shared.draining,
+            _events: events,
+            _contact: contact,
+            _trimming: trimming,
+        })
     }
 
     /// Tells everybody, waits, and ends what is left.
@@ -594,8 +552,4 @@ async fn keep_watchdog() {
         ticks.tick().await;
         notify(sd_notify::NotifyState::Watchdog);
     }
-}
-
-fn start_error(error: impl std::fmt::Display) -> Error {
-    Error::Start(error.to_string())
 }

@@ -73,6 +73,8 @@ pub struct Metrics {
     pub refusals_total: IntCounterVec,
     /// Connections closed because their peer broke the protocol or a limit.
     pub misbehaved_total: IntCounter,
+    /// Pauses of publishers that sent more messages or bytes than they may.
+    pub publishers_throttled_total: IntCounter,
     /// Media messages that were not passed on, by reason. See [`Metrics::lost`].
     pub lost_messages_total: IntCounterVec,
     lost_log: [Seldom; Loss::ALL.len()],
@@ -121,6 +123,10 @@ impl Metrics {
                 "Connections, publishes and plays refused, by reason",
                 "reason",
             )?,
+            publishers_throttled_total: counter(
+                "lb_publishers_throttled_total",
+                "Pauses of publishers that sent more messages or bytes than they may.",
+            )?,
             misbehaved_total: counter(
                 "lb_misbehaved_total",
                 "Connections closed because the peer broke the protocol or a limit",
@@ -135,7 +141,7 @@ impl Metrics {
             lost_log: Default::default(),
             registry,
         };
-        let all: [Box<dyn Collector>; 18] = [
+        let all: [Box<dyn Collector>; 19] = [
             Box::new(made.connections.clone()),
             Box::new(made.connections_total.clone()),
             Box::new(made.publishers.clone()),
@@ -151,6 +157,7 @@ impl Metrics {
             Box::new(made.viewer_stalls_total.clone()),
             Box::new(made.refusals_total.clone()),
             Box::new(made.misbehaved_total.clone()),
+            Box::new(made.publishers_throttled_total.clone()),
             Box::new(made.lost_messages_total.clone()),
             Box::new(made.streams.clone()),
             Box::new(made.pumps.clone()),

@@ -260,7 +260,7 @@ fn a_killed_node_serves_again_at_once_on_the_same_ports() {
     let [rtmp, admin, listen] =
         [ingest.rtmp_port().to_string(), ingest.admin().to_string(), reactor.reactor().port().to_string()];
     let playback_rtmp = playback.rtmp_port().to_string();
-    let (url, listen) = (reactor.reactor_url(), format!("[::]:{listen}"));
+    let (url, listen) = (reactor.reactor_url(), format!("127.0.0.1:{listen}"));
     // Killed while peers are connected: their connections linger in every state TCP knows.
     reactor.kill();
     ingest.kill();

@@ -5,7 +5,7 @@
 mod common;
 
 use common::process::{self, Finished};
-use common::{SOON, lb};
+use common::{SOON, http, lb};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
@@ -61,6 +61,24 @@ fn an_update_keeps_settings_that_were_edited() {
     let beside = dir.path().join("etc/lb/ingest.env.new");
     assert_eq!(std::fs::read_to_string(beside).unwrap(), shipped);
     assert!(!dir.path().join("etc/lb/reactor.env.new").exists(), "nothing was edited there");
+}
+
+#[test]
+fn a_token_is_made_once_and_reaches_lb_as_a_credential() {
+    let dir = tempfile::tempdir().unwrap();
+    install(dir.path());
+    let file = dir.path().join("etc/lb/reactor.token");
+    assert_eq!(mode(&file), 0o600);
+    let token = std::fs::read_to_string(&file).unwrap();
+    assert_eq!(token.trim().len(), 64, "{token}");
+    install(dir.path());
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), token, "an update keeps it");
+    let unit = std::fs::read_to_string(dir.path().join("etc/systemd/system/lb@.service")).unwrap();
+    assert!(unit.contains("\nLoadCredential=reactor.token:/etc/lb/reactor.token\n"), "{unit}");
+    // systemd hands it over in a folder that it names.
+    let folder = file.parent().unwrap().to_str().unwrap();
+    let reactor = lb::Lb::start_with(&["--role", "reactor"], &[("CREDENTIALS_DIRECTORY", folder)]);
+    assert_eq!(http::get(reactor.reactor(), "/streams").status, 401);
 }
 
 #[test]
@@ -142,7 +160,7 @@ fn systemd_takes_the_unit() {
 #[test]
 fn the_unit_is_hardened() {
     let mut security = Command::new("systemd-analyze");
-    security.args(["security", "--offline=yes", "--no-pager", "--threshold=25"]);
+    security.args(["security", "--offline=yes", "--no-pager", "--threshold=12"]);
     security.arg(root().join("scripts/systemd/lb@.service"));
     let judged = process::run(security, SOON);
     assert_eq!(judged.code, Some(0), "{}{}", judged.stdout, judged.stderr);

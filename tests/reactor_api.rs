@@ -13,7 +13,7 @@ use lb::registry::store::{Key, Kind, Memory as Age, Read, Store, Unreachable, Wr
 use lb::registry::{Memory, Policy, Registry, Settings};
 use lb::web::reactor::{self, HEARTBEAT_BODY_MAX, Reactor};
 use lb::web::server::{self, Limits};
-use lb::web::{ReactorMetrics, Routes, Secret, Template, admin};
+use lb::web::{Door, ReactorMetrics, Routes, Secret, Template, admin};
 use reqwest::{Client, Response, StatusCode};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
@@ -127,7 +127,11 @@ async fn bad_bodies_get_a_reason() {
     }
     // Chunked, so that no length is announced.
     let chunks = futures::stream::iter((0..5000).map(|_| Ok::<_, std::io::Error>("x".repeat(1024))));
-    let reply = service.client.post(service.at("/watcher_lookup")).body(reqwest::Body::wrap_stream(chunks));
+    let reply = service
+        .client
+        .post(service.at("/watcher_lookup"))
+        .header("content-type", "application/json")
+        .body(reqwest::Body::wrap_stream(chunks));
     assert_eq!(reply.send().await.unwrap().status(), 413);
     assert_eq!(service.watch("x").await.status(), 404, "it serves on");
 }
@@ -257,7 +261,8 @@ async fn a_forwarded_address_is_believed_from_listed_proxies_only() {
         let service = Service::start_with(Setup { trusted: trusted.clone(), ..Setup::default() }).await;
         let request =
             service.client.post(service.at("/publisher_lookup")).header("x-forwarded-for", forwarded);
-        assert_eq!(request.body(r#"{"stream_name":"x"}"#).send().await.unwrap().status(), 200);
+        let request = request.header("content-type", "application/json").body(r#"{"stream_name":"x"}"#);
+        assert_eq!(request.send().await.unwrap().status(), 200);
         assert_eq!(header(&service.watch("x").await, "lb-origin"), origin, "{trusted:?} {forwarded}");
     }
 }
@@ -309,7 +314,7 @@ async fn the_biggest_heartbeat_is_taken_and_a_bigger_one_refused_with_a_reason()
         let ended: Vec<_> =
             names(count).map(|name| json!({"stream_name": name, "session": SessionId::random()})).collect();
         json!({"interval_ms": 5000, "instance": SessionId::random(), "published": 100_000, "streams": streams,
-            "ended": ended, "origin": "o".repeat(63), "roles": ["ingest"]})
+            "ended": ended, "origin": LONG_HOST, "roles": ["ingest"]})
     };
     let reply = service.beat("n1", body(HEARTBEAT_STREAMS)).await;
     assert_eq!((reply.owned.len(), reply.want_all), (HEARTBEAT_STREAMS, true));
@@ -435,7 +440,7 @@ async fn a_subscriber_that_does_not_read_is_told_that_it_missed_something() {
         for n in 0..HEARTBEAT_STREAMS {
             streams.push(json!({"stream_name": format!("{n}-{}", "n".repeat(200)), "session": session}));
         }
-        json!({"interval_ms": 5000, "origin": format!("o{i}"), "streams": streams})
+        json!({"interval_ms": 5000, "origin": format!("10.1.{}.{}", i / 256, i % 256), "streams": streams})
     };
     for i in 0..120 {
         service.beat("n1", beat(i)).await;
@@ -599,7 +604,7 @@ async fn two_reactors_on_one_store_are_one() {
     )
     .await;
     let streams: StreamList = one.get("/streams").await.json().await.unwrap();
-    assert_eq!((streams.streams[0].epoch, streams.streams[0].session), (second, Some(new)));
+    assert_eq!((streams.streams.len(), streams.streams[0].epoch), (1, second));
     let nodes: NodeList = one.get("/nodes").await.json().await.unwrap();
     assert_eq!(nodes.nodes[0].heartbeat.published, 1);
     assert_eq!(one.release("x", new).await, 204);
@@ -672,6 +677,9 @@ async fn a_store_that_is_away_at_the_start_is_said_and_found_later() {
     assert_eq!(service.watch("x").await.status(), 200);
 }
 
+/// The longest label of a host name.
+const LONG_HOST: &str = "ooooooooooooooooooooooooooooooooooooooooooooooooooooooooooooooo";
+
 /// What a service under test differs in.
 struct Setup {
     listen: &'static str,
@@ -679,6 +687,8 @@ struct Setup {
     limits: Limits,
     token: Option<Secret>,
     trusted: Vec<&'static str>,
+    origins: Vec<&'static str>,
+    door: Door,
     template: Template,
 }
 
@@ -690,6 +700,9 @@ impl Default for Setup {
             limits: Limits::default(),
             token: None,
             trusted: Vec::new(),
+            // Tests that are about something else register what they like.
+            origins: vec!["0.0.0.0/0", "::/0", "a", "b", LONG_HOST, "ingest-1.example.org"],
+            door: Door::default(),
             template: Template::default(),
         }
     }
@@ -731,8 +744,12 @@ impl Service {
             metrics: ReactorMetrics::register(&metrics, &registry).unwrap(),
             registry,
             template: setup.template,
-            token: setup.token,
-            trusted_proxies: setup.trusted.iter().map(|net| net.parse().unwrap()).collect(),
+            door: Door {
+                token: setup.token,
+                trusted_proxies: setup.trusted.iter().map(|net| net.parse().unwrap()).collect(),
+                allowed_origins: setup.origins.iter().map(|origin| origin.parse().unwrap()).collect(),
+                ..setup.door
+            },
             health: Health::new(),
             stop: stop.clone(),
         };
@@ -765,13 +782,14 @@ impl Service {
         self.client.get(self.at(path)).send().await.unwrap()
     }
 
-    /// Without a content type, as mmids does.
     async fn post(&self, path: &str, body: &str) -> Response {
-        self.client.post(self.at(path)).body(body.to_owned()).send().await.unwrap()
+        let request = self.client.post(self.at(path)).header("content-type", "application/json");
+        request.body(body.to_owned()).send().await.unwrap()
     }
 
     async fn put(&self, path: &str, body: String) -> Response {
-        self.client.put(self.at(path)).body(body).send().await.unwrap()
+        let request = self.client.put(self.at(path)).header("content-type", "application/json");
+        request.body(body).send().await.unwrap()
     }
 
     async fn publish(&self, body: Value) -> Response {
@@ -786,7 +804,17 @@ impl Service {
 
     async fn try_watch(&self, stream: &str) -> Option<u16> {
         let body = json!({ "stream_name": stream }).to_string();
-        Some(self.client.post(self.at("/watcher_lookup")).body(body).send().await.ok()?.status().as_u16())
+        Some(
+            self.client
+                .post(self.at("/watcher_lookup"))
+                .header("content-type", "application/json")
+                .body(body)
+                .send()
+                .await
+                .ok()?
+                .status()
+                .as_u16(),
+        )
     }
 
     async fn release(&self, stream: &str, session: SessionId) -> StatusCode {
@@ -915,4 +943,85 @@ async fn eventually(mut condition: impl AsyncFnMut() -> bool) {
         }
     };
     tokio::time::timeout(Duration::from_secs(5), wait).await.expect("within 5 s");
+}
+
+#[tokio::test]
+async fn nodes_without_a_token_are_known_by_where_they_stand() {
+    let door = Door { trusted_nodes: vec!["10.0.0.0/8".parse().unwrap()], ..Door::default() };
+    let setup = || Setup { door: door.clone(), trusted: vec!["127.0.0.1/32"], ..Setup::default() };
+    let service = Service::start_with(setup()).await;
+    let ask = |from: &'static str, token: Option<&'static str>| {
+        let request = service.client.post(service.at("/publisher_lookup")).header("x-forwarded-for", from);
+        let request = request.header("content-type", "application/json").body(r#"{"stream_name":"x"}"#);
+        token.into_iter().fold(request, reqwest::RequestBuilder::bearer_auth).send()
+    };
+    assert_eq!(ask("10.1.2.3", None).await.unwrap().status(), 200);
+    let refused = ask("192.0.2.1", None).await.unwrap();
+    assert_eq!(refused.status(), 403);
+    assert_eq!(header(&refused, "lb-node-refused"), "1");
+    assert_eq!(error(refused).await, "192.0.2.1 is not among the trusted nodes");
+    assert_eq!(service.get("/readyz").await.status(), 200);
+
+    let service = Service::start_with(Setup { token: Some(Secret::new("s3cret").unwrap()), ..setup() }).await;
+    let ask = |from: &'static str, token: Option<&'static str>| {
+        let request = service.client.post(service.at("/publisher_lookup")).header("x-forwarded-for", from);
+        let request = request.header("content-type", "application/json").body(r#"{"stream_name":"x"}"#);
+        token.into_iter().fold(request, reqwest::RequestBuilder::bearer_auth).send()
+    };
+    assert_eq!(ask("10.1.2.3", None).await.unwrap().status(), 200);
+    assert_eq!(ask("192.0.2.1", Some("s3cret")).await.unwrap().status(), 200);
+    assert_eq!(ask("192.0.2.1", None).await.unwrap().status(), 401);
+}
+
+#[tokio::test]
+async fn a_browser_cannot_be_made_to_call() {
+    let service = Service::start().await;
+    let post = |headers: &[(&'static str, &'static str)]| {
+        let request = service.client.post(service.at("/publisher_lookup")).body(r#"{"stream_name":"x"}"#);
+        headers.iter().fold(request, |request, (name, value)| request.header(*name, *value)).send()
+    };
+    const JSON: (&str, &str) = ("content-type", "application/json");
+    assert_eq!(post(&[JSON]).await.unwrap().status(), 200);
+    assert_eq!(post(&[("content-type", "application/json; charset=utf-8")]).await.unwrap().status(), 200);
+    for (headers, status) in [
+        (&[][..], 415),
+        (&[("content-type", "text/plain")], 415),
+        (&[("content-type", "application/x-www-form-urlencoded")], 415),
+        (&[JSON, ("origin", "https://evil.example")], 403),
+        (&[JSON, ("sec-fetch-site", "cross-site")], 403),
+        (&[JSON, ("host", "evil.example")], 403),
+    ] {
+        let reply = post(headers).await.unwrap();
+        assert_eq!(reply.status(), status, "{headers:?}");
+        assert!(!error(reply).await.is_empty());
+    }
+    let rebound = service.client.get(service.at("/streams")).header("host", "evil.example:8080");
+    assert_eq!(rebound.send().await.unwrap().status(), 403);
+    let embedded = service.client.get(service.at("/events")).header("sec-fetch-site", "cross-site");
+    assert_eq!(embedded.send().await.unwrap().status(), 403);
+}
+
+#[tokio::test]
+async fn a_stranger_registers_its_own_address_only_and_sees_no_session() {
+    let service = Service::start_with(Setup { origins: Vec::new(), ..Setup::default() }).await;
+    let body = json!({"stream_name": "x", "session": SessionId::random(), "origin": "10.0.0.5:6379"});
+    let refused = service.post("/publisher_lookup", &body.to_string()).await;
+    assert_eq!(refused.status(), 403);
+    assert!(error(refused).await.contains("only 127.0.0.1 itself can be registered"));
+    let beat = json!({"interval_ms": 5000, "origin": "10.0.0.5:6379"}).to_string();
+    assert_eq!(service.put("/nodes/n", beat).await.status(), 403);
+    service
+        .publish(json!({"stream_name": "x", "session": SessionId::random(), "origin": "127.0.0.1:1999"}))
+        .await;
+    let streams: StreamList = service.get("/streams").await.json().await.unwrap();
+    assert_eq!((streams.streams.len(), streams.streams[0].session), (1, None));
+
+    let token = Some(Secret::new("s3cret").unwrap());
+    let service = Service::start_with(Setup { token, origins: Vec::new(), ..Setup::default() }).await;
+    let with_token = |request: reqwest::RequestBuilder| request.bearer_auth("s3cret").send();
+    let claim = service.client.post(service.at("/publisher_lookup")).body(body.to_string());
+    assert_eq!(with_token(claim).await.unwrap().status(), 200);
+    let streams: StreamList =
+        with_token(service.client.get(service.at("/streams"))).await.unwrap().json().await.unwrap();
+    assert!(streams.streams[0].session.is_some());
 }

@@ -76,7 +76,7 @@ pub struct Args {
     pub reactor_url: Option<String>,
 
     /// Where the reactor in this process listens; given beside any role it also starts the reactor [default for the role
-    /// reactor: [::]:8080]
+    /// reactor: [::]:8080 with a token, trusted nodes or --insecure, else 127.0.0.1:8080]
     #[arg(long, env = "LB_REACTOR_LISTEN", value_name = "ADDR:PORT", help_heading = "Topology")]
     pub reactor_listen: Option<SocketAddr>,
 

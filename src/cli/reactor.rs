@@ -2,6 +2,7 @@
 
 use super::duration;
 use crate::registry::Policy;
+use crate::web::AllowedOrigin;
 use clap::Args;
 use ipnet::IpNet;
 use std::path::PathBuf;
@@ -21,7 +22,7 @@ pub struct ReactorArgs {
     )]
     pub reactor_token: Option<String>,
 
-    /// A file that holds the token
+    /// A file that holds the token [default: reactor.token in $CREDENTIALS_DIRECTORY, if it is there]
     #[arg(long, env = "LB_REACTOR_TOKEN_FILE", value_name = "FILE", help_heading = "Reactor")]
     pub reactor_token_file: Option<PathBuf>,
 
@@ -63,7 +64,42 @@ pub struct ReactorArgs {
     )]
     pub duplicate_publish: Policy,
 
-    /// Proxies in front of the reactor, whose X-Forwarded-For is believed
+    /// Networks whose hosts are heard without a token, as plain mmids nodes, which can show none
+    #[arg(
+        long,
+        env = "LB_TRUSTED_NODES",
+        value_name = "NET[,NET...]",
+        value_delimiter = ',',
+        help_heading = "Reactor"
+    )]
+    pub trusted_nodes: Vec<IpNet>,
+
+    /// Let the reactor hear whoever reaches it, on any address
+    #[arg(long, env = "LB_INSECURE", help_heading = "Reactor")]
+    pub insecure: bool,
+
+    /// What nodes may register as their origins: networks and host names [default: with the token anything, without it the
+    /// address that they call from]
+    #[arg(
+        long,
+        env = "LB_ALLOWED_ORIGINS",
+        value_name = "NET|HOST[,...]",
+        value_delimiter = ',',
+        help_heading = "Reactor"
+    )]
+    pub allowed_origins: Vec<AllowedOrigin>,
+
+    /// The names by which nodes without a token call the reactor, besides its addresses and localhost
+    #[arg(
+        long,
+        env = "LB_REACTOR_HOSTS",
+        value_name = "NAME[,NAME...]",
+        value_delimiter = ',',
+        help_heading = "Reactor"
+    )]
+    pub reactor_hosts: Vec<String>,
+
+    /// Proxies in front of the reactor, whose Forwarded or X-Forwarded-For is believed
     #[arg(
         long,
         env = "LB_TRUSTED_PROXIES",

@@ -3,6 +3,7 @@
 //! The choices below were measured with ffmpeg 5.1 and a live RTMP source of 30 frames a second.
 
 use super::stderr::redact;
+use crate::api::PULL_APP;
 use std::fmt;
 use std::time::Duration;
 
@@ -42,6 +43,21 @@ impl Location {
         Ok(Location(text.to_owned()))
     }
 
+    /// The location of another node's stream with a signature in its query; any other as it is. A server that is not lb would
+    /// take the signature for a part of the stream's name.
+    pub fn signed(&self, sign: impl FnOnce(&str) -> String) -> Self {
+        let (path, query) = self.0.split_once('?').unwrap_or((&self.0, ""));
+        let is_rtmp = matches!(self.scheme().as_deref(), Some("rtmp" | "rtmps"));
+        let name = path.splitn(5, '/').skip(3).collect::<Vec<_>>();
+        match name[..] {
+            [PULL_APP, name] if is_rtmp && !name.is_empty() => {
+                let separator = if query.is_empty() { "" } else { "&" };
+                Location(format!("{path}?{query}{separator}{}", sign(name)))
+            }
+            _ => self.clone(),
+        }
+    }
+
     fn scheme(&self) -> Option<String> {
         let (scheme, _) = self.0.split_once("://")?;
         Some(scheme.to_ascii_lowercase())
@@ -79,6 +95,7 @@ pub fn arguments(location: &Location, io_timeout: Duration) -> Vec<String> {
     // Not guessing the frame rate saves 20 frames of waiting and changes nothing in a copy. `-fflags nobuffer` is left
     // out on purpose: it throws away what was read for probing, which was the first two seconds and their keyframe.
     args.add(["-fpsprobesize", "0"]);
+    args.add(["-protocol_whitelist", protocols(location)]);
     match location.scheme().as_deref() {
         Some("rtmp" | "rtmps" | "rtmpe" | "rtmpt" | "rtmpte" | "rtmpts") => {
             args.add(["-analyzeduration", &micros(RTMP_ANALYZE), "-rw_timeout", &micros(io_timeout)]);
@@ -97,6 +114,25 @@ pub fn arguments(location: &Location, io_timeout: Duration) -> Vec<String> {
     args.add(["-max_interleave_delta", &micros(INTERLEAVE), "-flush_packets", "1"]);
     args.add(["-f", "flv", "-flvflags", "no_duration_filesize", "pipe:1"]);
     args.0
+}
+
+/// The protocols that ffmpeg may speak for a location: a playlist or redirect leads nowhere else, above all not to files.
+fn protocols(location: &Location) -> &'static str {
+    match location.scheme().as_deref() {
+        Some("rtmp") => "rtmp,tcp",
+        Some("rtmps") => "rtmps,tls,tcp",
+        Some("rtmpe" | "rtmpt" | "rtmpte" | "rtmpts") => {
+            "rtmp,rtmpe,rtmpt,rtmpte,rtmpts,ffrtmphttp,ffrtmpcrypt,http,https,tls,tcp"
+        }
+        Some("http" | "https") => "http,https,tls,tcp,crypto",
+        Some("tcp") => "tcp",
+        Some("tls") => "tls,tcp",
+        Some("srt") => "srt",
+        Some("udp" | "rtp" | "rtsp") => "udp,rtp,rtsp,tcp",
+        None | Some("file") => "file",
+        // ffmpeg says by itself what it does not know.
+        Some(_) => "rtmp,tcp",
+    }
 }
 
 #[derive(Default)]

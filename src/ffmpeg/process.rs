@@ -11,6 +11,8 @@
 use super::command::{self, Location};
 use super::spawner;
 use super::stderr::{Entry, Lines};
+use crate::auth::PullKey;
+use crate::ids::NodeId;
 use crate::media::flv;
 use crate::relay::{Feed, Feeds, PullEvent};
 use crate::telemetry::{Counted, Metrics};
@@ -19,7 +21,7 @@ use std::io;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, ChildStderr, ChildStdout, Command};
 use tokio::sync::mpsc;
@@ -55,6 +57,16 @@ pub struct Settings {
     pub healthy: Duration,
     /// The largest FLV tag that is taken, in bytes.
     pub tag_limit: usize,
+    /// What pulls from other nodes are signed with, and this node's name, where nodes share a token. ffmpeg cannot learn the
+    /// other node's clock: the two may be five minutes apart.
+    pub signer: Option<(PullKey, NodeId)>,
+}
+
+/// What ffmpeg sees of the environment: where programs, libraries and certificates are.
+const KEPT: [&str; 4] = ["PATH", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR"];
+
+fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 impl Default for Settings {
@@ -65,6 +77,7 @@ impl Default for Settings {
             backoff_min: Duration::from_millis(250),
             backoff_max: Duration::from_secs(5),
             healthy: Duration::from_secs(10),
+            signer: None,
             tag_limit: flv::TAG_SIZE_MAX,
         }
     }
@@ -110,6 +123,9 @@ enum EndReason {
     /// It wrote nothing for so long, and was killed.
     #[error("ffmpeg wrote nothing for {0:?} and was killed")]
     Stalled(Duration),
+    /// The memory budget is used up, and it was the worst.
+    #[error("the memory that peers may make this node hold is used up")]
+    Evicted,
     /// It wrote something that is not FLV, and was killed.
     #[error("ffmpeg was killed for what it wrote: {0}")]
     Flv(flv::Error),
@@ -199,7 +215,15 @@ impl Task {
     async fn run_once(&self, media_since: &mut Option<Instant>) -> Result<EndReason, Unwanted> {
         let path = &self.settings.ffmpeg;
         let mut command = Command::new(path);
-        command.args(command::arguments(&self.location, self.settings.stall));
+        let location = self.settings.signer.as_ref().map_or_else(
+            || self.location.clone(),
+            |(key, node)| self.location.signed(|name| key.sign(name, node, unix_seconds())),
+        );
+        command.args(command::arguments(&location, self.settings.stall));
+        // Whatever else stands in the environment of lb, secrets among it, is not ffmpeg's business.
+        command
+            .env_clear()
+            .envs(std::env::vars_os().filter(|(name, _)| KEPT.iter().any(|kept| *name == **kept)));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         // Not given up halfway: it takes a millisecond, and what it starts must be reaped.
         let mut process = match spawner::spawn(command).await {
@@ -234,6 +258,7 @@ impl Task {
     ) -> Result<Option<EndReason>, Unwanted> {
         let stall = self.settings.stall;
         let mut feed: Option<Feed> = None;
+        let holder = self.feeds.budget().holder();
         let mut reader = flv::Reader::new(self.settings.tag_limit);
         let mut buffer = vec![0; READ_SIZE];
         let stalled = tokio::time::sleep(stall);
@@ -243,6 +268,10 @@ impl Task {
                 read = read_some(&mut stdout, &mut buffer) => read,
                 () = said.log_next() => continue,
                 () = &mut stalled => return Ok(Some(EndReason::Stalled(stall))),
+                () = holder.evicted() => {
+                    self.metrics.refused("memory");
+                    return Ok(Some(EndReason::Evicted));
+                }
             };
             let mut input = match read {
                 Ok([]) => break,
@@ -262,7 +291,7 @@ impl Task {
                     Some(feed) => feed,
                     none => {
                         *media_since = Some(Instant::now());
-                        let feed = self.feeds.begin(None);
+                        let feed = self.feeds.begin_for(None, holder.clone());
                         self.send(PullEvent::Began(feed.reference())).await?;
                         feed.wait_attached().await;
                         none.insert(feed)

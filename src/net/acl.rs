@@ -23,6 +23,11 @@ impl Acl {
         Ok(Acl { allow: parse_list(allow)?, deny: parse_list(deny)? })
     }
 
+    /// Whether an address is allowed by name: by an allow list, which there must be.
+    pub fn lists(&self, address: IpAddr) -> bool {
+        !self.allow.is_empty() && self.permits(address)
+    }
+
     /// Whether an address is served: not denied, and allowed if there is an allow list. An IPv4-mapped IPv6 address is the
     /// IPv4 address.
     pub fn permits(&self, address: IpAddr) -> bool {
@@ -60,6 +65,8 @@ mod tests {
         assert!(!permits("10.0.0.0/8", "10.1.0.0/16", "10.1.0.1"), "deny wins");
         assert!(!permits("", "2001:db8::/32", "2001:db8::7"));
         assert!(permits("", "2001:db8::/32", "2001:db9::7"));
+        let lists = |allow| Acl::parse(Some(allow), None).unwrap().lists([10, 0, 0, 1].into());
+        assert!(lists("10.0.0.0/8") && !lists("11.0.0.0/8") && !lists(""));
     }
 
     #[test]

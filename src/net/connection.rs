@@ -1,7 +1,9 @@
 //! A connection: its socket and its session, and what every part of its life does with them: read, write, refuse, close.
 
+use super::rate::Rate;
 use super::server::Server;
 use super::transport::Transport;
+use crate::budget::{Charge, Holder};
 use crate::rtmp;
 use crate::rtmp::session::Server as Session;
 use crate::telemetry::Seldom;
@@ -9,9 +11,13 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// How long a graceful close may take for each of its two steps: sending what is pending, and waiting for the peer's close.
 const GRACEFUL_CLOSE: Duration = Duration::from_secs(1);
+
+/// What a publisher is charged at least for unfinished messages, so that its charge changes with the largest keyframes only.
+const FRAME_BYTES: usize = 128 << 10;
 
 /// Why a connection ended, other than by its own wish.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +30,8 @@ pub(super) enum Error {
     Negotiation,
     #[error("{0}")]
     Refused(String),
+    #[error("the memory that peers may make this node hold is used up")]
+    Evicted,
 }
 
 /// What the parts of a connection's life share.
@@ -35,6 +43,12 @@ pub(super) struct Connection<'a> {
     pub port: u16,
     pub id: u64,
     pub app: String,
+    /// Who is charged for what this peer makes the process hold.
+    pub holder: Holder,
+    /// For the session.
+    pub charge: Charge,
+    /// What it may send while it does not publish.
+    pub idle: Rate,
 }
 
 impl Connection<'_> {
@@ -84,7 +98,23 @@ impl Connection<'_> {
     /// Reads once and lets the session look at it. `false`: the peer closed. Safe to drop and call again.
     pub async fn read(&mut self) -> Result<bool, Error> {
         let session = &mut self.session;
-        let n = self.transport.receive(|bytes| session.input(bytes).map_err(Error::from)).await?;
+        let n = tokio::select! {
+            biased;
+            n = self.transport.receive(|bytes| session.input(bytes).map_err(Error::from)) => n?,
+            () = self.holder.evicted() => return Err(Error::Evicted),
+        };
+        let held = self.session.held();
+        let publishes = self.session.publishes();
+        // A frame comes and goes many times a second.
+        self.charge.set(if publishes { held.max(FRAME_BYTES) } else { held });
+        // One that sends without end never waits for its eviction above.
+        if self.charge.is_evicted() {
+            return Err(Error::Evicted);
+        }
+        if !publishes && !self.idle.take(n as u64, Instant::now()).is_zero() {
+            self.server.metrics.refused("idle_bytes");
+            return Err(Error::Refused("it sends too much for a peer that does not publish".to_owned()));
+        }
         self.server.metrics.received_bytes_total.inc_by(n as u64);
         Ok(n > 0)
     }

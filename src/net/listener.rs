@@ -6,6 +6,7 @@ use crate::telemetry::{Counted, Seldom};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinError, JoinSet};
@@ -63,6 +64,24 @@ impl Server {
         }
     }
 
+    /// Which limit leaves no room for one more connection.
+    fn full(&self) -> Option<&'static str> {
+        let taken = usize::try_from(self.metrics.connections.get()).unwrap_or(0);
+        match () {
+            () if taken >= self.limits.connections => Some("connections"),
+            () if self.negotiating.load(Ordering::Relaxed) >= self.limits.negotiating => Some("negotiating"),
+            () => None,
+        }
+    }
+
+    fn refuse(&self, peer: SocketAddr, reason: &'static str) {
+        static FULL: Seldom = Seldom::new(Duration::from_secs(5));
+        self.metrics.refused(reason);
+        if let Some(held_back) = FULL.pass() {
+            tracing::warn!(%peer, reason, held_back, "connection refused: the limit is reached");
+        }
+    }
+
     fn admit(
         self: &Arc<Self>,
         socket: TcpStream,
@@ -70,16 +89,14 @@ impl Server {
         port: u16,
         connections: &mut JoinSet<()>,
     ) {
-        static FULL: Seldom = Seldom::new(Duration::from_secs(5));
         let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-        let full = usize::try_from(self.metrics.connections.get()).unwrap_or(0) >= self.limits.connections;
-        let slot = if full { None } else { AddressSlot::take(self, peer.ip()) };
-        let Some(slot) = slot else {
-            self.metrics.refused(if full { "connections" } else { "connections_per_address" });
-            if let Some(held_back) = FULL.pass() {
-                tracing::warn!(%peer, held_back, "connection refused: the limit is reached");
-            }
-            return;
+        let slot = match self.full() {
+            Some(reason) => Err(reason),
+            None => AddressSlot::take(self, peer.ip()).ok_or("connections_per_address"),
+        };
+        let slot = match slot {
+            Ok(slot) => slot,
+            Err(reason) => return self.refuse(peer, reason),
         };
         self.metrics.connections_total.inc();
         let counted = Counted::new(&self.metrics.connections);

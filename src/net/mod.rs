@@ -12,6 +12,7 @@ pub mod origins;
 mod play;
 mod publish;
 pub mod pull;
+mod rate;
 pub mod routes;
 mod serve;
 pub mod server;

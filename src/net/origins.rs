@@ -15,9 +15,10 @@ const SERVERS: u64 = 1024;
 /// A server that was not pulled from for so long may be another one by now. A wrong guess costs one attempt.
 const KEPT: Duration = Duration::from_secs(3600);
 
-/// Remembers servers that said they are lb nodes. Clones share what they know.
+/// Remembers servers that said they are lb nodes, and how far their clocks are ahead of this host's, in seconds. Clones
+/// share what they know.
 #[derive(Clone, Debug)]
-pub struct Origins(Cache<(String, u16), ()>);
+pub struct Origins(Cache<(String, u16), i64>);
 
 impl Origins {
     /// No server is known.
@@ -31,12 +32,19 @@ impl Origins {
         self.0.contains_key(&key(location))
     }
 
-    /// The server has answered, and said whether it is an lb node.
-    pub(super) fn learn(&self, location: &Location, is_lb: bool) {
-        match is_lb {
-            true => self.0.insert(key(location), ()),
-            false => self.0.invalidate(&key(location)),
-        }
+    /// How far the clock of this server is ahead; 0 if it is not known.
+    pub(super) fn ahead(&self, location: &Location) -> i64 {
+        self.0.get(&key(location)).unwrap_or(0)
+    }
+
+    /// The server has answered, and is an lb node.
+    pub(super) fn learn(&self, location: &Location, ahead: i64) {
+        self.0.insert(key(location), ahead);
+    }
+
+    /// The server is something else than it was, or its clock is.
+    pub(super) fn forget(&self, location: &Location) {
+        self.0.invalidate(&key(location));
     }
 }
 
@@ -59,13 +67,13 @@ mod tests {
         let origins = Origins::new();
         let at = |port: u64| Location::parse(&format!("rtmp://h:{port}/a/x")).unwrap();
         for port in 1..=2 * SERVERS {
-            origins.clone().learn(&at(port), true);
+            origins.clone().learn(&at(port), 0);
         }
         origins.0.run_pending_tasks();
         assert_eq!(origins.0.entry_count(), SERVERS);
-        origins.learn(&at(1), true);
+        origins.learn(&at(1), 0);
         assert!(origins.is_lb(&Location::parse("rtmp://h:1/other/y").unwrap()));
-        origins.learn(&at(1), false);
+        origins.forget(&at(1));
         assert!(!origins.is_lb(&at(1)));
     }
 }

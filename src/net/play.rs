@@ -27,6 +27,13 @@ pub(super) async fn run(connection: &mut Connection<'_>, grant: Grant, looped: b
         // A stream that is published here may be pulled from here; one that is not would be pulled in a loop.
         return connection.refuse_play("loop", "this node would pull from itself").await.map(|()| false);
     }
+    let server = connection.server;
+    let taken = usize::try_from(server.metrics.connections.get()).unwrap_or(0);
+    let (connections, reserve) = (server.limits.connections, server.limits.reserve);
+    if !route.pulls && taken > connections.saturating_sub(reserve.min(connections / 10)) {
+        let text = "this node is full";
+        return connection.refuse_play("reserve", text).await.map(|()| false);
+    }
     let gauge = match route.pulls {
         true => &connection.server.metrics.pulls_out,
         false => &connection.server.metrics.viewers,

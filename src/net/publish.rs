@@ -2,13 +2,14 @@
 
 use super::connection::{Connection, Error};
 use super::low_water::LowWater;
+use super::rate::Rate;
 use super::routes::{Publication, PublishRequest, Refused};
 use crate::auth::Grant;
 use crate::ids::SessionId;
 use crate::media::Packet;
 use crate::relay::{Feed, FeedRef};
 use crate::rtmp::session::Event;
-use crate::telemetry::{Counted, Loss};
+use crate::telemetry::{Counted, Loss, Seldom};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, Interval, MissedTickBehavior};
@@ -35,6 +36,9 @@ pub(super) struct Publishing {
     pub query: Option<String>,
 }
 
+/// The longest pause of a publisher that sends too much: it is looked after in between.
+const THROTTLE_MAX: Duration = Duration::from_secs(1);
+
 /// Publishes until the peer stops (`true`: the connection may be used again), leaves, or is sent away.
 pub(super) async fn run(connection: &mut Connection<'_>, publishing: Publishing) -> Result<bool, Error> {
     let Publishing { grant, .. } = &publishing;
@@ -42,7 +46,7 @@ pub(super) async fn run(connection: &mut Connection<'_>, publishing: Publishing)
     // Dropped at the end, the feed first: that ends the media, and the guard tells the step.
     let gone = CancellationToken::new();
     let _gone = gone.clone().drop_guard();
-    let mut feed = connection.server.feeds.begin(None);
+    let mut feed = connection.server.feeds.begin_for(None, connection.holder.clone());
     let publication = match ask(connection, &publishing, feed.reference(), gone).await? {
         Asked::Accepted(publication) => publication,
         Asked::Withdrawn => return Ok(true),
@@ -142,8 +146,10 @@ async fn relay(
     let mut low_water = LowWater::new();
     let mut packets = Vec::new();
     let mut reads = 0_u32;
+    let limits = &connection.server.limits;
+    let mut rates = [Rate::new(limits.publish_messages, heard), Rate::new(limits.publish_bytes, heard)];
     loop {
-        let over = hand_on(connection, feed, &mut packets, &mut low_water).await;
+        let Handed { over, messages, bytes } = hand_on(connection, feed, &mut packets, &mut low_water).await;
         connection.flush().await?;
         if over {
             // Another conversation may begin on this connection.
@@ -154,6 +160,11 @@ async fn relay(
         }
         if over {
             return Ok(true);
+        }
+        let amounts = [messages, bytes].into_iter();
+        let waits = rates.iter_mut().zip(amounts).map(|(rate, amount)| rate.take(amount, heard));
+        if let Some(wait) = waits.max().filter(|wait| !wait.is_zero()) {
+            throttle(connection, wait).await;
         }
         reads = reads.wrapping_add(1);
         let read = async {
@@ -198,6 +209,18 @@ async fn relay(
     }
 }
 
+/// Leaves what a publisher sends in its socket for a moment: it sends more than it may.
+async fn throttle(connection: &Connection<'_>, wait: Duration) {
+    static THROTTLED: Seldom = Seldom::new(Duration::from_secs(5));
+    connection.server.metrics.publishers_throttled_total.inc();
+    if let Some(held_back) = THROTTLED.pass() {
+        tracing::warn!(
+            id = connection.id, peer = %connection.peer, held_back, "publisher throttled: it sends more than it may"
+        );
+    }
+    tokio::time::sleep(wait.min(THROTTLE_MAX)).await;
+}
+
 /// When a publisher is looked after: its low-water mark, its pings, whether the node drains.
 fn ticks(connection: &Connection<'_>, now: Instant) -> Interval {
     // All publishers at the same moments, so that it is one wake-up of the process and not one for each of them.
@@ -208,13 +231,22 @@ fn ticks(connection: &Connection<'_>, now: Instant) -> Interval {
     tick
 }
 
-/// Gives what was read to the feed. `true`: the publish is over. `packets` is empty before and after, and keeps its memory.
+/// What was given to the feed.
+struct Handed {
+    /// The publish is over.
+    over: bool,
+    messages: u64,
+    bytes: u64,
+}
+
+/// Gives what was read to the feed. `packets` is empty before and after, and keeps its memory.
 async fn hand_on(
     connection: &mut Connection<'_>,
     feed: &mut Feed,
     packets: &mut Vec<Packet>,
     low_water: &mut LowWater,
-) -> bool {
+) -> Handed {
+    let (mut messages, mut bytes) = (0, 0);
     let (server, session) = (connection.server, &mut connection.session);
     loop {
         let (mut over, mut more) = (false, false);
@@ -236,11 +268,13 @@ async fn hand_on(
         if !packets.is_empty() {
             packets.iter().for_each(|packet| low_water.see(packet, || server.routes.audio_waits_for_video()));
             server.metrics.received_messages_total.inc_by(packets.len() as u64);
+            messages += packets.len() as u64;
+            bytes += packets.iter().map(|packet| packet.body.len() as u64).sum::<u64>();
             feed.push(packets);
             packets.clear();
         }
         if over || !more {
-            return over;
+            return Handed { over, messages, bytes };
         }
         tokio::task::yield_now().await;
     }

@@ -6,6 +6,8 @@
 use super::location::Location;
 use super::origins::Origins;
 use super::socket;
+use crate::auth::{PullKey, Unsigned};
+use crate::budget::{Charge, Holder};
 use crate::ids::NodeId;
 use crate::media::Packet;
 use crate::relay::{Feed, Feeds, PullEvent, RelayId};
@@ -16,7 +18,7 @@ use backon::{BackoffBuilder, ExponentialBuilder};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tokio::net::{TcpStream, lookup_host};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, timeout};
@@ -54,6 +56,8 @@ pub struct Settings {
     pub node: NodeId,
     /// The servers that take all calls of a pull at once. Shared by all pulls of a node.
     pub origins: Origins,
+    /// What pulls are signed with, where nodes share a token.
+    pub key: Option<PullKey>,
 }
 
 impl Settings {
@@ -68,6 +72,7 @@ impl Settings {
             retry_max: Duration::from_secs(2),
             node,
             origins: Origins::new(),
+            key: None,
         }
     }
 
@@ -112,6 +117,8 @@ enum Error {
     Ended,
     #[error("the server closed the connection")]
     Closed,
+    #[error("the memory that peers may make this node hold is used up")]
+    Evicted,
 }
 
 /// A running pull. It ends when this is dropped.
@@ -145,8 +152,11 @@ struct Puller {
 }
 
 /// What one attempt knows.
-#[derive(Default)]
 struct Attempt {
+    /// Who is charged for what the server makes the process hold.
+    holder: Holder,
+    /// For the session.
+    charge: Charge,
     /// The relay stream that is played, if the server says so.
     upstream: Option<RelayId>,
     /// There once media came.
@@ -161,6 +171,9 @@ impl Puller {
             self.metrics.pulls_started_total.with_label_values(&["native"]).inc();
             let begun = Instant::now();
             let Err(error) = self.pull().await;
+            if matches!(error, Error::Evicted) {
+                self.metrics.refused("memory");
+            }
             if begun.elapsed() >= HEALTHY {
                 pauses = self.settings.pauses();
             }
@@ -200,7 +213,7 @@ impl Puller {
         self.metrics.lost(Loss::Unusable, client.ignored());
         if pipelined && !client.is_lb() {
             // It may be another server by now, which does not take calls before it has answered connect.
-            origins.learn(&self.location, false);
+            origins.forget(&self.location);
         }
         end
     }
@@ -211,7 +224,8 @@ impl Puller {
         client: &mut Client,
         pipelined: bool,
     ) -> Result<std::convert::Infallible, Error> {
-        let mut attempt = Attempt::default();
+        let holder = self.feeds.budget().holder();
+        let mut attempt = Attempt { charge: holder.charge(), holder, upstream: None, feed: None };
         let mut deadline = Instant::now() + self.settings.start;
         // One timer for the whole attempt: to set it anew for each read would cost more than the read's own bookkeeping. It
         // rings where the deadline once was, and is set to where it is by then.
@@ -223,6 +237,7 @@ impl Puller {
             let n = tokio::select! {
                 biased;
                 n = receive(socket, client) => n?,
+                () = attempt.holder.evicted() => return Err(Error::Evicted),
                 () = &mut timer => {
                     if Instant::now() < deadline {
                         timer.as_mut().reset(deadline);
@@ -235,6 +250,11 @@ impl Puller {
                 }
             };
             self.metrics.received_bytes_total.inc_by(n as u64);
+            attempt.charge.set(client.held());
+            // One that sends without end never waits for its eviction above.
+            if attempt.charge.is_evicted() {
+                return Err(Error::Evicted);
+            }
             let end = self.consider(client, &mut attempt, pipelined, &mut packets);
             if !packets.is_empty() {
                 self.metrics.received_messages_total.inc_by(packets.len() as u64);
@@ -254,7 +274,7 @@ impl Puller {
         let feed = match &mut attempt.feed {
             Some(feed) => feed,
             none => {
-                let feed = self.feeds.begin(attempt.upstream);
+                let feed = self.feeds.begin_for(attempt.upstream, attempt.holder.clone());
                 self.tell(PullEvent::Began(feed.reference())).await?;
                 feed.wait_attached().await;
                 none.insert(feed)
@@ -288,11 +308,20 @@ impl Puller {
                     if pipelined && !is_lb {
                         return Err(Error::Changed);
                     }
-                    self.settings.origins.learn(&self.location, is_lb);
+                    if is_lb {
+                        let time = client
+                            .server_time()
+                            .map_or(0, |time| time.cast_signed().wrapping_sub(now().cast_signed()));
+                        self.settings.origins.learn(&self.location, time);
+                    }
                     client.play_stream(&self.stream_key(is_lb));
                 }
                 ClientEvent::Playing { relay } => attempt.upstream = relay.map(RelayId),
                 ClientEvent::Status { level, code, description } if level == "error" => {
+                    if description == Unsigned::Expired.to_string() {
+                        // Its clock, or this one, was set since it was learnt.
+                        self.settings.origins.forget(&self.location);
+                    }
                     return Err(Error::Refused(format!("{code} {description}")));
                 }
                 ClientEvent::Status { code, .. }
@@ -322,6 +351,10 @@ impl Puller {
         let mut kept: Vec<&str> = own.split('&').filter(|p| !p.is_empty() && !p.starts_with(HOPS)).collect();
         let hops = format!("{HOPS}{}", [before, vec![self.settings.node.as_str()]].concat().join(","));
         kept.push(&hops);
+        let ahead = self.settings.origins.ahead(&self.location);
+        let sign = |key: &PullKey| key.sign(name, &self.settings.node, now().saturating_add_signed(ahead));
+        let signature = self.settings.key.as_ref().map(sign);
+        kept.extend(signature.as_deref());
         format!("{name}?{}", kept.join("&"))
     }
 
@@ -341,6 +374,11 @@ impl Puller {
         }
         Err(last)
     }
+}
+
+/// Seconds since 1970, by this host's clock.
+pub(super) fn now() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 async fn send(socket: &TcpStream, client: &mut Client) -> io::Result<()> {

@@ -8,7 +8,7 @@ use crate::ids::{Identity, SessionId, StreamName};
 use crate::relay::{Batching, FeedRef, Hub};
 use std::collections::HashMap;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, PoisonError, RwLock};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -244,6 +244,14 @@ impl Routes {
         let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
         let app = table.apps.get(&(port, app.to_owned()));
         app.is_some_and(|app| !app.play.is_empty() && app.play.iter().all(|(_, _, route)| route.pulls))
+    }
+
+    /// Whether the step that takes a play names the peer's address in its `allow_ips`.
+    pub fn lists_viewer(&self, port: u16, app: &str, name: &StreamName, peer: IpAddr) -> bool {
+        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        let plays = table.apps.get(&(port, app.to_owned())).map(|app| &app.play);
+        let mut matching = plays.into_iter().flatten().filter(|(_, place, _)| place.key.matches(name));
+        matching.next().is_some_and(|(_, place, _)| place.acl.lists(peer))
     }
 
     /// The route of a publish.

@@ -2,10 +2,11 @@
 
 use super::connection::{Connection, Error};
 use super::publish::Publishing;
-use super::server::Server;
+use super::rate::Rate;
+use super::server::{Negotiating, Server};
 use super::transport::Transport;
 use super::{play, publish};
-use crate::auth::{Action, Grant, Request};
+use crate::auth::{Action, Denied, Grant, Request};
 use crate::ids::SessionId;
 use crate::rtmp::session::{Event, Server as Session};
 use crate::telemetry::{Loss, Seldom};
@@ -13,6 +14,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 
 /// How many streams one connection may publish or play after one another; players that zap stay far below.
 const STREAMS: usize = 1000;
@@ -27,6 +29,8 @@ enum Intent {
 /// Serves a connection to its end.
 pub(super) async fn serve(server: &Arc<Server>, socket: TcpStream, peer: SocketAddr, port: u16, id: u64) {
     static MISBEHAVED: Seldom = Seldom::new(Duration::from_secs(1));
+    static EVICTED: Seldom = Seldom::new(Duration::from_secs(1));
+    let holder = server.feeds.budget().holder();
     let mut connection = Connection {
         server,
         transport: Transport::plain(socket),
@@ -35,6 +39,9 @@ pub(super) async fn serve(server: &Arc<Server>, socket: TcpStream, peer: SocketA
         port,
         id,
         app: String::new(),
+        charge: holder.charge(),
+        idle: Rate::new(server.limits.idle_bytes, Instant::now()),
+        holder,
     };
     let outcome = connection.run().await;
     server.metrics.lost(Loss::Unusable, connection.session.ignored());
@@ -46,6 +53,12 @@ pub(super) async fn serve(server: &Arc<Server>, socket: TcpStream, peer: SocketA
                 tracing::warn!(id, %peer, held_back, "connection closed: {error}");
             }
         }
+        Err(Error::Evicted) => {
+            server.metrics.refused("memory");
+            if let Some(held_back) = EVICTED.pass() {
+                tracing::warn!(id, %peer, held_back, "connection closed: {}", Error::Evicted);
+            }
+        }
         Err(error) => tracing::debug!(id, %peer, "connection closed: {error}"),
     }
 }
@@ -55,6 +68,7 @@ impl Connection<'_> {
         for _ in 0..STREAMS {
             // Boxed, so that the negotiation's state takes no memory while the peer plays for hours.
             let deadline = self.server.limits.negotiation;
+            let negotiating = Negotiating::begin(self.server);
             let negotiated = Box::pin(self.negotiate());
             let intent = match tokio::time::timeout(deadline, negotiated).await {
                 Ok(Ok(Some(intent))) => intent,
@@ -65,6 +79,7 @@ impl Connection<'_> {
                     return Err(Error::Negotiation);
                 }
             };
+            drop(negotiating);
             let stays = match intent {
                 Intent::Publish(publishing) => Box::pin(publish::run(self, publishing)).await?,
                 Intent::Play(grant, looped) => play::run(self, grant, looped).await?,
@@ -109,6 +124,7 @@ impl Connection<'_> {
                 if !self.server.routes.has_app(self.port, &self.app) {
                     return self.refuse_connect("app", "no such app").await.map(|()| None);
                 }
+                self.session.set_time(super::pull::now());
                 self.session.accept_connect();
             }
             Event::Publish(publish) => {
@@ -125,9 +141,13 @@ impl Connection<'_> {
                 let looped = play.query.as_deref().is_some_and(|query| self.is_loop(query));
                 let pulls = self.server.routes.serves_pulls(self.port, &self.app);
                 let request = self.request(Action::Play, play.stream_key, play.query);
-                // Nodes that pull are not viewers.
+                // Nodes that pull are not viewers: they prove themselves otherwise.
                 let gate = if pulls { &self.server.open } else { &self.server.gate };
-                return match gate.ask(&request).await {
+                let granted = gate.ask(&request).await.and_then(|grant| match pulls {
+                    true => self.check_pull(&grant, request.query.as_deref()).map(|()| grant),
+                    false => Ok(grant),
+                });
+                return match granted {
                     Ok(grant) => Ok(Some(Intent::Play(grant, looped))),
                     Err(denied) => self.refuse_play(denied.reason, &denied.text).await.map(|()| None),
                 };
@@ -135,6 +155,18 @@ impl Connection<'_> {
             _ => {}
         }
         Ok(None)
+    }
+
+    /// Where nodes share a token, a pull is signed with it, or comes from an address that the step lists: plain mmids nodes
+    /// know no token.
+    fn check_pull(&self, grant: &Grant, query: Option<&str>) -> Result<(), Denied> {
+        let Some(key) = &self.server.pull_key else { return Ok(()) };
+        let signed = key.check(&grant.name, query, super::pull::now());
+        let listed = || self.server.routes.lists_viewer(self.port, &self.app, &grant.name, self.peer.ip());
+        match signed {
+            Err(unsigned) if !listed() => Err(Denied { reason: "signature", text: unsigned.to_string() }),
+            _ => Ok(()),
+        }
     }
 
     fn request(&self, action: Action, key: String, query: Option<String>) -> Request {

@@ -1,7 +1,7 @@
 //! What all connections of a node share, and the limits that hold for all of them together.
 
 use super::routes::Routes;
-use crate::auth::Gate;
+use crate::auth::{Gate, PullKey};
 use crate::drain::Drain;
 use crate::ids::NodeId;
 use crate::relay::Feeds;
@@ -10,7 +10,7 @@ use crate::telemetry::Metrics;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::ops::Deref;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -25,6 +25,18 @@ pub struct Limits {
     pub connections_per_address: usize,
     /// From the first byte to the publish or play: a slow phone on a bad network needs a few seconds.
     pub negotiation: Duration,
+    /// Messages a second of a publisher, after a burst of two seconds of them; what is more waits in its socket. Encoders send
+    /// below 200, with many tracks below 2,000.
+    pub publish_messages: u64,
+    /// Bytes a second of a publisher, in the same way. 32 MiB is 268 Mb/s.
+    pub publish_bytes: u64,
+    /// Bytes a second of a peer that does not publish, after a burst of two seconds of them; one that sends more is closed.
+    /// Calls, pongs and acknowledgements are some hundred a second at most.
+    pub idle_bytes: u64,
+    /// The part of `connections` that viewers may not use: it is kept for publishers and for nodes that pull.
+    pub reserve: usize,
+    /// Connections that have not published or played yet, in all.
+    pub negotiating: usize,
     /// A publisher that sends nothing at all for so long counts as gone, even if TCP has reported nothing.
     pub publisher_silence: Duration,
     /// The protocol's own limits.
@@ -35,7 +47,12 @@ impl Default for Limits {
     fn default() -> Self {
         Limits {
             connections: 100_000,
-            connections_per_address: 20_000,
+            connections_per_address: 5_000,
+            publish_messages: 10_000,
+            publish_bytes: 32 << 20,
+            idle_bytes: 32 << 10,
+            reserve: 5_000,
+            negotiating: 10_000,
             negotiation: Duration::from_secs(10),
             publisher_silence: Duration::from_secs(60),
             rtmp: rtmp::Limits::default(),
@@ -50,6 +67,8 @@ pub struct Parts {
     pub routes: Arc<Routes>,
     /// Who may publish and play.
     pub gate: Arc<Gate>,
+    /// What pulls of other nodes are checked with, where nodes share a token.
+    pub pull_key: Option<PullKey>,
     /// See [`Limits`].
     pub limits: Limits,
     /// Where publishers' media goes.
@@ -73,6 +92,8 @@ pub struct Server {
     /// Periodic work on connections runs at multiples of its period after this, so that it shares wake-ups.
     pub(super) begun: Instant,
     next: AtomicU64,
+    /// Connections that have not published or played yet.
+    pub(super) negotiating: Arc<AtomicUsize>,
     addresses: Mutex<HashMap<IpAddr, usize>>,
 }
 
@@ -91,6 +112,7 @@ impl Server {
             open: Gate::open(),
             begun: Instant::now(),
             next: AtomicU64::new(1),
+            negotiating: Arc::default(),
             addresses: Mutex::default(),
         })
     }
@@ -98,6 +120,22 @@ impl Server {
     /// A number for a new connection, for logs.
     pub(super) fn next_id(&self) -> u64 {
         self.next.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+/// One more connection that has not published or played yet, for as long as this is there.
+pub(super) struct Negotiating(Arc<AtomicUsize>);
+
+impl Negotiating {
+    pub fn begin(server: &Server) -> Self {
+        server.negotiating.fetch_add(1, Ordering::Relaxed);
+        Negotiating(server.negotiating.clone())
+    }
+}
+
+impl Drop for Negotiating {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

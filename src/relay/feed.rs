@@ -14,6 +14,7 @@
 
 use super::headers::{Headers, Seen};
 use super::stream::RelayId;
+use crate::budget::{Budget, Charge, Holder};
 use crate::media::Packet;
 use crate::telemetry::{Loss, Metrics};
 use std::collections::HashMap;
@@ -75,6 +76,7 @@ pub enum PullEvent {
 pub struct Feeds {
     table: Mutex<HashMap<FeedId, Weak<Shared>>>,
     metrics: Arc<Metrics>,
+    budget: Arc<Budget>,
 }
 
 /// The end of a feed that media is pushed into. Dropping it ends the feed.
@@ -99,32 +101,64 @@ pub struct Attachment {
 struct Shared {
     id: FeedId,
     upstream: Option<RelayId>,
+    holder: Holder,
     feeds: Arc<Feeds>,
     state: Mutex<State>,
     /// An outlet was attached.
     attached: Notify,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
     headers: Headers,
     start: Start,
+    /// For the start.
+    charge: Charge,
     outlets: Vec<(u64, Box<dyn Outlet>)>,
     next: u64,
     ended: bool,
 }
 
+impl State {
+    fn of(holder: &Holder) -> Self {
+        State {
+            headers: Headers::default(),
+            start: Start::default(),
+            charge: holder.charge(),
+            outlets: Vec::new(),
+            next: 0,
+            ended: false,
+        }
+    }
+}
+
 impl Feeds {
-    /// No feeds.
+    /// No feeds, and no limit on what they hold together.
     pub fn new(metrics: Arc<Metrics>) -> Arc<Self> {
-        Arc::new(Feeds { table: Mutex::default(), metrics })
+        Feeds::within(Budget::new(usize::MAX), metrics)
     }
 
-    /// A feed begins. `upstream`: it is a pull that plays this relay stream.
+    /// No feeds. What they and their outlets will hold is charged to a budget.
+    pub fn within(budget: Arc<Budget>, metrics: Arc<Metrics>) -> Arc<Self> {
+        Arc::new(Feeds { table: Mutex::default(), metrics, budget })
+    }
+
+    /// What they are charged to.
+    pub fn budget(&self) -> &Arc<Budget> {
+        &self.budget
+    }
+
+    /// A feed begins, of a holder of its own. `upstream`: it is a pull that plays this relay stream.
     pub fn begin(self: &Arc<Self>, upstream: Option<RelayId>) -> Feed {
+        self.begin_for(upstream, self.budget.holder())
+    }
+
+    /// A feed begins. What it and its outlets hold is charged to `holder`, who has to end it when it is evicted.
+    pub fn begin_for(self: &Arc<Self>, upstream: Option<RelayId>, holder: Holder) -> Feed {
         let id = FeedId(rand::random());
-        let (feeds, state, attached) = (self.clone(), Mutex::default(), Notify::new());
-        let shared = Arc::new(Shared { id, upstream, feeds, state, attached });
+        let (feeds, attached) = (self.clone(), Notify::new());
+        let state = Mutex::new(State::of(&holder));
+        let shared = Arc::new(Shared { id, upstream, holder, feeds, state, attached });
         self.table().insert(id, Arc::downgrade(&shared));
         Feed { shared }
     }
@@ -170,7 +204,7 @@ impl Feed {
         let mut lost = 0;
         {
             let mut state = self.shared.state();
-            let State { headers, start, outlets, .. } = &mut *state;
+            let State { headers, start, charge, outlets, .. } = &mut *state;
             for packet in packets {
                 match headers.see(packet) {
                     Seen::Frame if outlets.is_empty() => lost += start.push(packet),
@@ -180,6 +214,7 @@ impl Feed {
                     Seen::Frame | Seen::Same | Seen::Changed | Seen::Refused => {}
                 }
             }
+            charge.set(start.bytes);
             outlets.iter_mut().for_each(|(_, outlet)| outlet.push(packets));
         }
         self.shared.feeds.count_lost(lost);
@@ -209,6 +244,11 @@ impl FeedRef {
         self.0.upstream
     }
 
+    /// Who is charged for what the feed and its outlets hold.
+    pub fn holder(&self) -> &Holder {
+        &self.0.holder
+    }
+
     /// Sends the feed's media to one outlet more: what is kept at once, then all that comes.
     pub fn attach(&self, mut outlet: Box<dyn Outlet>) -> Attachment {
         let mut state = self.0.state();
@@ -216,6 +256,7 @@ impl FeedRef {
         state.next += 1;
         let mut kept: Vec<Packet> = state.headers.packets().cloned().collect();
         kept.append(&mut state.start.take());
+        state.charge.set(0);
         if !kept.is_empty() {
             outlet.push(&kept);
         }

@@ -6,6 +6,7 @@
 use super::feed::Outlet;
 use super::settings::{Batching, Settings};
 use super::stream::{End, RelayId, Stream};
+use crate::budget::Holder;
 use crate::ids::StreamName;
 use crate::media::Packet;
 use crate::telemetry::Metrics;
@@ -378,6 +379,12 @@ pub struct Source {
 }
 
 impl Source {
+    /// Charges what the stream holds to somebody.
+    pub fn charged_to(self, holder: &Holder) -> Self {
+        self.stream.charge(self.number, holder);
+        self
+    }
+
     /// Hands packets on to all viewers.
     pub fn push(&self, packets: &[Packet]) {
         self.stream.push(self.number, packets, super::now());

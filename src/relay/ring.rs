@@ -325,6 +325,14 @@ impl Ring {
         }
     }
 
+    /// Gives all memory back. Viewers that are behind fall off, and go on with what comes next.
+    pub fn clear(&mut self) {
+        self.forget_start();
+        self.first = self.end();
+        self.blocks = VecDeque::new();
+        self.bytes = 0;
+    }
+
     /// The source changed: what is known of its rhythm counts no more.
     pub fn source_changed(&mut self) {
         self.forget_start();

@@ -5,6 +5,7 @@ use super::ring::{Mark, Ring};
 use super::seat::{Member, Seat};
 use super::settings::Settings;
 use super::timeline::Timeline;
+use crate::budget::{Charge, Holder};
 use crate::ids::StreamName;
 use crate::media::Packet;
 use crate::telemetry::{Counted, Loss, Metrics};
@@ -12,6 +13,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 use tokio::sync::Notify;
 use tokio_util::task::TaskTracker;
+
+/// A ring is charged in steps of this many bytes.
+const RING_STEP: usize = 256 << 10;
 
 /// Why a stream ended for its viewers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,6 +58,8 @@ pub(super) struct State {
     source: Option<u64>,
     /// The relay stream of another server that the newest source plays, if it is a pull that knows it.
     upstream: Option<RelayId>,
+    /// For the ring, on whoever brings what is in it.
+    charge: Option<Charge>,
     /// Another source began, and frames that need a keyframe are of no use until there is one.
     wants_keyframe: bool,
     pub ended: Option<End>,
@@ -92,6 +98,7 @@ impl Stream {
                 timeline: Timeline::default(),
                 source: None,
                 upstream: None,
+                charge: None,
                 wants_keyframe: false,
                 ended: None,
                 pumps: Vec::new(),
@@ -139,6 +146,16 @@ impl Stream {
         state.headers.source_changed();
     }
 
+    /// Charges the ring to whoever brings the source that may push now.
+    pub(super) fn charge(&self, source: u64, holder: &Holder) {
+        let mut state = self.lock();
+        if state.source == Some(source) {
+            let mut charge = holder.charge();
+            charge.set(state.ring.bytes().next_multiple_of(RING_STEP));
+            state.charge = Some(charge);
+        }
+    }
+
     /// Ends a source; `false` if another one had taken its place before.
     pub(super) fn detach(&self, source: u64) -> bool {
         let mut state = self.lock();
@@ -147,6 +164,11 @@ impl Stream {
         }
         state.source = None;
         state.ring.seal();
+        if state.charge.as_ref().is_some_and(Charge::is_evicted) {
+            // It was to free memory, now and not when the grace time is over.
+            state.ring.clear();
+            state.charge = None;
+        }
         drop(state);
         self.wake_pumps();
         true
@@ -167,6 +189,9 @@ impl Stream {
             }
         }
         let sealed = state.ring.end() != end;
+        // In larger steps: it changes with each block.
+        let held = state.ring.bytes().next_multiple_of(RING_STEP);
+        state.charge.iter_mut().for_each(|charge| charge.set(held));
         for pump in state.pumps.iter().filter(|pump| pump.running) {
             if sealed || state.ring.is_urgent(now, pump.armed) {
                 pump.wake.notify_one();

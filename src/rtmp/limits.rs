@@ -31,6 +31,12 @@ pub const DEFERRED_MESSAGES: usize = 1024;
 /// What the messages counted by [`DEFERRED_MESSAGES`] may occupy together by default.
 pub const DEFERRED_BYTES: usize = 4 << 20;
 
+/// What a peer may make a server hold that does not publish: its calls have some hundred bytes.
+pub const IDLE_BYTES: usize = 64 << 10;
+
+/// The most codecs that are named back to a peer that names its own (Enhanced RTMP): there are a dozen.
+pub const CODECS: usize = 64;
+
 /// What one peer may make this process spend. [`Default`] gives the values for production.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -48,6 +54,8 @@ pub struct Limits {
     pub amf: amf0::Limits,
     /// The longest app or stream key with its query, in bytes; see [`NAME_BYTES`].
     pub name_bytes: usize,
+    /// The longest message and the memory of unfinished ones of a peer that does not publish, in bytes; see [`IDLE_BYTES`].
+    pub idle_bytes: usize,
     /// Messages held back while a request waits for its answer; see [`DEFERRED_MESSAGES`].
     pub deferred_messages: usize,
     /// Memory of those messages, in bytes; see [`DEFERRED_BYTES`].
@@ -64,6 +72,7 @@ impl Default for Limits {
             chunk_size: CHUNK_SIZE,
             amf: amf0::Limits::default(),
             name_bytes: NAME_BYTES,
+            idle_bytes: IDLE_BYTES,
             deferred_messages: DEFERRED_MESSAGES,
             deferred_bytes: DEFERRED_BYTES,
         }

@@ -7,6 +7,7 @@
 use super::announce;
 use super::parameters::{ParameterError, Parameters};
 use super::reactors::{Asker, Reactors, Status, next_status};
+use crate::api::PULL_APP;
 use crate::ids::StreamName;
 use crate::net::routes::{KeyPattern, Place, PlayRoute, RouteGuard, Routes};
 use crate::relay::{Admission, Attachment, Batching, Demand, Feeds, Hub, Settings};
@@ -25,9 +26,6 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-
-/// The app that other nodes pull from; its viewers are counted as pulls.
-pub const PULL_APP: &str = "pull_source";
 
 /// The parameters the step knows.
 pub const PARAMETERS: [&str; 8] =
@@ -207,7 +205,7 @@ impl WatchStep {
         };
         match (name, announce::feed(&self.feeds, stream)) {
             (Ok(name), Some(feed)) => {
-                let source = self.hub.attach(&name, feed.upstream());
+                let source = self.hub.attach(&name, feed.upstream()).charged_to(feed.holder());
                 self.attached.insert(stream.clone(), feed.attach(Box::new(source)));
             }
             // It ended before the workflow heard that it began.

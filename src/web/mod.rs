@@ -5,6 +5,7 @@
 //! Nothing here knows how leases are kept, what a workflow is or how metrics are collected: all that is handed in.
 
 pub mod admin;
+mod door;
 mod events;
 mod forwarded;
 mod metrics;
@@ -15,6 +16,7 @@ mod secret;
 pub mod server;
 mod template;
 
+pub use door::{AllowedOrigin, Door};
 pub use metrics::ReactorMetrics;
 pub use secret::{Secret, SecretError};
 pub use template::{Template, TemplateError};

@@ -1,25 +1,23 @@
 //! The reactor's API, as [`crate::api`] describes it, over a [`Registry`].
 
+use super::door::{Caller, Door};
 use super::metrics::ReactorMetrics;
 use super::request::{Failure, Request, empty, request};
-use super::secret::Secret;
 use super::template::Template;
-use super::{Routes, events, forwarded, probes};
+use super::{Routes, events, probes};
 use crate::api::{
     ACCEPT_RTMP_PULL, EPOCH_HEADER, HEARTBEAT_STREAMS, Heartbeat, NodeList, ORIGIN_HEADER, PublisherLookup,
-    PublisherRelease, StreamList, WatcherLookup,
+    PublisherRelease, StreamEntry, StreamList, WatcherLookup,
 };
 use crate::health::Health;
 use crate::ids::{DEFAULT_RTMP_PORT, NodeId, Origin, STREAM_NAME_MAX, SessionId};
 use crate::registry::{Claim, Error, Registry, Status};
-use ipnet::IpNet;
 use std::convert::Infallible;
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use warp::http::StatusCode;
-use warp::http::header::{AUTHORIZATION, HeaderValue};
+use warp::http::header::HeaderValue;
 use warp::reply::Response;
 use warp::{Filter, Reply};
 
@@ -46,10 +44,8 @@ pub struct Reactor {
     pub registry: Arc<Registry>,
     /// The text of the reply to a watcher lookup.
     pub template: Template,
-    /// What nodes must know to be heard; nothing: every node is heard.
-    pub token: Option<Secret>,
-    /// The proxies whose word about the client's address is believed.
-    pub trusted_proxies: Vec<IpNet>,
+    /// Whom it hears.
+    pub door: Door,
     /// Counts of lookups.
     pub metrics: ReactorMetrics,
     /// Behind `/readyz`, together with the registry's own status.
@@ -88,8 +84,13 @@ impl Handler {
                 Ok(events::reply(registry.changes(), self.reactor.stop.clone()))
             }
             "/streams" => {
-                self.admit(&request, "GET")?;
-                let streams = registry.list().await?.into_iter().map(Into::into).collect();
+                let caller = self.admit(&request, "GET")?;
+                let entry = |lease| {
+                    let entry = StreamEntry::from(lease);
+                    // Whoever knows a session can end its publish.
+                    StreamEntry { session: entry.session.filter(|_| caller.proven), ..entry }
+                };
+                let streams = registry.list().await?.into_iter().map(entry).collect();
                 Ok(warp::reply::json(&StreamList { streams }).into_response())
             }
             "/nodes" => {
@@ -106,10 +107,10 @@ impl Handler {
     }
 
     async fn publisher_lookup(&self, mut request: Request) -> Result<Response, Failure> {
-        self.admit(&request, "POST")?;
+        let caller = self.admit(&request, "POST")?;
         let lookup: PublisherLookup = request.json(LOOKUP_BODY_MAX).await?;
-        let source = self.source(&request);
-        let origin = self.origin(lookup.origin, lookup.rtmp_port, source)?;
+        let origin = self.origin(lookup.origin, lookup.rtmp_port, caller)?;
+        let source = caller.source;
         let (name, session) = (lookup.stream_name, lookup.session);
         let claim = Claim { name, session, node: lookup.node, origin, source, identity: lookup.identity };
         let lease = self.reactor.registry.claim(claim).await?;
@@ -149,7 +150,7 @@ impl Handler {
         if !put && request.method != "DELETE" {
             return Err(Failure::method("PUT, DELETE"));
         }
-        self.authorize(&request)?;
+        let caller = self.reactor.door.admit(&request)?;
         let node: NodeId = node.parse().map_err(|error| Failure::bad(format!("{error}")))?;
         if !put {
             self.reactor.registry.sign_off(node, instance(&request.query)?).await?;
@@ -167,9 +168,8 @@ impl Handler {
                 "{most} are allowed in a heartbeat; the rest goes in further ones"
             )));
         }
-        let source = self.source(&request);
-        self.origin(heartbeat.origin.clone(), heartbeat.rtmp_port, source)?;
-        let reply = self.reactor.registry.heartbeat(node, heartbeat, source).await?;
+        self.origin(heartbeat.origin.clone(), heartbeat.rtmp_port, caller)?;
+        let reply = self.reactor.registry.heartbeat(node, heartbeat, caller.source).await?;
         Ok(warp::reply::json(&reply).into_response())
     }
 
@@ -199,37 +199,19 @@ impl Handler {
         answer
     }
 
-    fn admit(&self, request: &Request, method: &'static str) -> Result<(), Failure> {
+    fn admit(&self, request: &Request, method: &'static str) -> Result<Caller, Failure> {
         request.expect(method)?;
-        self.authorize(request)
-    }
-
-    /// RFC 6750, section 2.1.
-    fn authorize(&self, request: &Request) -> Result<(), Failure> {
-        let Some(secret) = &self.reactor.token else {
-            return Ok(());
-        };
-        let given = request.headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()?.split_once(' '));
-        match given {
-            Some((scheme, token))
-                if scheme.eq_ignore_ascii_case("bearer") && secret.matches(token.trim()) =>
-            {
-                Ok(())
-            }
-            _ => Err(Failure::new(StatusCode::UNAUTHORIZED, "a valid bearer token is needed".to_owned())),
-        }
-    }
-
-    fn source(&self, request: &Request) -> IpAddr {
-        forwarded::client(request.peer, &request.headers, &self.reactor.trusted_proxies)
+        self.reactor.door.admit(request)
     }
 
     /// Where a node's streams can be pulled from; warns when nobody else could.
-    fn origin(&self, named: Option<Origin>, port: Option<u16>, source: IpAddr) -> Result<Origin, Failure> {
+    fn origin(&self, named: Option<Origin>, port: Option<u16>, caller: Caller) -> Result<Origin, Failure> {
+        let source = caller.source;
         if port == Some(0) {
             return Err(Failure::bad("rtmp_port is 0; 1 to 65535 is allowed".to_owned()));
         }
         let origin = named.unwrap_or_else(|| Origin::from_ip(source, port.unwrap_or(DEFAULT_RTMP_PORT)));
+        self.reactor.door.believes(caller, &origin)?;
         let wrong =
             origin.ip().is_some_and(|ip| ip.is_unspecified() || (ip.is_loopback() && !source.is_loopback()));
         if wrong {

@@ -1,7 +1,7 @@
 //! What handlers see of a request, and how they refuse one.
 
 use super::server::Peer;
-use crate::api::Refusal;
+use crate::api::{NODE_REFUSED_HEADER, Refusal};
 use bytes::Buf;
 use futures::stream::{BoxStream, Stream, StreamExt};
 use serde::de::DeserializeOwned;
@@ -118,11 +118,12 @@ pub(super) struct Failure {
     error: String,
     retry_after: Option<u64>,
     allow: Option<&'static str>,
+    about_node: bool,
 }
 
 impl Failure {
     pub fn new(status: StatusCode, error: String) -> Self {
-        Failure { status, error, retry_after: None, allow: None }
+        Failure { status, error, retry_after: None, allow: None, about_node: false }
     }
 
     /// The request does not say what it should.
@@ -143,6 +144,12 @@ impl Failure {
         Failure { allow: Some(allow), ..Failure::new(StatusCode::METHOD_NOT_ALLOWED, error) }
     }
 
+    /// Says that it is the node that is refused, whatever it asks: see [`NODE_REFUSED_HEADER`].
+    pub fn about_node(mut self) -> Self {
+        self.about_node = true;
+        self
+    }
+
     /// Says when to try again: in whole seconds, at least one.
     pub fn retry_after(mut self, time: Duration) -> Self {
         self.retry_after = Some((time.as_secs() + u64::from(time.subsec_nanos() > 0)).max(1));
@@ -160,6 +167,9 @@ impl Reply for Failure {
         }
         if let Some(allow) = self.allow {
             headers.insert(ALLOW, HeaderValue::from_static(allow));
+        }
+        if self.about_node {
+            headers.insert(NODE_REFUSED_HEADER, HeaderValue::from_static("1"));
         }
         if self.status == StatusCode::UNAUTHORIZED {
             headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

@@ -113,7 +113,15 @@ fn the_newest_session_wins_over_a_half_open_one() {
 fn viewers_outlive_a_host_that_loses_power() {
     let _machine = shared_machine();
     let host = Host::start();
-    let reactor = Lb::start(&["--role", "reactor", "--heartbeat", "300ms", "--reactor-listen", "0.0.0.0:0"]);
+    let reactor = Lb::start(&[
+        "--role",
+        "reactor",
+        "--heartbeat",
+        "300ms",
+        "--reactor-listen",
+        "0.0.0.0:0",
+        "--insecure",
+    ]);
     let url = reactor.reactor_url();
     let from_host = format!("http://{}:{}", host.gateway(), reactor.reactor().port());
     let playback = playback(&url, &[]);

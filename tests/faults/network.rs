@@ -9,6 +9,9 @@ use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
 use std::time::Duration;
 
+/// A reactor believes the hosts of the tests whatever they advertise.
+const HOSTS: [&str; 2] = ["--allowed-origins", "10.0.0.0/8,127.0.0.0/8"];
+
 #[test]
 fn an_advertised_address_is_where_streams_are_pulled_from() {
     let _machine = shared_machine();
@@ -16,7 +19,7 @@ fn an_advertised_address_is_where_streams_are_pulled_from() {
     // The node speaks to the reactor from its first address and is to be pulled from by its second one.
     host.run(&["ip", "address", "add", "10.127.255.9/32", "dev", "lo"]);
     let listen = format!("{}:0", host.gateway());
-    let reactor = reactor(&["--reactor-listen", &listen]);
+    let reactor = reactor(&[&["--reactor-listen", &listen][..], &HOSTS].concat());
     let url = reactor.reactor_url();
     let a = Lb::start_on(&host, &ingest_flags(&url, &["--advertise", "10.127.255.9"]));
     let wrong = Lb::start_on(&host, &ingest_flags(&url, &["--advertise", "127.0.0.1"]));
@@ -40,7 +43,8 @@ fn the_port_of_the_step_that_is_pulled_from_is_registered() {
     let _machine = shared_machine();
     // On a host of its own every port is free.
     let host = Host::start();
-    let reactor = reactor(&["--reactor-listen", &format!("{}:0", host.gateway())]);
+    let listen = format!("{}:0", host.gateway());
+    let reactor = reactor(&[&["--reactor-listen", &listen][..], &HOSTS].concat());
     let url = reactor.reactor_url();
     let text = include_str!("../../mmids-configs/ingest.mmids");
     let port_of_its_own = "rtmp_app=pull_source stream_key=* port=65501";
@@ -62,7 +66,7 @@ fn claim(server: SocketAddr, name: &str, forwarded: &str) -> u16 {
     let mut socket = TcpStream::connect(server).unwrap();
     write!(
         socket,
-        "POST /publisher_lookup HTTP/1.0\r\nX-Forwarded-For: {forwarded}\r\nContent-Length: {}\r\n\r\n{body}",
+        "POST /publisher_lookup HTTP/1.0\r\nX-Forwarded-For: {forwarded}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
         body.len()
     )
     .unwrap();
@@ -74,8 +78,8 @@ fn claim(server: SocketAddr, name: &str, forwarded: &str) -> u16 {
 #[test]
 fn a_forwarded_address_is_believed_from_listed_proxies_only() {
     let _machine = shared_machine();
-    let trusting = reactor(&["--trusted-proxies", "127.0.0.0/8,::1/128"]);
-    let wary = reactor(&[]);
+    let trusting = reactor(&["--insecure", "--trusted-proxies", "127.0.0.0/8,::1/128"]);
+    let wary = reactor(&["--insecure"]);
     let origin = |reactor: SocketAddr, name: &str| stream(reactor, name).unwrap()["origin"].clone();
     assert_eq!(claim(trusting.reactor(), "x", "192.0.2.7"), 200);
     assert_eq!(origin(trusting.reactor(), "x"), "192.0.2.7");
@@ -91,8 +95,8 @@ fn a_forwarded_address_is_believed_from_listed_proxies_only() {
 fn hosts_without_ipv4_do_everything() {
     let _machine = shared_machine();
     let host = Host::start_ipv6_only();
-    let reactor =
-        Lb::start_on(&host, &["--role", "reactor", "--heartbeat", "300ms", "--reactor-listen", "[::1]:0"]);
+    let listen = ["--role", "reactor", "--heartbeat", "300ms", "--reactor-listen", "[::1]:0"];
+    let reactor = Lb::start_on(&host, &[&listen[..], &["--allowed-origins", "::/0"]].concat());
     let url = reactor.reactor_url();
     assert!(url.starts_with("http://[::1]:"), "{url}");
     let a = Lb::start_on(&host, &ingest_flags(&url, &[]));
@@ -110,9 +114,8 @@ fn hosts_without_ipv4_do_everything() {
 /// A node and its reactor in one process, which listens to whatever the host has; a viewer sees what is published there.
 #[track_caller]
 fn one_process_serves(host: &Host) {
-    let flags =
-        ["--role", "all", "--heartbeat", "300ms", "--drain-timeout", "3s", "--reactor-listen", "[::]:0"];
-    let all = Lb::start_on(host, &flags);
+    let flags = ["--role", "all", "--heartbeat", "300ms", "--drain-timeout", "3s"];
+    let all = Lb::start_on(host, &[&flags[..], &["--reactor-listen", "[::]:0", "--insecure"]].concat());
     let _publisher = publish(&all, "x", session(1));
     wait_for("the stream to be known", SOON, || stream(all.reactor(), "x").is_some());
     assert_none_lost(&watch(&all, "x", 1, 1));
@@ -137,11 +140,13 @@ fn clocks_an_hour_apart_change_nothing() {
         let clock: Vec<(&str, &str)> = clock.iter().map(|(name, value)| (&**name, &**value)).collect();
         Lb::start_with(flags, &clock)
     };
-    let reactor = reactor(&[]);
+    // What nodes sign with their token holds for a minute.
+    const TOKEN: [&str; 2] = ["--reactor-token", "0123456789abcdef"];
+    let reactor = reactor(&[&TOKEN[..], &["--trusted-nodes", "127.0.0.0/8"]].concat());
     let url = reactor.reactor_url();
-    let a = start(&ingest_flags(&url, &[]), &behind);
-    let b = start(&ingest_flags(&url, &[]), &ahead);
-    let playback = start(&playback_flags(&url, &[]), &behind);
+    let a = start(&ingest_flags(&url, &TOKEN), &behind);
+    let b = start(&ingest_flags(&url, &TOKEN), &ahead);
+    let playback = start(&playback_flags(&url, &TOKEN), &behind);
     let first = publish(&a, "x", session(1));
     let viewers = watch(&playback, "x", 5, 1);
     // Longer than a lease: if clocks were compared it would have lapsed, or never would.

@@ -80,6 +80,7 @@ impl Node {
         let server = Server::new(lb::net::Parts {
             routes: routes.clone(),
             gate: lb::auth::Gate::open(),
+            pull_key: None,
             limits,
             feeds: feeds.clone(),
             metrics: metrics.clone(),

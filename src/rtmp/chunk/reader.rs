@@ -92,6 +92,12 @@ impl Reader {
         }
     }
 
+    /// Limits the messages that begin from now on, and the memory of unfinished ones, in bytes.
+    pub fn set_message_limits(&mut self, message_bytes: usize, partial_bytes: usize) {
+        self.message_bytes = message_bytes;
+        self.partial_bytes = partial_bytes;
+    }
+
     /// Takes bytes from the front of `input` until a message is complete. `None` means that all of it was taken and more
     /// is needed. After an error the reader must not be used again.
     pub fn read(&mut self, input: &mut &[u8]) -> Result<Option<Message>, Error> {

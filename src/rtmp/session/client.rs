@@ -2,7 +2,7 @@
 
 use super::event::Redacted;
 use super::link::{Arrival, Link};
-use super::{CAN_FORWARD, CAPS_EX, LB, PLAY_STREAM_ID, RELAY_ID, WINDOW_ACK_SIZE, names};
+use super::{CAN_FORWARD, CAPS_EX, LB, PLAY_STREAM_ID, RELAY_ID, TIME, WINDOW_ACK_SIZE, names};
 use crate::rtmp::amf0::{self, Value};
 use crate::rtmp::handshake::{self, Nonce, Progress};
 use crate::rtmp::message::{self, Command, Control, Message, SET_DATA_FRAME, UserControl};
@@ -103,6 +103,7 @@ pub struct Client {
     order: Order,
     /// The server said so in its answer to connect.
     is_lb: bool,
+    server_time: Option<u64>,
     stream_id: u32,
     /// The stream was granted: media may be sent.
     started: bool,
@@ -161,6 +162,7 @@ impl Client {
             target: Box::new(target.clone()),
             order,
             is_lb: false,
+            server_time: None,
             stream_id: PLAY_STREAM_ID,
             started: false,
             events: VecDeque::new(),
@@ -217,9 +219,19 @@ impl Client {
         self.link.ignored
     }
 
+    /// The memory that the server makes this session hold, in bytes.
+    pub fn held(&self) -> usize {
+        self.link.held()
+    }
+
     /// Whether the server has said, in its answer to connect, that it is lb: then calls may be pipelined.
     pub fn is_lb(&self) -> bool {
         self.is_lb
+    }
+
+    /// What time it was at the server when it answered connect, in seconds since 1970, if it said so.
+    pub fn server_time(&self) -> Option<u64> {
+        self.server_time
     }
 
     /// Plays a stream over a connection of [`Client::connect`]; once, and not before [`ClientEvent::Connected`]. To an lb
@@ -420,6 +432,8 @@ impl Client {
 
     fn connected(&mut self, answer: &Command) {
         self.is_lb = answer.object.get(LB).and_then(Value::as_str).is_some();
+        // The cast saturates, so any number is safe.
+        self.server_time = answer.object.get(TIME).and_then(Value::as_number).map(|time| time as u64);
         if self.order == Order::Connecting {
             self.order = Order::Connected;
             self.announce();

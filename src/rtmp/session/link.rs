@@ -13,6 +13,7 @@ pub(super) struct Link {
     /// Messages that were dropped because they made no sense where they stood.
     pub ignored: u64,
     reader: Reader,
+    publishing: bool,
     out_chunk_size: usize,
     /// Bytes since the handshake; wraps, as the counter on the wire does.
     received: u32,
@@ -30,6 +31,7 @@ impl Link {
     pub fn new(limits: Limits) -> Self {
         Link {
             reader: Reader::new(&limits),
+            publishing: true,
             limits,
             out: BytesMut::new(),
             ignored: 0,
@@ -71,6 +73,27 @@ impl Link {
                 ) => {}
             }
         }
+    }
+
+    /// A peer that does not publish may hold next to nothing.
+    pub fn set_publishing(&mut self, publishing: bool) {
+        self.publishing = publishing;
+        let Limits { message_bytes, partial_bytes, idle_bytes, .. } = self.limits;
+        match publishing {
+            true => self.reader.set_message_limits(message_bytes, partial_bytes),
+            false => {
+                self.reader.set_message_limits(message_bytes.min(idle_bytes), partial_bytes.min(idle_bytes))
+            }
+        }
+    }
+
+    pub fn is_publishing(&self) -> bool {
+        self.publishing
+    }
+
+    /// The memory of unfinished messages and of what is not sent yet.
+    pub fn held(&self) -> usize {
+        self.reader.partial_bytes() + self.out.len()
     }
 
     pub fn missing(&self) -> usize {

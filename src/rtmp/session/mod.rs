@@ -57,6 +57,10 @@ const RELAY_ID: &str = "relayId";
 /// takes pipelined calls, and does not count the query to the stream key.
 const LB: &str = "lb";
 
+/// The property of the answer to connect that says what time it is at the server, in seconds since 1970. What a puller signs
+/// holds until a time on that clock.
+const TIME: &str = "lbTime";
+
 /// "Can forward", in the codec maps of Enhanced RTMP v2.
 const CAN_FORWARD: f64 = 4.0;
 

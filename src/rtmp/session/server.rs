@@ -4,7 +4,7 @@ mod calls;
 
 use super::event::Event;
 use super::link::{Arrival, Link, info};
-use super::{LB, PLAY_STREAM_ID, RELAY_ID, WINDOW_ACK_SIZE};
+use super::{LB, PLAY_STREAM_ID, RELAY_ID, TIME, WINDOW_ACK_SIZE};
 use crate::rtmp::amf0::{self, Value};
 use crate::rtmp::handshake::{self, Nonce};
 use crate::rtmp::message::{self, Command, Control, Message, UserControl};
@@ -32,6 +32,7 @@ pub struct Server {
     deferred_bytes: usize,
     instance: String,
     query: Option<String>,
+    time: Option<u64>,
     /// An error in a held-back message, for the next [`Server::input`].
     failed: Option<Error>,
 }
@@ -60,6 +61,7 @@ enum Effect {
     Ends,
     /// Ends a play, and begins another.
     Plays,
+    Publishes,
 }
 
 /// What the answer to a connect needs to know.
@@ -72,14 +74,17 @@ struct ConnectCall {
 impl Server {
     /// A connection that has just been made. `nonce` is random bytes for the handshake.
     pub fn new(limits: Limits, nonce: Nonce) -> Server {
+        let mut link = Link::new(limits);
+        link.set_publishing(false);
         Server {
-            link: Link::new(limits),
+            link,
             state: State::Handshake(Box::new(handshake::Server::new(nonce))),
             events: VecDeque::new(),
             deferred: VecDeque::new(),
             deferred_bytes: 0,
             instance: String::new(),
             query: None,
+            time: None,
             failed: None,
         }
     }
@@ -138,10 +143,26 @@ impl Server {
         self.link.missing()
     }
 
+    /// Whether the peer publishes, or has asked to: it may send media.
+    pub fn publishes(&self) -> bool {
+        self.link.is_publishing()
+    }
+
+    /// The memory that the peer makes this session hold, in bytes: unfinished messages, those that wait for an answer, and what is
+    /// not sent yet.
+    pub fn held(&self) -> usize {
+        self.link.held() + self.deferred_bytes
+    }
+
     /// Messages that were dropped so far because they could not be understood, were aborted, or had no place where they
     /// stood (media of someone who does not publish).
     pub fn ignored(&self) -> u64 {
         self.link.ignored
+    }
+
+    /// What time it is here, in seconds since 1970: told with the answer to connect.
+    pub fn set_time(&mut self, unix_seconds: u64) {
+        self.time = Some(unix_seconds);
     }
 
     /// Answers [`Event::Connect`]: `NetConnection.Connect.Success`.
@@ -161,6 +182,8 @@ impl Server {
             ("mode".to_owned(), Value::Number(1.0)),
             (LB.to_owned(), Value::string(env!("CARGO_PKG_VERSION"))),
         ];
+        // Exact up to 2^53.
+        properties.extend(self.time.map(|time| (TIME.to_owned(), Value::Number(time as f64))));
         properties.extend(enhanced);
         let mut info = info("status", "NetConnection.Connect.Success", "Connection succeeded.");
         if let Value::Object(info) = &mut info {
@@ -200,6 +223,7 @@ impl Server {
             return;
         }
         self.state = State::Idle;
+        self.link.set_publishing(false);
         self.link.status("error", BAD_NAME, description);
         self.resume();
     }
@@ -295,6 +319,8 @@ impl Server {
         // A command that cannot be read is an error when its turn comes.
         let command = Command::parse(message, &self.link.limits);
         match command.as_ref().map(|command| command.name.as_str()) {
+            // Its media may follow before its turn comes.
+            Ok("publish") => Effect::Publishes,
             Ok("closeStream" | "deleteStream" | "FCUnpublish") => Effect::Ends,
             Ok("play" | "play2") => Effect::Plays,
             _ => Effect::None,
@@ -304,13 +330,19 @@ impl Server {
     fn is_withdrawn_by(&self, effect: Effect) -> bool {
         match self.state {
             State::PublishAsked => effect == Effect::Ends,
-            State::PlayAsked { .. } => effect != Effect::None,
+            State::PlayAsked { .. } => matches!(effect, Effect::Ends | Effect::Plays),
             _ => false,
         }
     }
 
     fn defer(&mut self, message: Message, effect: Effect) -> Result<(), Error> {
-        let Limits { deferred_messages: messages, deferred_bytes: bytes, .. } = self.link.limits;
+        let Limits { deferred_messages: messages, deferred_bytes, idle_bytes, .. } = self.link.limits;
+        if effect == Effect::Publishes {
+            self.link.set_publishing(true);
+        }
+        let publishes = matches!(self.state, State::PublishAsked)
+            || self.deferred.iter().any(|(_, effect)| *effect == Effect::Publishes);
+        let bytes = if publishes { deferred_bytes } else { deferred_bytes.min(idle_bytes) };
         self.deferred_bytes += message.body.len();
         if self.deferred.len() >= messages || self.deferred_bytes > bytes {
             return Err(Error::Impatient { messages, bytes });
@@ -386,6 +418,7 @@ impl Server {
             Some(index) => drop(self.events.remove(index)),
             None => self.events.push_back(end),
         }
+        self.link.set_publishing(false);
         self.state = State::Idle;
     }
 }

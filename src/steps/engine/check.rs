@@ -4,6 +4,7 @@ use super::super::definition::{Config, ConfigError, ReactorDefinition};
 use super::super::executor::{self, Settings};
 use super::super::parameters::{ParameterError, Parameters};
 use super::super::{forwarder, pull, rtmp_receive, rtmp_watch};
+use crate::api::PULL_APP;
 use crate::ffmpeg;
 use crate::net::location::Location;
 use mmids_core::workflows::definitions::WorkflowStepDefinition;
@@ -105,11 +106,7 @@ pub fn pull_port(configs: &[(String, Config)], default_port: u16) -> u16 {
     let steps = workflows.flat_map(|workflow| &workflow.definition.steps);
     let watches = steps.filter(|step| step.step_type.0 == "rtmp_watch");
     let places = watches.filter_map(|step| Parameters(step).place(default_port).ok());
-    places
-        .filter(|place| place.app == rtmp_watch::PULL_APP)
-        .map(|place| place.port)
-        .next()
-        .unwrap_or(default_port)
+    places.filter(|place| place.app == PULL_APP).map(|place| place.port).next().unwrap_or(default_port)
 }
 
 /// Says whether a text is a workflow definition that mmids-core's own parser takes, as plain mmids nodes would. The

@@ -1,12 +1,12 @@
 //! What a peer may call, and what each call does.
 
 use super::{BAD_NAME, ConnectCall, Server, State};
-use crate::rtmp::Error;
 use crate::rtmp::amf0::{self, Value};
 use crate::rtmp::message::Command;
 use crate::rtmp::session::event::{Connect, Event, Play, Publish, PublishKind};
 use crate::rtmp::session::link::info;
 use crate::rtmp::session::{CAN_FORWARD, CAPS_EX, PLAY_STREAM_ID, names};
+use crate::rtmp::{CODECS, Error};
 
 impl Server {
     /// Takes one call. An error ends the connection.
@@ -79,6 +79,7 @@ impl Server {
             "append" => PublishKind::Append,
             _ => PublishKind::Live,
         };
+        self.link.set_publishing(true);
         self.state = State::PublishAsked;
         self.events.push_back(Event::Publish(Publish { stream_key, query, kind }));
         Ok(())
@@ -179,7 +180,8 @@ impl Server {
 fn enhanced_answer(object: &Value) -> amf0::Properties {
     let mut answer = Vec::new();
     if let Some(Value::StrictArray(codecs)) = object.get("fourCcList") {
-        let codecs = codecs.iter().filter(|codec| codec.as_str().is_some()).cloned().collect();
+        let short = |codec: &&Value| codec.as_str().is_some_and(|text| text.len() <= 4);
+        let codecs = codecs.iter().filter(short).take(CODECS).cloned().collect();
         answer.push(("fourCcList".to_owned(), Value::StrictArray(codecs)));
     }
     for name in ["videoFourCcInfoMap", "audioFourCcInfoMap"] {
