@@ -3,6 +3,7 @@
 use crate::cli::{Args, PullBy, ReactorArgs, Role};
 use crate::client::Urls;
 use crate::ids::Origin;
+use crate::net::certificate;
 use crate::registry::Redis;
 use crate::steps::{Config, ConfigError, definition, engine};
 use crate::web::{Secret, Template};
@@ -148,6 +149,11 @@ impl Plan {
                 .collect(),
         };
         args.auth.settings().check().map_err(|error| flag("--auth-file or --auth-jwt-keys", error))?;
+        let tls = &args.transport;
+        if let (Some(certificate), Some(key)) = (&tls.tls_cert, &tls.tls_key) {
+            certificate::check(certificate, key).map_err(|error| flag("--tls-cert", error))?;
+        }
+        certificate::client(tls.ca_file.as_deref()).map_err(|error| flag("--ca-file", error))?;
         let plan = Plan { roles, reactor_listen, admin_listen, token, template, sources, args };
         plan.reactor_urls(None)?;
         Ok(plan)

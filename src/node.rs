@@ -22,7 +22,7 @@ use crate::config::Plan;
 use crate::drain::Drain;
 use crate::health::Health;
 use crate::ids::{NodeId, Origin};
-use crate::net::{self, routes::Routes};
+use crate::net::{self, Entrance, routes::Routes};
 use crate::published::Published;
 use crate::relay::{self, Batching, Feeds};
 use crate::steps::reactors::{Identity, Reactors};
@@ -68,7 +68,9 @@ pub async fn run(plan: Plan) -> Result<(), Error> {
     }
     let urls = plan.reactor_urls(addresses.reactor)?;
     let node = match plan.roles.is_node() {
-        true => Some(Node::start(&plan, &urls, rtmp_port, sockets.rtmp, &metrics, &health).await?),
+        true => Some(
+            Node::start(&plan, &urls, rtmp_port, (sockets.rtmp, sockets.rtmps), &metrics, &health).await?,
+        ),
         false => None,
     };
     if let Some(listener) = sockets.admin {
@@ -109,6 +111,7 @@ pub async fn run(plan: Plan) -> Result<(), Error> {
 struct Sockets {
     rtmp: Vec<TcpListener>,
     rtmp_port: u16,
+    rtmps: Option<TcpListener>,
     reactor: Option<TcpListener>,
     admin: Option<TcpListener>,
     addresses: Addresses,
@@ -118,6 +121,7 @@ struct Sockets {
 #[derive(Clone)]
 struct Addresses {
     rtmp: Vec<SocketAddr>,
+    rtmps: Option<SocketAddr>,
     reactor: Option<SocketAddr>,
     admin: Option<SocketAddr>,
 }
@@ -145,13 +149,16 @@ impl Sockets {
                 });
             }
         }
+        let rtmps_port = plan.args.transport.rtmps_port.filter(|_| plan.roles.is_node());
+        let rtmps = rtmps_port.map(|port| bind_rtmp(port).map(|(listener, _)| listener)).transpose()?;
         let addresses = Addresses {
+            rtmps: local(rtmps.as_ref()),
             rtmp: rtmp.iter().map(|(_, address)| *address).collect(),
             reactor: local(reactor.as_ref()),
             admin: local(admin.as_ref()),
         };
         let rtmp = rtmp.into_iter().map(|(listener, _)| listener).collect();
-        Ok(Sockets { rtmp, rtmp_port, reactor, admin, addresses })
+        Ok(Sockets { rtmp, rtmp_port, rtmps, reactor, admin, addresses })
     }
 }
 
@@ -178,6 +185,7 @@ impl Addresses {
         let mut line = format!("lb ready: roles={}", plan.roles.names().join(","));
         let one = |name: &str, address: &SocketAddr| format!(" {name}={address}");
         self.rtmp.iter().for_each(|address| line += &one("rtmp", address));
+        self.rtmps.iter().for_each(|address| line += &one("rtmps", address));
         self.admin.iter().for_each(|address| line += &one("admin", address));
         self.reactor.iter().for_each(|address| line += &one("reactor", address));
         // Whoever closed our output does not want the line; the service goes on.
@@ -240,6 +248,8 @@ struct Shared<'a> {
     gate: Arc<Gate>,
     /// What pulls between nodes are signed with.
     pull_key: Option<PullKey>,
+    /// Whom pulls by TLS believe.
+    pull_tls: Arc<rustls::ClientConfig>,
     metrics: Arc<Metrics>,
     client_metrics: ClientMetrics,
     draining: CancellationToken,
@@ -270,6 +280,7 @@ impl<'a> Shared<'a> {
             node,
             gate,
             pull_key: plan.token.as_deref().map(PullKey::of),
+            pull_tls: net::certificate::client(args.transport.ca_file.as_deref()).map_err(start_error)?,
             rtmp_port,
             origin: args.origin(pull_port).map_err(start_error)?,
             pull_port,
@@ -317,6 +328,7 @@ impl<'a> Shared<'a> {
             relay: relay_settings(self.args),
             pull: net::pull::Settings {
                 key: self.pull_key.clone(),
+                tls: Some(self.pull_tls.clone()),
                 ..net::pull::Settings::new(self.node.clone())
             },
             rtmp: self.rtmp,
@@ -343,7 +355,11 @@ impl<'a> Shared<'a> {
         (events, AbortOnDropHandle::new(tokio::spawn(following)))
     }
 
-    fn listen(&self, listeners: Vec<TcpListener>, drain: &Drain) -> Result<(), Error> {
+    fn listen(
+        &self,
+        (plain, tls): (Vec<TcpListener>, Option<TcpListener>),
+        drain: &Drain,
+    ) -> Result<(), Error> {
         let limits = net::Limits {
             connections: self.args.limits.max_connections,
             connections_per_address: self.args.limits.max_connections_per_address,
@@ -364,7 +380,14 @@ impl<'a> Shared<'a> {
             node: self.node.clone(),
             drain_spread: self.args.limits.drain_timeout.mul_f64(SPREAD_PART),
         });
-        listeners.into_iter().try_for_each(|listener| server.listen(listener)).map_err(start_error)
+        plain.into_iter().try_for_each(|listener| server.listen(listener)).map_err(start_error)?;
+        let files = &self.args.transport;
+        let (Some(listener), Some(certificate), Some(key)) = (tls, &files.tls_cert, &files.tls_key) else {
+            return Ok(());
+        };
+        // Another way to the same apps.
+        let tls = Some(net::certificate::server(certificate, key).map_err(start_error)?);
+        server.listen_for(listener, Entrance { port: self.rtmp_port, tls }).map_err(start_error)
     }
 }
 
@@ -393,7 +416,7 @@ impl Node {
         plan: &Plan,
         urls: &Urls,
         rtmp_port: u16,
-        listeners: Vec<TcpListener>,
+        listeners: (Vec<TcpListener>, Option<TcpListener>),
         metrics: &Arc<Metrics>,
         health: &Health,
     ) -> Result<Self, Error> {

@@ -6,9 +6,9 @@ use super::jwks::Jwks;
 use super::jwt::Keys;
 use super::key_file::KeyFile;
 use super::request::{Action, Request};
-use super::reread::{self, Reread};
 use super::web::Web;
 use crate::ids::{NodeId, StreamName};
+use crate::reread::{self, Reread};
 use std::path::PathBuf;
 use std::sync::Arc;
 use url::Url;
@@ -52,13 +52,18 @@ impl Settings {
     /// Reads the files once, to find mistakes before anything runs. The error names the file.
     pub fn check(&self) -> Result<(), String> {
         if let Some(KeySource::File(file)) = &self.jwt_keys {
-            reread::read(file, Keys::parse)?;
+            reread::read(&[file], whole(Keys::parse))?;
         }
         if let Some(file) = &self.file {
-            reread::read(file, KeyFile::parse)?;
+            reread::read(&[file], whole(KeyFile::parse))?;
         }
         Ok(())
     }
+}
+
+/// The reader of one file.
+fn whole<T>(parse: fn(&str) -> Result<T, String>) -> impl Fn(&[String]) -> Result<T, String> {
+    move |texts| parse(texts.first().map(String::as_str).unwrap_or_default())
 }
 
 /// The door: all authorities of a node. Without any, everybody may do everything, and a key is a name.
@@ -88,13 +93,14 @@ impl Gate {
     pub fn start(settings: &Settings, web: Arc<dyn Web>, node: &NodeId) -> Result<Arc<Self>, String> {
         let tokens = match &settings.jwt_keys {
             None => None,
-            Some(KeySource::File(file)) => Some(Tokens::File(Reread::start(file, Keys::parse)?)),
+            Some(KeySource::File(file)) => Some(Tokens::File(Reread::start(&[file], whole(Keys::parse))?)),
             Some(KeySource::Url(url)) => Some(Tokens::Url(Jwks::start(url.clone(), web.clone()))),
         };
         let allows = settings.outage_allows;
         let callback =
             settings.url.clone().map(|url| Callback::start(url, web.clone(), node.clone(), allows));
-        let file = settings.file.as_deref().map(|file| Reread::start(file, KeyFile::parse)).transpose()?;
+        let file =
+            settings.file.as_deref().map(|file| Reread::start(&[file], whole(KeyFile::parse))).transpose()?;
         Ok(Arc::new(Gate { tokens, callback, file, close_on_expiry: settings.close_on_expiry }))
     }
 

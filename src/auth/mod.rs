@@ -11,7 +11,6 @@
 //! | [`key_file`] | a file of keys and names |
 //! | [`request`], [`grant`], [`notice`] | what is asked, what is answered, and who hears that it is over |
 //! | [`pull_key`] | how a node that pulls shows that it is one |
-//! | [`reread`] | files that are read again when they change |
 //!
 //! Nothing here knows connections, routes or reactors, nor how HTTP is spoken: that is handed in as a [`Web`].
 
@@ -24,7 +23,6 @@ pub mod key_file;
 mod notice;
 mod pull_key;
 mod request;
-mod reread;
 mod web;
 
 pub use gate::{Gate, KeySource, Settings};

@@ -1,6 +1,6 @@
 //! Takes connections from RTMP ports, within limits.
 
-use super::server::{AddressSlot, Server};
+use super::server::{AddressSlot, Entrance, Server};
 use super::{serve, socket};
 use crate::telemetry::{Counted, Seldom};
 use std::io;
@@ -15,10 +15,15 @@ use tokio::task::{JoinError, JoinSet};
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 
 impl Server {
-    /// Takes connections from a listener until the node drains, and owns their tasks until they have ended or the node ends.
-    /// The task belongs to the drain's tracker.
+    /// Takes connections from a listener, which is for the routes of its port: see [`Server::listen_for`].
     pub fn listen(self: &Arc<Self>, listener: TcpListener) -> io::Result<()> {
         let port = listener.local_addr()?.port();
+        self.listen_for(listener, Entrance { port, tls: None })
+    }
+
+    /// Takes connections from a listener until the node drains, and owns their tasks until they have ended or the node ends.
+    /// The task belongs to the drain's tracker.
+    pub fn listen_for(self: &Arc<Self>, listener: TcpListener, entrance: Entrance) -> io::Result<()> {
         socket::prepare_listener(&listener);
         let server = self.clone();
         self.drain.tasks().spawn(async move {
@@ -28,7 +33,7 @@ impl Server {
             let draining = server.drain.draining().clone();
             tokio::select! {
                 () = draining.cancelled() => {}
-                () = server.accept(&listener, port, &mut connections) => {}
+                () = server.accept(&listener, &entrance, &mut connections) => {}
             }
             drop(listener);
             let ended = server.drain.ended().clone();
@@ -40,7 +45,12 @@ impl Server {
         Ok(())
     }
 
-    async fn accept(self: &Arc<Self>, listener: &TcpListener, port: u16, connections: &mut JoinSet<()>) {
+    async fn accept(
+        self: &Arc<Self>,
+        listener: &TcpListener,
+        entrance: &Entrance,
+        connections: &mut JoinSet<()>,
+    ) {
         static EXHAUSTED: Seldom = Seldom::new(Duration::from_secs(5));
         loop {
             let accepted = tokio::select! {
@@ -51,7 +61,7 @@ impl Server {
                 }
             };
             match accepted {
-                Ok((socket, peer)) => self.admit(socket, peer, port, connections),
+                Ok((socket, peer)) => self.admit(socket, peer, entrance.clone(), connections),
                 Err(error) if is_passing(&error) => {}
                 Err(error) => {
                     self.metrics.refused("exhausted");
@@ -86,7 +96,7 @@ impl Server {
         self: &Arc<Self>,
         socket: TcpStream,
         peer: SocketAddr,
-        port: u16,
+        entrance: Entrance,
         connections: &mut JoinSet<()>,
     ) {
         let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
@@ -104,7 +114,7 @@ impl Server {
         let server = self.clone();
         connections.spawn(async move {
             let _held = (counted, slot);
-            serve::serve(&server, socket, peer, port, id).await;
+            serve::serve(&server, socket, peer, entrance, id).await;
         });
     }
 }

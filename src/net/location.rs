@@ -4,6 +4,9 @@ use crate::ids::DEFAULT_RTMP_PORT;
 use std::fmt;
 use url::{Host, Url};
 
+/// The port of `rtmps://` without one, as encoders and platforms have it.
+const DEFAULT_RTMPS_PORT: u16 = 443;
+
 /// A parsed RTMP URL. `Debug` and `Display` leave the query out, which may hold a secret.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Location {
@@ -17,6 +20,8 @@ pub struct Location {
     pub name: String,
     /// What stands behind the question mark.
     pub query: Option<String>,
+    /// By TLS, with the server's certificate verified.
+    pub tls: bool,
     authority: String,
 }
 
@@ -27,7 +32,7 @@ pub enum LocationError {
     #[error("'{0}' is not a URL; rtmp://HOST[:PORT]/APP/NAME is allowed")]
     Url(String),
     /// Another scheme.
-    #[error("'{0}' is not an rtmp:// URL")]
+    #[error("'{0}' is not an rtmp:// or rtmps:// URL")]
     Scheme(String),
     /// No app or no stream name.
     #[error("'{0}' lacks an app or a stream name; rtmp://HOST[:PORT]/APP/NAME is allowed")]
@@ -40,9 +45,11 @@ impl Location {
         // What is shown of a bad URL ends before anything that could be a secret.
         let shown = || text.split('?').next().unwrap_or_default().to_owned();
         let url = Url::parse(text).map_err(|_| LocationError::Url(shown()))?;
-        if url.scheme() != "rtmp" {
-            return Err(LocationError::Scheme(shown()));
-        }
+        let tls = match url.scheme() {
+            "rtmp" => false,
+            "rtmps" => true,
+            _ => return Err(LocationError::Scheme(shown())),
+        };
         let host = match url.host() {
             Some(Host::Domain(name)) => name.to_owned(),
             Some(Host::Ipv4(ip)) => ip.to_string(),
@@ -54,9 +61,10 @@ impl Location {
         if app.is_empty() || name.is_empty() {
             return Err(LocationError::Path(shown()));
         }
-        let port = url.port().unwrap_or(DEFAULT_RTMP_PORT);
+        let port = url.port().unwrap_or(if tls { DEFAULT_RTMPS_PORT } else { DEFAULT_RTMP_PORT });
         let shown_host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
         Ok(Location {
+            tls,
             authority: format!("{shown_host}:{port}"),
             port,
             app: app.to_owned(),
@@ -68,7 +76,8 @@ impl Location {
 
     /// The `tcUrl` of the connect command.
     pub fn tc_url(&self) -> String {
-        format!("rtmp://{}/{}", self.authority, self.app)
+        let scheme = if self.tls { "rtmps" } else { "rtmp" };
+        format!("{scheme}://{}/{}", self.authority, self.app)
     }
 }
 

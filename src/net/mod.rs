@@ -4,6 +4,7 @@
 //! decided by the [`routes`], which the floors above fill; this floor knows nothing of workflows or reactors.
 
 pub mod acl;
+pub mod certificate;
 mod connection;
 mod listener;
 pub mod location;
@@ -17,9 +18,10 @@ pub mod routes;
 mod serve;
 pub mod server;
 mod socket;
+mod tls;
 mod transport;
 
-pub use server::{Limits, Parts, Server};
+pub use server::{Entrance, Limits, Parts, Server};
 
 /// Random bytes for a handshake.
 fn nonce() -> crate::rtmp::Nonce {

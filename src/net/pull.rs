@@ -6,6 +6,7 @@
 use super::location::Location;
 use super::origins::Origins;
 use super::socket;
+use super::transport::Transport;
 use crate::auth::{PullKey, Unsigned};
 use crate::budget::{Charge, Holder};
 use crate::ids::NodeId;
@@ -15,6 +16,8 @@ use crate::rtmp;
 use crate::rtmp::session::{Client, ClientEvent, Target};
 use crate::telemetry::{Counted, Loss, Metrics};
 use backon::{BackoffBuilder, ExponentialBuilder};
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -58,6 +61,8 @@ pub struct Settings {
     pub origins: Origins,
     /// What pulls are signed with, where nodes share a token.
     pub key: Option<PullKey>,
+    /// Whom `rtmps://` locations are believed by.
+    pub tls: Option<Arc<ClientConfig>>,
 }
 
 impl Settings {
@@ -73,6 +78,7 @@ impl Settings {
             node,
             origins: Origins::new(),
             key: None,
+            tls: None,
         }
     }
 
@@ -117,6 +123,8 @@ enum Error {
     Ended,
     #[error("the server closed the connection")]
     Closed,
+    #[error("this node pulls without TLS only")]
+    NoTls,
     #[error("the memory that peers may make this node hold is used up")]
     Evicted,
 }
@@ -196,8 +204,7 @@ impl Puller {
     }
 
     async fn pull(&self) -> Result<std::convert::Infallible, Error> {
-        let socket = self.connect().await?;
-        socket::prepare(&socket);
+        let transport = self.transport().await?;
         let origins = &self.settings.origins;
         let pipelined = origins.is_lb(&self.location);
         let target = Target {
@@ -209,7 +216,7 @@ impl Puller {
             true => Client::play(&target, self.limits, super::nonce()),
             false => Client::connect(&target, self.limits, super::nonce()),
         };
-        let end = self.play(&socket, &mut client, pipelined).await;
+        let end = self.play(&transport, &mut client, pipelined).await;
         self.metrics.lost(Loss::Unusable, client.ignored());
         if pipelined && !client.is_lb() {
             // It may be another server by now, which does not take calls before it has answered connect.
@@ -220,7 +227,7 @@ impl Puller {
 
     async fn play(
         &self,
-        socket: &TcpStream,
+        transport: &Transport,
         client: &mut Client,
         pipelined: bool,
     ) -> Result<std::convert::Infallible, Error> {
@@ -233,10 +240,10 @@ impl Puller {
         tokio::pin!(timer);
         let mut packets = Vec::new();
         loop {
-            send(socket, client).await?;
+            transport.send(client.output(), |_| {}).await?;
             let n = tokio::select! {
                 biased;
-                n = receive(socket, client) => n?,
+                n = transport.receive(|bytes| client.input(bytes).map_err(Error::from)) => n?,
                 () = attempt.holder.evicted() => return Err(Error::Evicted),
                 () = &mut timer => {
                     if Instant::now() < deadline {
@@ -358,6 +365,21 @@ impl Puller {
         format!("{name}?{}", kept.join("&"))
     }
 
+    /// Connects, with TLS where the location says so.
+    async fn transport(&self) -> Result<Transport, Error> {
+        let socket = self.connect().await?;
+        socket::prepare(&socket);
+        let Location { host, tls, .. } = &self.location;
+        if !tls {
+            return Ok(Transport::plain(socket));
+        }
+        let config = self.settings.tls.clone().ok_or(Error::NoTls)?;
+        let name = ServerName::try_from(host.clone()).map_err(io::Error::other)?;
+        let connection = ClientConnection::new(config, name).map_err(io::Error::other)?;
+        let begun = timeout(self.settings.connect, Transport::tls(socket, connection)).await;
+        Ok(begun.map_err(|_| Error::Connect(self.settings.connect))??)
+    }
+
     /// Connects to the first address that answers.
     async fn connect(&self) -> Result<TcpStream, Error> {
         let Location { host, port, .. } = &self.location;
@@ -379,22 +401,6 @@ impl Puller {
 /// Seconds since 1970, by this host's clock.
 pub(super) fn now() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
-}
-
-async fn send(socket: &TcpStream, client: &mut Client) -> io::Result<()> {
-    let mut output = client.output();
-    while !output.is_empty() {
-        match socket.try_write(&output) {
-            Ok(n) => bytes::Buf::advance(&mut output, n),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => socket.writable().await?,
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
-}
-
-async fn receive(socket: &TcpStream, client: &mut Client) -> Result<usize, Error> {
-    socket::receive(socket, |bytes| client.input(bytes).map_err(Error::from)).await
 }
 
 #[cfg(test)]

@@ -3,13 +3,15 @@
 use super::connection::{Connection, Error};
 use super::publish::Publishing;
 use super::rate::Rate;
-use super::server::{Negotiating, Server};
+use super::server::{Entrance, Negotiating, Server};
 use super::transport::Transport;
 use super::{play, publish};
 use crate::auth::{Action, Denied, Grant, Request};
 use crate::ids::SessionId;
 use crate::rtmp::session::{Event, Server as Session};
 use crate::telemetry::{Loss, Seldom};
+use rustls::ServerConnection;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,16 +29,26 @@ enum Intent {
 }
 
 /// Serves a connection to its end.
-pub(super) async fn serve(server: &Arc<Server>, socket: TcpStream, peer: SocketAddr, port: u16, id: u64) {
+pub(super) async fn serve(
+    server: &Arc<Server>,
+    socket: TcpStream,
+    peer: SocketAddr,
+    entrance: Entrance,
+    id: u64,
+) {
+    let transport = match transport(server, socket, &entrance).await {
+        Ok(transport) => transport,
+        Err(error) => return no_transport(server, peer, id, &error),
+    };
     static MISBEHAVED: Seldom = Seldom::new(Duration::from_secs(1));
     static EVICTED: Seldom = Seldom::new(Duration::from_secs(1));
     let holder = server.feeds.budget().holder();
     let mut connection = Connection {
         server,
-        transport: Transport::plain(socket),
+        transport,
         session: Box::new(Session::new(server.limits.rtmp, super::nonce())),
         peer,
-        port,
+        port: entrance.port,
         id,
         app: String::new(),
         charge: holder.charge(),
@@ -60,6 +72,23 @@ pub(super) async fn serve(server: &Arc<Server>, socket: TcpStream, peer: SocketA
             }
         }
         Err(error) => tracing::debug!(id, %peer, "connection closed: {error}"),
+    }
+}
+
+/// What the bytes of a connection go through, within the time for negotiations.
+async fn transport(server: &Server, socket: TcpStream, entrance: &Entrance) -> io::Result<Transport> {
+    let Some(config) = &entrance.tls else { return Ok(Transport::plain(socket)) };
+    let _negotiating = Negotiating::begin(server);
+    let connection = ServerConnection::new(config.clone()).map_err(io::Error::other)?;
+    let begun = tokio::time::timeout(server.limits.negotiation, Transport::tls(socket, connection));
+    begun.await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+fn no_transport(server: &Server, peer: SocketAddr, id: u64, error: &io::Error) {
+    static FAILED: Seldom = Seldom::new(Duration::from_secs(1));
+    server.metrics.refused("tls");
+    if let Some(held_back) = FAILED.pass() {
+        tracing::info!(id, %peer, held_back, "connection closed before TLS was agreed on: {error}");
     }
 }
 

@@ -7,6 +7,7 @@ use crate::ids::NodeId;
 use crate::relay::Feeds;
 use crate::rtmp;
 use crate::telemetry::Metrics;
+use rustls::ServerConfig;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::ops::Deref;
@@ -81,6 +82,15 @@ pub struct Parts {
     pub node: NodeId,
     /// Over how long a draining node staggers its disconnects of viewers, so that they do not all reconnect at once.
     pub drain_spread: Duration,
+}
+
+/// What a listener leads to.
+#[derive(Clone, Debug)]
+pub struct Entrance {
+    /// The routes of this port.
+    pub port: u16,
+    /// Peers speak TLS.
+    pub tls: Option<Arc<ServerConfig>>,
 }
 
 /// What all connections of a node share.

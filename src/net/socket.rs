@@ -52,6 +52,11 @@ pub(super) fn prepare_listener(listener: &TcpListener) {
     }
 }
 
+/// Ends the sending side.
+pub(super) fn finish(socket: &TcpStream) -> io::Result<()> {
+    SockRef::from(socket).shutdown(std::net::Shutdown::Write)
+}
+
 /// Sets the receive low-water mark (SO_RCVLOWAT, socket(7)): the socket is not reported as readable below so many bytes.
 /// Where the option is not supported, it is readable at the first byte, which costs wake-ups and nothing else.
 pub(super) fn set_low_water(socket: &TcpStream, bytes: usize) {

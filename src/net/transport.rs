@@ -1,23 +1,28 @@
 //! How the bytes of a connection travel: the one place that knows what stands between a session and its socket.
 
 use super::socket::{self, ViewerSocket};
+use super::tls::TlsStream;
 use crate::relay::Sink;
 use bytes::{Buf, Bytes};
-use socket2::SockRef;
 use std::io;
-use std::net::Shutdown;
 use std::sync::Arc;
 use tokio::net::TcpStream;
 
 /// The bytes of one connection, in both directions.
 #[derive(Debug)]
-pub(super) struct Transport {
-    socket: Arc<TcpStream>,
+pub(super) enum Transport {
+    Plain(Arc<TcpStream>),
+    Tls(Arc<TlsStream>),
 }
 
 impl Transport {
     pub fn plain(socket: TcpStream) -> Self {
-        Transport { socket: Arc::new(socket) }
+        Transport::Plain(Arc::new(socket))
+    }
+
+    /// With TLS, once hands are shaken.
+    pub async fn tls(socket: TcpStream, connection: impl Into<rustls::Connection>) -> io::Result<Self> {
+        Ok(Transport::Tls(Arc::new(TlsStream::begin(socket, connection.into()).await?)))
     }
 
     /// Waits for bytes, hands them to `take` once, and says how many they were; zero: the peer closed. Safe to drop. One task
@@ -26,18 +31,25 @@ impl Transport {
         &self,
         take: impl FnMut(&[u8]) -> Result<(), E>,
     ) -> Result<usize, E> {
-        socket::receive(&self.socket, take).await
+        match self {
+            Transport::Plain(socket) => socket::receive(socket, take).await,
+            Transport::Tls(stream) => stream.receive(take).await,
+        }
     }
 
     /// Sends everything; `sent` hears of each piece that went out.
     pub async fn send(&self, mut bytes: Bytes, mut sent: impl FnMut(usize)) -> io::Result<()> {
+        let socket = match self {
+            Transport::Plain(socket) => socket,
+            Transport::Tls(stream) => return stream.send(bytes, sent).await,
+        };
         while !bytes.is_empty() {
-            match self.socket.try_write(&bytes) {
+            match socket.try_write(&bytes) {
                 Ok(n) => {
                     sent(n);
                     bytes.advance(n);
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.socket.writable().await?,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => socket.writable().await?,
                 Err(error) => return Err(error),
             }
         }
@@ -46,16 +58,25 @@ impl Transport {
 
     /// Ends the sending side.
     pub fn finish(&self) -> io::Result<()> {
-        SockRef::from(self.socket.as_ref()).shutdown(Shutdown::Write)
+        match self {
+            Transport::Plain(socket) => socket::finish(socket),
+            Transport::Tls(stream) => stream.finish(),
+        }
     }
 
     /// What the relay writes a viewer's media to.
     pub fn sink(&self) -> Arc<dyn Sink> {
-        ViewerSocket::new(&self.socket)
+        match self {
+            Transport::Plain(socket) => ViewerSocket::new(socket),
+            Transport::Tls(stream) => stream.clone(),
+        }
     }
 
-    /// See [`socket::set_low_water`].
+    /// See [`socket::set_low_water`]. Under TLS nothing is set: a part of a record may have been read already, and the rest
+    /// of it is less than what the message lacks.
     pub fn set_low_water(&self, bytes: usize) {
-        socket::set_low_water(&self.socket, bytes);
+        if let Transport::Plain(socket) = self {
+            socket::set_low_water(socket, bytes);
+        }
     }
 }

@@ -14,6 +14,11 @@ pub trait Sink: Send + Sync + Debug {
     fn try_write(&self, bytes: &[u8]) -> io::Result<usize>;
     /// The same for several pieces.
     fn try_write_vectored(&self, pieces: &[IoSlice<'_>]) -> io::Result<usize>;
+    /// Sends what it has taken and not sent yet. [`io::ErrorKind::WouldBlock`]: some of it is left. A socket keeps nothing back;
+    /// TLS does.
+    fn try_flush(&self) -> io::Result<()> {
+        Ok(())
+    }
     /// Ready when a write may succeed again. Only the viewer's own task asks.
     fn poll_writable(&self, context: &mut Context<'_>) -> Poll<io::Result<()>>;
 }

@@ -124,6 +124,14 @@ impl Viewer {
             if self.owed > REPLIES {
                 return self.stalled();
             }
+            if self.state.unsent().is_some()
+                && let Err(error) = self.sink.try_flush()
+            {
+                match self.would_block(error).await {
+                    Some(turn) => return turn,
+                    None => continue,
+                }
+            }
             let between_messages = self.state.unsent().is_some_and(|unsent| unsent.is_empty());
             let turn = match (&self.state, self.flow) {
                 (State::AtLiveEdge { .. }, _) => self.at_live_edge().await,
@@ -235,8 +243,7 @@ impl Viewer {
     async fn behind(&mut self) -> Option<Turn> {
         match self.catch_up() {
             Ok(turn) => turn,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.writable().await,
-            Err(error) => Some(Turn::Gone(error)),
+            Err(error) => self.would_block(error).await,
         }
     }
 
@@ -264,6 +271,14 @@ impl Viewer {
             Ok(Ok(())) => None,
             Ok(Err(error)) => Some(Turn::Gone(error)),
             Err(_) => Some(self.stalled()),
+        }
+    }
+
+    /// What an error of the sink means: to wait for it, or the end.
+    async fn would_block(&mut self, error: io::Error) -> Option<Turn> {
+        match error.kind() {
+            io::ErrorKind::WouldBlock => self.writable().await,
+            _ => Some(Turn::Gone(error)),
         }
     }
 

@@ -163,6 +163,12 @@ impl Lb {
         self.address("rtmp").port()
     }
 
+    /// The port of its RTMPS listener.
+    #[track_caller]
+    pub fn rtmps_port(&self) -> u16 {
+        self.address("rtmps").port()
+    }
+
     /// Where its RTMP listener is reached.
     #[track_caller]
     pub fn rtmp(&self) -> SocketAddr {

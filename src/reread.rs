@@ -1,4 +1,4 @@
-//! A file that is read again when it changes: keys are added and withdrawn without a restart.
+//! Files that are read again when they change: keys and certificates are replaced without a restart.
 
 use std::fmt;
 use std::fs::Metadata;
@@ -13,9 +13,9 @@ const LOOK: Duration = Duration::from_secs(1);
 /// The longest file that is read: 10,000 keys of 400 bytes.
 const FILE_MAX: u64 = 4 << 20;
 
-/// What a file says, as it is now.
+/// What one or several files say together, as they are now.
 #[derive(Debug)]
-pub(super) struct Reread<T> {
+pub struct Reread<T> {
     value: Arc<RwLock<Arc<T>>>,
     _looking: AbortOnDropHandle<()>,
 }
@@ -24,29 +24,30 @@ pub(super) struct Reread<T> {
 type Stamp = Option<(SystemTime, u64)>;
 
 impl<T: Send + Sync + fmt::Debug + 'static> Reread<T> {
-    /// Reads a file now, and again whenever it changes. One that cannot be read or understood later changes nothing, and
-    /// is logged.
+    /// Reads files now, and again whenever one of them changes. What cannot be read or understood later changes nothing, and
+    /// is logged. `parse` gets a text for each file.
     ///
-    /// Errors: with the file's name, what `parse` says of it now.
+    /// Errors: with the first file's name, what `parse` says now.
     pub fn start(
-        file: &Path,
-        parse: impl Fn(&str) -> Result<T, String> + Send + 'static,
+        files: &[&Path],
+        parse: impl Fn(&[String]) -> Result<T, String> + Send + 'static,
     ) -> Result<Self, String> {
-        let mut seen = stamp(file);
-        let value = Arc::new(RwLock::new(Arc::new(read(file, &parse)?)));
-        let (shared, file): (_, PathBuf) = (value.clone(), file.to_owned());
+        let files: Vec<PathBuf> = files.iter().map(|file| file.to_path_buf()).collect();
+        let mut seen: Vec<Stamp> = files.iter().map(|file| stamp(file)).collect();
+        let value = Arc::new(RwLock::new(Arc::new(read(&files, &parse)?)));
+        let shared = value.clone();
         let looking = tokio::spawn(async move {
             loop {
                 tokio::time::sleep(LOOK).await;
-                let now = stamp(&file);
+                let now: Vec<Stamp> = files.iter().map(|file| stamp(file)).collect();
                 if now == seen {
                     continue;
                 }
                 seen = now;
-                match read(&file, &parse) {
+                match read(&files, &parse) {
                     Ok(new) => {
                         *shared.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(new);
-                        tracing::info!(file = %file.display(), "read again");
+                        tracing::info!(file = name(&files), "read again");
                     }
                     Err(error) => tracing::error!("{error}; what was read before stays in force"),
                 }
@@ -66,16 +67,29 @@ fn stamp(file: &Path) -> Stamp {
     Some((metadata.modified().ok()?, metadata.len()))
 }
 
-/// Reads a file once. The error names it.
-pub(super) fn read<T>(file: &Path, parse: impl Fn(&str) -> Result<T, String>) -> Result<T, String> {
+/// Reads files once. The error names the first one.
+///
+/// Errors: as of [`Reread::start`].
+pub fn read<T>(
+    files: &[impl AsRef<Path>],
+    parse: impl Fn(&[String]) -> Result<T, String>,
+) -> Result<T, String> {
+    let texts: Result<Vec<String>, String> = files.iter().map(|file| text(file.as_ref())).collect();
+    parse(&texts?).map_err(|what| format!("{}: {what}", name(files)))
+}
+
+fn name(files: &[impl AsRef<Path>]) -> String {
+    files.first().map(|file| file.as_ref().display().to_string()).unwrap_or_default()
+}
+
+fn text(file: &Path) -> Result<String, String> {
     let name = file.display();
     let unreadable = |error: std::io::Error| format!("{name}: cannot be read: {error}");
     let length = std::fs::metadata(file).map_err(unreadable)?.len();
     if length > FILE_MAX {
         return Err(format!("{name}: it has {length} bytes; at most {FILE_MAX} are allowed"));
     }
-    let text = std::fs::read_to_string(file).map_err(unreadable)?;
-    parse(&text).map_err(|what| format!("{name}: {what}"))
+    std::fs::read_to_string(file).map_err(unreadable)
 }
 
 #[cfg(test)]
@@ -85,11 +99,11 @@ mod tests {
     #[tokio::test]
     async fn a_change_is_seen_and_a_mistake_changes_nothing() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let parse = |text: &str| text.trim().parse::<u32>().map_err(|error| error.to_string());
-        let error = Reread::start(file.path(), parse).unwrap_err();
+        let parse = |texts: &[String]| texts[0].trim().parse::<u32>().map_err(|error| error.to_string());
+        let error = Reread::start(&[file.path()], parse).unwrap_err();
         assert!(error.starts_with(&file.path().display().to_string()), "{error}");
         std::fs::write(file.path(), "1").unwrap();
-        let reread = Reread::start(file.path(), parse).unwrap();
+        let reread = Reread::start(&[file.path()], parse).unwrap();
         assert_eq!(*reread.get(), 1);
         for (text, value) in [("seven hundred", 1), ("22", 22)] {
             std::fs::write(file.path(), text).unwrap();
