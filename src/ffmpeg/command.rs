@@ -168,13 +168,32 @@ mod tests {
     #[test]
     fn the_input_options_fit_the_input() {
         let rtmp = line("RTMP://h/pull_source/x");
-        assert!(rtmp.contains("-analyzeduration 1000000 -rw_timeout 10000000 -i RTMP://h"), "{rtmp}");
+        assert!(
+            rtmp.contains(
+                "-protocol_whitelist rtmp,tcp -analyzeduration 1000000 -rw_timeout 10000000 -i RTMP://h"
+            ),
+            "{rtmp}"
+        );
         let http = line("https://h/x.m3u8");
-        assert!(http.contains("-fpsprobesize 0 -rw_timeout 10000000 -i"), "{http}");
+        assert!(
+            http.contains("-protocol_whitelist http,https,tls,tcp,crypto -rw_timeout 10000000 -i"),
+            "{http}"
+        );
         for file in ["/a/b.flv", "file:x.mp4", "file:///x.mp4"] {
-            assert!(line(file).contains("-fpsprobesize 0 -re -i"), "{file}");
+            assert!(line(file).contains("-fpsprobesize 0 -protocol_whitelist file -re -i"), "{file}");
         }
-        assert!(line("udp://h:1").contains("-fpsprobesize 0 -i"));
+        assert!(line("udp://h:1").contains("-protocol_whitelist udp,rtp,rtsp,tcp -i"));
+    }
+
+    #[test]
+    fn only_what_another_node_serves_is_signed() {
+        let signed = |text: &str| Location::parse(text).unwrap().signed(|name| format!("lb_pull={name}")).0;
+        assert_eq!(signed("rtmp://h:1/pull_source/a/x"), "rtmp://h:1/pull_source/a/x?lb_pull=a/x");
+        assert_eq!(signed("rtmps://h/pull_source/x?a=1"), "rtmps://h/pull_source/x?a=1&lb_pull=x");
+        for other in ["rtmp://h/live/x", "rtmp://h/pull_source/", "http://h/pull_source/x", "/pull_source/x"]
+        {
+            assert_eq!(signed(other), other);
+        }
     }
 
     #[test]
