@@ -276,6 +276,28 @@ impl Default for Seldom {
     }
 }
 
+/// The longest text of a peer that a log line shows, in characters.
+const SHOWN_MAX: usize = 200;
+
+/// A peer's words as they may stand in a log line: control characters and what changes the direction of text are escaped, and
+/// what is too long is cut.
+pub fn shown(text: &str) -> String {
+    let mut shown = String::new();
+    for (count, c) in text.chars().enumerate() {
+        if count == SHOWN_MAX {
+            shown.push('…');
+            break;
+        }
+        // Direction marks and overrides, which would show a line in another order than it has.
+        let turns = matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        match c.is_control() || turns {
+            true => shown.extend(c.escape_unicode()),
+            false => shown.push(c),
+        }
+    }
+    shown
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -306,5 +328,12 @@ mod tests {
         assert_eq!(seldom.pass(), None);
         tokio::time::advance(SELDOM).await;
         assert_eq!(seldom.pass(), Some(2));
+    }
+
+    #[test]
+    fn a_peers_words_break_no_line() {
+        assert_eq!(shown("live"), "live");
+        assert_eq!(shown("a\nb\u{1b}[31m\u{202e}"), "a\\u{a}b\\u{1b}[31m\\u{202e}");
+        assert_eq!(shown(&"é".repeat(1000)).chars().count(), SHOWN_MAX + 1);
     }
 }

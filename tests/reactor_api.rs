@@ -460,10 +460,10 @@ async fn slow_peers_cost_their_own_connection() {
         stream.write_all(b"POST /watcher_lookup HTTP/1.1\r\nhost: x\r\nx: ").await.unwrap();
         slow.push(stream);
     }
-    let mut fifth = TcpStream::connect(service.addr).await.unwrap();
-    let closed =
-        tokio::time::timeout(Duration::from_secs(5), fifth.read(&mut [0; 8])).await.expect("refused at once");
-    assert!(matches!(closed, Ok(0) | Err(_)));
+    assert_eq!(service.try_watch("x").await, Some(404), "a fifth is served in the place of the oldest");
+    let mut oldest = slow.remove(0);
+    let closed = tokio::time::timeout(Duration::from_secs(1), oldest.read(&mut [0; 8])).await;
+    assert!(matches!(closed.expect("given up at once"), Ok(0) | Err(_)));
     for mut stream in slow {
         let end = tokio::time::timeout(Duration::from_secs(5), stream.read_to_end(&mut Vec::new())).await;
         end.expect("closed at the deadline").ok();
@@ -1024,4 +1024,58 @@ async fn a_stranger_registers_its_own_address_only_and_sees_no_session() {
     let streams: StreamList =
         with_token(service.client.get(service.at("/streams"))).await.unwrap().json().await.unwrap();
     assert!(streams.streams[0].session.is_some());
+}
+
+#[tokio::test]
+async fn idle_sockets_and_subscribers_of_strangers_keep_no_node_out() {
+    raise_descriptor_limit();
+    let token = Some(Secret::new("s3cret").unwrap());
+    let service = Service::start_with(Setup { token, ..Setup::default() }).await;
+    // A node that is there before, with an event stream.
+    let subscribe = service.client.get(service.at("/events")).bearer_auth("s3cret").send();
+    let mut events = subscribe.await.unwrap().bytes_stream();
+    assert!(events.next().await.unwrap().unwrap().starts_with(b"event:hello"));
+    let mut idle = Vec::new();
+    for _ in 0..2100 {
+        idle.push(TcpStream::connect(service.addr).await.unwrap());
+    }
+    let started = Instant::now();
+    let fresh = Client::builder().timeout(Duration::from_secs(10)).no_proxy().build().unwrap();
+    let beat = fresh.put(service.at("/nodes/n1")).bearer_auth("s3cret").body(r#"{"interval_ms":5000}"#);
+    assert_eq!(beat.send().await.unwrap().status(), 200);
+    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+    let claim =
+        fresh.post(service.at("/publisher_lookup")).bearer_auth("s3cret").body(r#"{"stream_name":"x"}"#);
+    assert_eq!(claim.send().await.unwrap().status(), 200);
+    let change = tokio::time::timeout(Duration::from_secs(5), events.next()).await.unwrap().unwrap().unwrap();
+    assert!(change.starts_with(b"event:change"), "the node that was there hears on: {change:?}");
+}
+
+#[tokio::test]
+async fn who_is_known_is_not_given_up_for_a_stranger() {
+    let limits = Limits { connections: 2, ..Limits::default() };
+    let token = Some(Secret::new("s3cret").unwrap());
+    let service = Service::start_with(Setup { limits, token, ..Setup::default() }).await;
+    let mut known = Vec::new();
+    for _ in 0..2 {
+        let subscribe = service.client.get(service.at("/events")).bearer_auth("s3cret").send();
+        known.push(subscribe.await.unwrap().bytes_stream());
+    }
+    let mut stranger = TcpStream::connect(service.addr).await.unwrap();
+    let closed = tokio::time::timeout(Duration::from_secs(5), stranger.read(&mut [0; 8])).await;
+    assert!(matches!(closed.expect("refused at once"), Ok(0) | Err(_)));
+    for events in &mut known {
+        assert!(events.next().await.unwrap().unwrap().starts_with(b"event:hello"));
+    }
+}
+
+/// 2,100 connections take as many descriptors on both sides.
+fn raise_descriptor_limit() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the pointer is to a live value of the right type.
+    unsafe {
+        libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit);
+        limit.rlim_cur = limit.rlim_max;
+        libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
+    }
 }

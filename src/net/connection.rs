@@ -6,7 +6,7 @@ use super::transport::Transport;
 use crate::budget::{Charge, Holder};
 use crate::rtmp;
 use crate::rtmp::session::Server as Session;
-use crate::telemetry::Seldom;
+use crate::telemetry::{Seldom, shown};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -74,7 +74,8 @@ impl Connection<'_> {
         static REFUSED: Seldom = Seldom::new(Duration::from_secs(1));
         self.server.metrics.refused(reason);
         if let Some(held_back) = REFUSED.pass() {
-            tracing::info!(id = self.id, peer = %self.peer, app = self.app, reason, held_back, "refused: {text}");
+            let (app, text) = (shown(&self.app), shown(text));
+            tracing::info!(id = self.id, peer = %self.peer, app, reason, held_back, "refused: {text}");
         }
         self.close_gracefully().await;
         Error::Refused(text.to_owned())

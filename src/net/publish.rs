@@ -9,7 +9,7 @@ use crate::ids::SessionId;
 use crate::media::Packet;
 use crate::relay::{Feed, FeedRef};
 use crate::rtmp::session::Event;
-use crate::telemetry::{Counted, Loss, Seldom};
+use crate::telemetry::{Counted, Loss, Seldom, shown};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, Interval, MissedTickBehavior};
@@ -281,7 +281,7 @@ async fn hand_on(
 }
 
 async fn end(connection: &mut Connection<'_>, reason: &str) -> Result<bool, Error> {
-    tracing::info!(id = connection.id, peer = %connection.peer, "publisher sent away: {reason}");
+    tracing::info!(id = connection.id, peer = %connection.peer, "publisher sent away: {}", shown(reason));
     connection.session.end_publish(reason);
     connection.close_gracefully().await;
     Ok(false)

@@ -14,7 +14,7 @@ use crate::media::Packet;
 use crate::relay::{Feed, Feeds, PullEvent, RelayId};
 use crate::rtmp;
 use crate::rtmp::session::{Client, ClientEvent, Target};
-use crate::telemetry::{Counted, Loss, Metrics};
+use crate::telemetry::{Counted, Loss, Metrics, shown};
 use backon::{BackoffBuilder, ExponentialBuilder};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection};
@@ -329,7 +329,7 @@ impl Puller {
                         // Its clock, or this one, was set since it was learnt.
                         self.settings.origins.forget(&self.location);
                     }
-                    return Err(Error::Refused(format!("{code} {description}")));
+                    return Err(Error::Refused(shown(&format!("{code} {description}"))));
                 }
                 ClientEvent::Status { code, .. }
                     if code == "NetStream.Play.UnpublishNotify" || code == "NetStream.Play.Stop" =>

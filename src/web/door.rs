@@ -70,11 +70,12 @@ impl Door {
     pub(super) fn admit(&self, request: &Request) -> Result<Caller, Failure> {
         let source = forwarded::client(request.peer, &request.headers, &self.trusted_proxies);
         if self.token.as_ref().is_some_and(|token| shows(&request.headers, token)) {
+            request.set_known();
             return Ok(Caller { source, proven: true });
         }
         let trusted = self.trusted_nodes.iter().any(|net| net.contains(&source));
         match (&self.token, self.trusted_nodes.is_empty()) {
-            _ if trusted => {}
+            _ if trusted => request.set_known(),
             (None, true) => {}
             (Some(_), _) => {
                 let text = "a valid bearer token is needed".to_owned();

@@ -6,6 +6,8 @@ use bytes::Buf;
 use futures::stream::{BoxStream, Stream, StreamExt};
 use serde::de::DeserializeOwned;
 use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
@@ -37,6 +39,7 @@ pub(super) struct Request {
     pub query: String,
     pub headers: HeaderMap,
     pub peer: IpAddr,
+    known: Arc<AtomicBool>,
     body: BoxStream<'static, Result<bytes::Bytes, warp::Error>>,
 }
 
@@ -48,12 +51,13 @@ pub(super) fn request() -> impl Filter<Extract = (Request,), Error = Rejection> 
         .and(warp::header::headers_cloned())
         .and(warp::ext::get::<Peer>())
         .and(warp::body::stream())
-        .map(|method, path: FullPath, query, headers, Peer(peer), body| Request {
+        .map(|method, path: FullPath, query, headers, peer: Peer, body| Request {
             method,
             path: path.as_str().to_owned(),
             query,
             headers,
-            peer,
+            peer: peer.address,
+            known: peer.known,
             body: chunks(body).boxed(),
         })
 }
@@ -65,6 +69,11 @@ fn chunks<B: Buf>(
 }
 
 impl Request {
+    /// The peer is known: it is never given up for a stranger's connection.
+    pub fn set_known(&self) {
+        self.known.store(true, Ordering::Relaxed);
+    }
+
     /// Refuses other methods than the given one; `GET` stands for `HEAD` too.
     pub fn expect(&self, method: &'static str) -> Result<(), Failure> {
         let fits = self.method == method || (method == "GET" && self.method == Method::HEAD);

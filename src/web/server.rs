@@ -4,18 +4,20 @@
 //! under hyper's connection here.
 
 use super::Routes;
+use crate::telemetry::Seldom;
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use socket2::{SockRef, TcpKeepalive};
+use std::collections::{BTreeMap, HashMap};
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -38,9 +40,14 @@ const BUFFER_MAX: usize = 32 * 1024;
 /// A pause after a failed accept, which mostly means that there are no file descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// The most connections of one address at a time: a node has two at rest, and some more while a herd of viewers comes.
+pub const CONNECTIONS_PER_ADDRESS: usize = 256;
+
 /// What a server allows.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
+    /// See [`CONNECTIONS_PER_ADDRESS`]. Without a bound for peers on this host.
+    pub connections_per_address: usize,
     /// See [`CONNECTIONS_MAX`].
     pub connections: usize,
     /// See [`HEAD_DEADLINE`].
@@ -51,30 +58,87 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { connections: CONNECTIONS_MAX, head_deadline: HEAD_DEADLINE, stop_deadline: STOP_DEADLINE }
+        Limits {
+            connections_per_address: CONNECTIONS_PER_ADDRESS,
+            connections: CONNECTIONS_MAX,
+            head_deadline: HEAD_DEADLINE,
+            stop_deadline: STOP_DEADLINE,
+        }
     }
 }
 
-/// The address that a connection came from, as handlers see it: IPv4-mapped addresses are IPv4.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Peer(pub IpAddr);
+/// Who a connection is from, as handlers see it.
+#[derive(Clone, Debug)]
+pub(super) struct Peer {
+    /// IPv4-mapped addresses are IPv4.
+    pub address: IpAddr,
+    /// Set by a handler that knows the peer: its connection is not given up for somebody else's.
+    pub known: Arc<AtomicBool>,
+}
+
+/// The connections that are open.
+#[derive(Default)]
+struct Open {
+    next: u64,
+    /// Oldest first.
+    connections: BTreeMap<u64, (Peer, CancellationToken)>,
+    addresses: HashMap<IpAddr, usize>,
+}
+
+impl Open {
+    /// Makes room for one more. Where there is none, the oldest connection of somebody who is not known has to go: a node that
+    /// has shown its token is never kept out by those who hold connections open without one. The error says what is full.
+    fn admit(&mut self, peer: &Peer, limits: Limits) -> Result<(u64, CancellationToken), &'static str> {
+        let of_address = self.addresses.get(&peer.address).copied().unwrap_or(0);
+        if of_address >= limits.connections_per_address && !peer.address.is_loopback() {
+            return Err("this address has too many");
+        }
+        if self.connections.len() >= limits.connections {
+            let unknown = |(_, (peer, cut)): &(&u64, &(Peer, CancellationToken))| {
+                !peer.known.load(Relaxed) && !cut.is_cancelled()
+            };
+            let (_, (_, cut)) = self.connections.iter().find(unknown).ok_or("there are too many")?;
+            cut.cancel();
+        }
+        let (number, cut) = (self.next, CancellationToken::new());
+        self.next += 1;
+        self.connections.insert(number, (peer.clone(), cut.clone()));
+        *self.addresses.entry(peer.address).or_default() += 1;
+        Ok((number, cut))
+    }
+
+    fn closed(&mut self, number: u64) {
+        let Some((peer, _)) = self.connections.remove(&number) else { return };
+        if let Some(count) = self.addresses.get_mut(&peer.address) {
+            *count -= 1;
+            if *count == 0 {
+                self.addresses.remove(&peer.address);
+            }
+        }
+    }
+}
 
 /// Serves until the stop signal, then lets running requests end within the deadline.
 ///
-/// Connections beyond the limit are closed at once: holding them back would let a few slow peers shut all others out.
+/// Connections beyond the limits are closed at once: holding them back would let a few slow peers shut all others out.
 pub async fn serve(listener: TcpListener, routes: Routes, limits: Limits, stop: CancellationToken) {
-    let slots = Arc::new(Semaphore::new(limits.connections));
+    static REFUSED: Seldom = Seldom::new(Duration::from_secs(5));
     let mut connections = JoinSet::new();
-    let mut refused: u64 = 0;
+    let mut open = Open::default();
     loop {
         let accepted = tokio::select! {
             biased;
             () = stop.cancelled() => break,
             accepted = listener.accept() => accepted,
-            // Takes back what ended connections leave in the set.
-            Some(_) = connections.join_next() => continue,
+            Some(ended) = connections.join_next() => {
+                match ended {
+                    Ok(number) => open.closed(number),
+                    Err(error) => tracing::error!(%error, "an HTTP connection's task broke off: a fault of this program"),
+                }
+                continue;
+            }
         };
-        let (stream, peer) = match accepted {
+        let (stream, from) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(%error, "cannot accept an HTTP connection");
@@ -82,18 +146,23 @@ pub async fn serve(listener: TcpListener, routes: Routes, limits: Limits, stop: 
                 continue;
             }
         };
-        let Ok(slot) = slots.clone().try_acquire_owned() else {
-            refused += 1;
-            // Powers of two: loud at the first, never a flood.
-            if refused.is_power_of_two() {
-                tracing::warn!(refused, limit = limits.connections, "HTTP connections refused: too many");
+        let peer = Peer { address: from.ip().to_canonical(), known: Arc::default() };
+        let (number, cut) = match open.admit(&peer, limits) {
+            Ok(admitted) => admitted,
+            Err(full) => {
+                if let Some(held_back) = REFUSED.pass() {
+                    tracing::warn!(peer = %from, held_back, "HTTP connection refused: {full}");
+                }
+                continue;
             }
-            continue;
         };
         let connection = connection(stream, peer, routes.clone(), limits, stop.clone());
         connections.spawn(async move {
-            connection.await;
-            drop(slot);
+            tokio::select! {
+                () = connection => {}
+                () = cut.cancelled() => tracing::debug!(peer = %from, "HTTP connection given up for another one"),
+            }
+            number
         });
     }
     drop(listener);
@@ -104,20 +173,15 @@ pub async fn serve(listener: TcpListener, routes: Routes, limits: Limits, stop: 
     }
 }
 
-async fn connection(
-    stream: TcpStream,
-    peer: SocketAddr,
-    routes: Routes,
-    limits: Limits,
-    stop: CancellationToken,
-) {
+async fn connection(stream: TcpStream, peer: Peer, routes: Routes, limits: Limits, stop: CancellationToken) {
     if let Err(error) = configure(&stream) {
-        tracing::debug!(%peer, %error, "HTTP connection not served");
+        tracing::debug!(peer = %peer.address, %error, "HTTP connection not served");
         return;
     }
+    let address = peer.address;
     let routes = TowerToHyperService::new(warp::service(routes));
     let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
-        request.extensions_mut().insert(Peer(peer.ip().to_canonical()));
+        request.extensions_mut().insert(peer.clone());
         routes.call(request)
     });
     let connection = http1::Builder::new()
@@ -138,7 +202,7 @@ async fn connection(
         }
     };
     if let Err(error) = result {
-        tracing::debug!(%peer, %error, "HTTP connection ended");
+        tracing::debug!(peer = %address, %error, "HTTP connection ended");
     }
 }
 
