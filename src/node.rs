@@ -373,6 +373,7 @@ impl<'a> Shared<'a> {
             routes: self.routes.clone(),
             gate: self.gate.clone(),
             pull_key: self.pull_key.clone(),
+            proxies: self.args.transport.proxy_protocol_from.clone(),
             limits,
             feeds: self.feeds.clone(),
             metrics: self.metrics.clone(),

@@ -1,7 +1,7 @@
 //! Takes connections from RTMP ports, within limits.
 
-use super::server::{AddressSlot, Entrance, Server};
-use super::{serve, socket};
+use super::server::{AddressSlot, Entrance, Negotiating, Server};
+use super::{proxy, serve, socket};
 use crate::telemetry::{Counted, Seldom};
 use std::io;
 use std::net::SocketAddr;
@@ -92,6 +92,35 @@ impl Server {
         }
     }
 
+    /// Serves a connection that a proxy hands on: the address it names counts for everything.
+    async fn admit_proxied(
+        self: &Arc<Self>,
+        mut socket: TcpStream,
+        proxy: SocketAddr,
+        entrance: Entrance,
+        id: u64,
+    ) {
+        static UNREADABLE: Seldom = Seldom::new(Duration::from_secs(5));
+        let negotiating = Negotiating::begin(self);
+        let header = tokio::time::timeout(self.limits.negotiation, proxy::read_header(&mut socket)).await;
+        drop(negotiating);
+        let named = match header.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+            Ok(named) => named,
+            Err(error) => {
+                self.metrics.refused("proxy_protocol");
+                if let Some(held_back) = UNREADABLE.pass() {
+                    tracing::warn!(%proxy, held_back, "connection of a proxy refused: {error}");
+                }
+                return proxy::refuse(socket).await;
+            }
+        };
+        let peer = named.map_or(proxy, |peer| SocketAddr::new(peer.ip().to_canonical(), peer.port()));
+        match AddressSlot::take(self, peer.ip()) {
+            Some(_slot) => serve::serve(self, socket, peer, entrance, id).await,
+            None => self.refuse(peer, "connections_per_address"),
+        }
+    }
+
     fn admit(
         self: &Arc<Self>,
         socket: TcpStream,
@@ -102,7 +131,9 @@ impl Server {
         let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
         let slot = match self.full() {
             Some(reason) => Err(reason),
-            None => AddressSlot::take(self, peer.ip()).ok_or("connections_per_address"),
+            // Whose connection it is is known later.
+            None if self.is_proxy(peer.ip()) => Ok(None),
+            None => AddressSlot::take(self, peer.ip()).map(Some).ok_or("connections_per_address"),
         };
         let slot = match slot {
             Ok(slot) => slot,
@@ -113,8 +144,11 @@ impl Server {
         let id = self.next_id();
         let server = self.clone();
         connections.spawn(async move {
-            let _held = (counted, slot);
-            serve::serve(&server, socket, peer, entrance, id).await;
+            let _counted = counted;
+            match slot {
+                Some(_slot) => serve::serve(&server, socket, peer, entrance, id).await,
+                None => server.admit_proxied(socket, peer, entrance, id).await,
+            }
         });
     }
 }

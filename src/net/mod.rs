@@ -11,6 +11,7 @@ pub mod location;
 mod low_water;
 pub mod origins;
 mod play;
+mod proxy;
 mod publish;
 pub mod pull;
 mod rate;

@@ -7,6 +7,7 @@ use crate::ids::NodeId;
 use crate::relay::Feeds;
 use crate::rtmp;
 use crate::telemetry::Metrics;
+use ipnet::IpNet;
 use rustls::ServerConfig;
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -70,6 +71,8 @@ pub struct Parts {
     pub gate: Arc<Gate>,
     /// What pulls of other nodes are checked with, where nodes share a token.
     pub pull_key: Option<PullKey>,
+    /// Who sends the PROXY protocol.
+    pub proxies: Vec<IpNet>,
     /// See [`Limits`].
     pub limits: Limits,
     /// Where publishers' media goes.
@@ -125,6 +128,11 @@ impl Server {
             negotiating: Arc::default(),
             addresses: Mutex::default(),
         })
+    }
+
+    /// Whether an address is a proxy's, which says whose connection it hands on.
+    pub(super) fn is_proxy(&self, address: IpAddr) -> bool {
+        self.proxies.iter().any(|net| net.contains(&address))
     }
 
     /// A number for a new connection, for logs.

@@ -81,6 +81,7 @@ impl Node {
             routes: routes.clone(),
             gate: lb::auth::Gate::open(),
             pull_key: None,
+            proxies: Vec::new(),
             limits,
             feeds: feeds.clone(),
             metrics: metrics.clone(),
