@@ -147,7 +147,7 @@ impl Server {
             let _counted = counted;
             match slot {
                 Some(_slot) => serve::serve(&server, socket, peer, entrance, id).await,
-                None => server.admit_proxied(socket, peer, entrance, id).await,
+                None => Box::pin(server.admit_proxied(socket, peer, entrance, id)).await,
             }
         });
     }

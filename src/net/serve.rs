@@ -36,7 +36,8 @@ pub(super) async fn serve(
     entrance: Entrance,
     id: u64,
 ) {
-    let transport = match transport(server, socket, &entrance).await {
+    // Boxed, so that what a handshake takes is not held for as long as the connection lives.
+    let transport = match Box::pin(transport(server, socket, &entrance)).await {
         Ok(transport) => transport,
         Err(error) => return no_transport(server, peer, id, &error),
     };

@@ -107,11 +107,22 @@ impl TlsStream {
         mut take: impl FnMut(&[u8]) -> Result<(), E>,
     ) -> Result<usize, E> {
         loop {
-            let mut buffer = [0; READ];
-            if let Some(read) = self.read_plain(&mut buffer)? {
-                return take(buffer.get(..read).unwrap_or_default()).map(|()| read);
+            if let Some(read) = self.take_plain(&mut take)? {
+                return Ok(read);
             }
             self.wait_records().await?;
+        }
+    }
+
+    /// Hands over plain text that is there. Not a part of the future above, which would be as large as the buffer.
+    fn take_plain<E: From<io::Error>>(
+        &self,
+        take: &mut impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<Option<usize>, E> {
+        let mut buffer = [0; READ];
+        match self.read_plain(&mut buffer)? {
+            Some(read) => take(buffer.get(..read).unwrap_or_default()).map(|()| Some(read)),
+            None => Ok(None),
         }
     }
 
