@@ -75,6 +75,9 @@ fn a_limit_counts_the_address_that_is_named() {
     let flags = ["--max-connections-per-address", "1", "--proxy-protocol-from", "127.0.0.9/32"];
     let lb = Lb::start(&[&["--role", "all"], &flags[..]].concat());
     let proxy = Proxy::start(&lb, "send-proxy-v2");
+    // The connection by which it was found to listen has come and gone.
+    wait_for("a connection", SOON, || lb.metric("lb_connections_total") >= 1.0);
+    lb.wait_for_metric("lb_connections", 0.0, SOON);
     let held = {
         let mut stream = TcpStream::connect(proxy.address).unwrap();
         stream.write_all(&[&[3][..], &[0; 1536]].concat()).unwrap();

@@ -114,9 +114,13 @@ impl Keys {
         }
     }
 
-    /// Whether a token names a key that is not here: keys may have been rotated.
+    /// Whether a token names a key that is not here, or there is none at all: keys may have been rotated, or not been fetched
+    /// yet.
     pub(super) fn lacks(&self, request: &Request) -> bool {
         let header = token(request).and_then(|token| jsonwebtoken::decode_header(&token).ok());
+        if header.is_some() && self.0.is_empty() {
+            return true;
+        }
         let id = header.and_then(|header| header.kid);
         id.is_some_and(|id| !self.0.iter().any(|key| key.id.as_ref().is_none_or(|own| *own == id)))
     }

@@ -4,6 +4,7 @@ use super::connection::{Connection, Error};
 use super::low_water::LowWater;
 use super::rate::Rate;
 use super::routes::{Publication, PublishRequest, Refused};
+use super::server::Limits;
 use crate::auth::Grant;
 use crate::ids::SessionId;
 use crate::media::Packet;
@@ -146,26 +147,21 @@ async fn relay(
     let mut low_water = LowWater::new();
     let mut packets = Vec::new();
     let mut reads = 0_u32;
-    let limits = &connection.server.limits;
-    let mut rates = [Rate::new(limits.publish_messages, heard), Rate::new(limits.publish_bytes, heard)];
+    let mut pace = Pace::new(&connection.server.limits, heard);
     loop {
-        let Handed { over, messages, bytes } = hand_on(connection, feed, &mut packets, &mut low_water).await;
+        let handed = hand_on(connection, feed, &mut packets, &mut low_water).await;
         connection.flush().await?;
-        if over {
+        if handed.over {
             // Another conversation may begin on this connection.
             low_water.reset();
         }
         if let Some(mark) = low_water.news(connection.session.missing()) {
             connection.transport.set_low_water(mark);
         }
-        if over {
+        if handed.over {
             return Ok(true);
         }
-        let amounts = [messages, bytes].into_iter();
-        let waits = rates.iter_mut().zip(amounts).map(|(rate, amount)| rate.take(amount, heard));
-        if let Some(wait) = waits.max().filter(|wait| !wait.is_zero()) {
-            throttle(connection, wait).await;
-        }
+        pace.keep(connection, &handed, heard).await;
         reads = reads.wrapping_add(1);
         let read = async {
             if reads.is_multiple_of(READS) {
@@ -209,16 +205,32 @@ async fn relay(
     }
 }
 
-/// Leaves what a publisher sends in its socket for a moment: it sends more than it may.
-async fn throttle(connection: &Connection<'_>, wait: Duration) {
-    static THROTTLED: Seldom = Seldom::new(Duration::from_secs(5));
-    connection.server.metrics.publishers_throttled_total.inc();
-    if let Some(held_back) = THROTTLED.pass() {
-        tracing::warn!(
-            id = connection.id, peer = %connection.peer, held_back, "publisher throttled: it sends more than it may"
-        );
+/// How much a publisher may send a second.
+struct Pace {
+    messages: Rate,
+    bytes: Rate,
+}
+
+impl Pace {
+    fn new(limits: &Limits, now: Instant) -> Self {
+        let (messages, bytes) = (limits.publish_messages, limits.publish_bytes);
+        Pace { messages: Rate::new(messages, now), bytes: Rate::new(bytes, now) }
     }
-    tokio::time::sleep(wait.min(THROTTLE_MAX)).await;
+
+    /// Leaves what a publisher sends in its socket for a moment, if it sends more than it may.
+    async fn keep(&mut self, connection: &Connection<'_>, handed: &Handed, now: Instant) {
+        static THROTTLED: Seldom = Seldom::new(Duration::from_secs(5));
+        let wait = self.messages.take(handed.messages, now).max(self.bytes.take(handed.bytes, now));
+        if wait.is_zero() {
+            return;
+        }
+        connection.server.metrics.publishers_throttled_total.inc();
+        if let Some(held_back) = THROTTLED.pass() {
+            let (id, peer) = (connection.id, connection.peer);
+            tracing::warn!(id, %peer, held_back, "publisher throttled: it sends more than it may");
+        }
+        tokio::time::sleep(wait.min(THROTTLE_MAX)).await;
+    }
 }
 
 /// When a publisher is looked after: its low-water mark, its pings, whether the node drains.

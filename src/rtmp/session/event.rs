@@ -58,7 +58,7 @@ impl fmt::Debug for Connect {
 #[derive(Clone, PartialEq, Eq)]
 pub struct Publish {
     /// The stream key without its query; the app's instance, if it had one, stands in front of it (`inst/key`). May be
-    /// empty, and is not checked.
+    /// empty, and is not checked. Secret, where authorisation maps it to a name.
     pub stream_key: String,
     /// The key's query without `?`, else the app's. Secret.
     pub query: Option<String>,
@@ -69,7 +69,7 @@ pub struct Publish {
 impl fmt::Debug for Publish {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Publish")
-            .field("stream_key", &self.stream_key)
+            .field("stream_key", &Redacted)
             .field("query", &self.query.as_ref().map(|_| Redacted))
             .field("kind", &self.kind)
             .finish()
