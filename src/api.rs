@@ -14,7 +14,7 @@
 //! optional, and what a plain node would not understand travels in headers. No clock of one host is ever compared with
 //! another's: all times here are durations.
 
-use crate::ids::{Identity, NodeId, Origin, SessionId, StreamName};
+use crate::ids::{DEFAULT_RTMP_PORT, Identity, NodeId, Origin, SessionId, StreamName};
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 
@@ -50,6 +50,9 @@ pub struct PublisherLookup {
     /// The node's RTMP port where `origin` is missing; missing as well: 1935.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rtmp_port: Option<u16>,
+    /// Where `origin` is missing: the port at which the node is to be pulled from by TLS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rtmps_port: Option<u16>,
     /// Who publishes, where the node's authorisation knows: only the same identity takes the name over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub identity: Option<Identity>,
@@ -60,6 +63,15 @@ pub struct PublisherLookup {
     /// The publisher's address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peer: Option<IpAddr>,
+}
+
+/// Where a node is pulled from that called from `source`: what it named, or else that address.
+pub fn origin(named: Option<&Origin>, source: IpAddr, rtmp: Option<u16>, rtmps: Option<u16>) -> Origin {
+    match (named, rtmps) {
+        (Some(named), _) => named.clone(),
+        (None, Some(port)) => Origin::from_ip(source, port).by_tls(),
+        (None, None) => Origin::from_ip(source, rtmp.unwrap_or(DEFAULT_RTMP_PORT)),
+    }
 }
 
 /// An ingest node says that a publisher left: the name is free at once, if that session still owns it.
@@ -126,6 +138,9 @@ pub struct Heartbeat {
     /// See [`PublisherLookup::rtmp_port`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rtmp_port: Option<u16>,
+    /// See [`PublisherLookup::rtmps_port`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rtmps_port: Option<u16>,
     /// The node takes no new work and will stop soon.
     #[serde(default)]
     pub draining: bool,

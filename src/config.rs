@@ -150,10 +150,14 @@ impl Plan {
         };
         args.auth.settings().check().map_err(|error| flag("--auth-file or --auth-jwt-keys", error))?;
         let tls = &args.transport;
-        if let (Some(certificate), Some(key)) = (&tls.tls_cert, &tls.tls_key) {
-            certificate::check(certificate, key).map_err(|error| flag("--tls-cert", error))?;
+        if let Some(files) = tls.certificate() {
+            files.check().map_err(|error| flag("--tls-cert", error))?;
         }
         certificate::client(tls.ca_file.as_deref()).map_err(|error| flag("--ca-file", error))?;
+        if tls.https && roles.is_node() && roles.has(Role::Reactor) && args.reactor_url.is_none() {
+            let why = "the nodes of this process need a name that the certificate is for; --reactor-url https://NAME:PORT is needed";
+            return Err(flag("--https", why.to_owned()));
+        }
         let plan = Plan { roles, reactor_listen, admin_listen, token, template, sources, args };
         plan.reactor_urls(None)?;
         Ok(plan)
@@ -187,7 +191,27 @@ impl Plan {
             engine::check(file, &config, rtmp_port)?;
             Ok((file.clone(), config))
         };
-        self.sources.iter().map(read).collect()
+        let configs: Vec<Checked> = self.sources.iter().map(read).collect::<Result<_, Error>>()?;
+        self.check_tls(&configs, rtmp_port)?;
+        Ok(configs)
+    }
+
+    /// What steps and flags want of TLS must fit together.
+    fn check_tls(&self, configs: &[Checked], rtmp_port: u16) -> Result<(), Error> {
+        let ports = engine::ports(configs, rtmp_port)?;
+        let tls = &self.args.transport;
+        let flag = |flag: &'static str, why: &str| Err(Error::Flag { flag, why: why.to_owned() });
+        if ports.values().any(|tls| *tls) && tls.tls_cert.is_none() {
+            return flag("--tls-cert", "it is needed for a step with rtmps");
+        }
+        if tls.rtmps_port.is_some_and(|port| port != 0 && ports.contains_key(&port)) {
+            return flag("--rtmps-port", "a step listens on this port");
+        }
+        let at = engine::pulled_at(configs, rtmp_port, tls.rtmps_port);
+        if tls.pull_tls && self.roles.has(Role::Ingest) && at.rtmps.is_none() {
+            return flag("--pull-tls", "an ingest node needs --rtmps-port, or rtmps at its step for pulls");
+        }
+        Ok(())
     }
 
     /// The configuration texts with `${NAME}` filled.
@@ -306,9 +330,7 @@ mod tests {
         assert_eq!(configs.len(), 2);
         let url = configs[0].1.reactors[0].parameters["url"].as_deref();
         assert_eq!(url, Some("http://a:1/publisher_lookup,http://b:2/publisher_lookup"));
-        for (_, config) in &configs {
-            assert_eq!(engine::ports(config, 1936), BTreeSet::from([1936]));
-        }
+        assert_eq!(engine::ports(&configs, 1936).unwrap(), [(1936, false)].into());
     }
 
     #[test]

@@ -107,13 +107,15 @@ pub struct OriginError(String);
 
 /// Where a stream can be pulled from: a host name or address, and an RTMP port.
 ///
-/// Written without its port when that is 1935, and with IPv6 addresses in brackets, so that it can stand in a URL.
+/// Written without its port when that is 1935, and with IPv6 addresses in brackets, so that it can stand in a URL. One that is
+/// pulled from by TLS is written with `rtmps://` before and always with its port.
 /// An IPv4-mapped IPv6 address is the IPv4 address.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Origin {
     host: Host,
     port: u16,
+    tls: bool,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -125,12 +127,35 @@ enum Host {
 impl Origin {
     /// An origin at a socket address.
     pub fn from_ip(ip: IpAddr, port: u16) -> Self {
-        Origin { host: Host::Ip(ip.to_canonical()), port }
+        Origin { host: Host::Ip(ip.to_canonical()), port, tls: false }
     }
 
     /// The RTMP port.
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// Whether it is pulled from by TLS.
+    pub fn is_tls(&self) -> bool {
+        self.tls
+    }
+
+    /// The same place, pulled from by TLS.
+    pub fn by_tls(self) -> Self {
+        Origin { tls: true, ..self }
+    }
+
+    /// Host and port as they stand in a URL; without the port where the scheme stands for it.
+    pub fn authority(&self) -> String {
+        let host = match &self.host {
+            Host::Ip(IpAddr::V6(ip)) => format!("[{ip}]"),
+            Host::Ip(IpAddr::V4(ip)) => ip.to_string(),
+            Host::Name(name) => name.to_string(),
+        };
+        match self.port {
+            DEFAULT_RTMP_PORT if !self.tls => host,
+            port => format!("{host}:{port}"),
+        }
     }
 
     /// The address, if the host is not a name.
@@ -149,8 +174,15 @@ impl Origin {
         }
     }
 
-    /// Reads `HOST[:PORT]`; a missing port is `default_port`.
+    /// Reads `HOST[:PORT]`, with or without `rtmps://` before; a missing port is `default_port`.
     pub fn parse(text: &str, default_port: u16) -> Result<Self, OriginError> {
+        match text.strip_prefix("rtmps://") {
+            Some(place) => Origin::parse_place(place, default_port).map(Origin::by_tls),
+            None => Origin::parse_place(text, default_port),
+        }
+    }
+
+    fn parse_place(text: &str, default_port: u16) -> Result<Self, OriginError> {
         let bad = || OriginError(text.to_owned());
         if let Ok(addr) = text.parse::<SocketAddr>() {
             return if addr.port() == 0 { Err(bad()) } else { Ok(Origin::from_ip(addr.ip(), addr.port())) };
@@ -178,21 +210,14 @@ impl Origin {
         if name.len() > 253 || numeric_tail || !name.split('.').all(label) {
             return Err(bad());
         }
-        Ok(Origin { host: Host::Name(name.into()), port })
+        Ok(Origin { host: Host::Name(name.into()), port, tls: false })
     }
 }
 
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.host {
-            Host::Ip(IpAddr::V6(ip)) => write!(f, "[{ip}]")?,
-            Host::Ip(IpAddr::V4(ip)) => write!(f, "{ip}")?,
-            Host::Name(name) => f.write_str(name)?,
-        }
-        if self.port != DEFAULT_RTMP_PORT {
-            write!(f, ":{}", self.port)?;
-        }
-        Ok(())
+        let scheme = if self.tls { "rtmps://" } else { "" };
+        write!(f, "{scheme}{}", self.authority())
     }
 }
 
@@ -419,10 +444,26 @@ mod tests {
             ("[::ffff:10.0.0.1]:99", "10.0.0.1:99"),
             ("ingest-1.example.org", "ingest-1.example.org"),
             ("localhost:2000", "localhost:2000"),
+            ("rtmps://[::1]:1936", "rtmps://[::1]:1936"),
+            ("rtmps://localhost", "rtmps://localhost:1935"),
         ] {
             assert_eq!(text.parse::<Origin>().map(|o| o.to_string()).as_deref(), Ok(written), "{text}");
         }
-        for bad in ["", ":1", "a:", "a:0", "a:70000", "a b", "[::1", "300.1.1.1", "a..b", "x/y", "h\n"] {
+        for bad in [
+            "",
+            ":1",
+            "a:",
+            "a:0",
+            "a:70000",
+            "a b",
+            "[::1",
+            "300.1.1.1",
+            "a..b",
+            "x/y",
+            "h\n",
+            "rtmp://a",
+            "rtmps://",
+        ] {
             assert!(bad.parse::<Origin>().is_err(), "{bad:?}");
         }
         assert_eq!(Origin::parse("h", 7).map(|o| o.to_string()).as_deref(), Ok("h:7"));

@@ -8,6 +8,7 @@ mod error;
 pub mod listen;
 mod memory;
 mod reactor;
+mod sockets;
 
 pub use error::Error;
 
@@ -18,14 +19,14 @@ use crate::cli::PullBy;
 use crate::client::{
     Agent, AgentSettings, ClientMetrics, Contact, Event, Events, EventsSettings, Http, KEEP_ALIVE, Urls,
 };
-use crate::config::Plan;
+use crate::config::{Checked, Plan};
 use crate::drain::Drain;
 use crate::health::Health;
 use crate::ids::{NodeId, Origin};
 use crate::net::{self, Entrance, routes::Routes};
 use crate::published::Published;
 use crate::relay::{self, Batching, Feeds};
-use crate::steps::reactors::{Identity, Reactors};
+use crate::steps::reactors::{Identity, PulledAt, Reactors};
 use crate::steps::{Engine, Parts, engine};
 use crate::telemetry::Metrics;
 use crate::web::{self, admin};
@@ -33,9 +34,7 @@ use crate::{ffmpeg, rtmp};
 use error::start_error;
 use futures::FutureExt;
 use serde_json::json;
-use std::collections::BTreeSet;
-use std::io::{self, Write};
-use std::net::{Ipv6Addr, SocketAddr};
+use sockets::Sockets;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -59,24 +58,38 @@ pub async fn run(plan: Plan) -> Result<(), Error> {
     let metrics = Arc::new(Metrics::new().map_err(start_error)?);
     let stop = CancellationToken::new();
     let servers = TaskTracker::new();
-    let (addresses, rtmp_port) = (sockets.addresses.clone(), sockets.rtmp_port);
+    let addresses = sockets.addresses.clone();
+
+    let certificate = plan.args.transport.certificate();
+    let tls = certificate.as_ref().map(net::certificate::server).transpose().map_err(start_error)?;
+    let http = web::server::Server {
+        tls: tls.clone().filter(|_| plan.args.transport.https),
+        limits: web::server::Limits::default(),
+        metrics: metrics.clone(),
+    };
 
     if let Some(listener) = sockets.reactor {
         let (routes, warning) = reactor::start(&plan, &metrics, &health, &stop)?;
         servers.spawn(warning);
-        servers.spawn(web::server::serve(listener, routes, Default::default(), stop.clone()));
+        servers.spawn(web::server::serve(http.clone(), listener, routes, stop.clone()));
     }
     let urls = plan.reactor_urls(addresses.reactor)?;
     let node = match plan.roles.is_node() {
-        true => Some(
-            Node::start(&plan, &urls, rtmp_port, (sockets.rtmp, sockets.rtmps), &metrics, &health).await?,
-        ),
+        true => {
+            let configs = plan.configs(sockets.rtmp_port, &urls)?;
+            let other_way = sockets.rtmps_port.filter(|_| plan.args.transport.pull_tls);
+            let pulled_at = engine::pulled_at(&configs, sockets.rtmp_port, other_way);
+            let entrances: Result<Vec<_>, Error> =
+                sockets.rtmp.into_iter().map(|rtmp| rtmp.entrance(tls.as_ref())).collect();
+            let shared = Shared::new(&plan, &urls, sockets.rtmp_port, pulled_at, &metrics)?;
+            Some(Node::start(&plan, shared, configs, entrances?, &health).await?)
+        }
         false => None,
     };
     if let Some(listener) = sockets.admin {
         let engine = node.as_ref().map(|node| node.engine.clone());
         let routes = admin::routes(admin_view(engine, &metrics, &health));
-        servers.spawn(web::server::serve(listener, routes, Default::default(), stop.clone()));
+        servers.spawn(web::server::serve(http, listener, routes, stop.clone()));
     }
     serving.set_ready();
     addresses.announce(&plan);
@@ -105,94 +118,6 @@ pub async fn run(plan: Plan) -> Result<(), Error> {
     }
     drop(watchdog);
     outcome
-}
-
-/// Everything this process listens with, bound before anything runs.
-struct Sockets {
-    rtmp: Vec<TcpListener>,
-    rtmp_port: u16,
-    rtmps: Option<TcpListener>,
-    reactor: Option<TcpListener>,
-    admin: Option<TcpListener>,
-    addresses: Addresses,
-}
-
-/// The addresses that were bound.
-#[derive(Clone)]
-struct Addresses {
-    rtmp: Vec<SocketAddr>,
-    rtmps: Option<SocketAddr>,
-    reactor: Option<SocketAddr>,
-    admin: Option<SocketAddr>,
-}
-
-impl Sockets {
-    fn bind(plan: &Plan) -> Result<Self, Error> {
-        let reactor = plan.reactor_listen.map(|address| bind_http("the reactor", address)).transpose()?;
-        let admin = plan.admin_listen.map(|address| bind_http("the admin port", address)).transpose()?;
-        let (mut rtmp, mut rtmp_port) = (Vec::new(), plan.args.rtmp_port);
-        if plan.roles.is_node() {
-            let mut free = None;
-            if rtmp_port == 0 {
-                let (listener, address) = bind_rtmp(0)?;
-                rtmp_port = address.port();
-                free = Some((listener, address));
-            }
-            let embedded = local(reactor.as_ref());
-            let configs = plan.configs(rtmp_port, &plan.reactor_urls(embedded)?)?;
-            let ports: BTreeSet<u16> =
-                configs.iter().flat_map(|(_, config)| engine::ports(config, rtmp_port)).collect();
-            for port in ports {
-                rtmp.push(match free.take_if(|(_, address)| address.port() == port) {
-                    Some(bound) => bound,
-                    None => bind_rtmp(port)?,
-                });
-            }
-        }
-        let rtmps_port = plan.args.transport.rtmps_port.filter(|_| plan.roles.is_node());
-        let rtmps = rtmps_port.map(|port| bind_rtmp(port).map(|(listener, _)| listener)).transpose()?;
-        let addresses = Addresses {
-            rtmps: local(rtmps.as_ref()),
-            rtmp: rtmp.iter().map(|(_, address)| *address).collect(),
-            reactor: local(reactor.as_ref()),
-            admin: local(admin.as_ref()),
-        };
-        let rtmp = rtmp.into_iter().map(|(listener, _)| listener).collect();
-        Ok(Sockets { rtmp, rtmp_port, rtmps, reactor, admin, addresses })
-    }
-}
-
-fn local(listener: Option<&TcpListener>) -> Option<SocketAddr> {
-    listener.and_then(|listener| listener.local_addr().ok())
-}
-
-fn bind_rtmp(port: u16) -> Result<(TcpListener, SocketAddr), Error> {
-    let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
-    let bound = listen::bind(address).and_then(|listener| {
-        let address = listener.local_addr()?;
-        Ok((listener, address))
-    });
-    bound.map_err(|error| Error::Bind { what: "RTMP", address, error })
-}
-
-fn bind_http(what: &'static str, address: SocketAddr) -> Result<TcpListener, Error> {
-    listen::bind(address).map_err(|error| Error::Bind { what, address, error })
-}
-
-impl Addresses {
-    /// The one line that says that the process is ready, for people and for scripts.
-    fn announce(&self, plan: &Plan) {
-        let mut line = format!("lb ready: roles={}", plan.roles.names().join(","));
-        let one = |name: &str, address: &SocketAddr| format!(" {name}={address}");
-        self.rtmp.iter().for_each(|address| line += &one("rtmp", address));
-        self.rtmps.iter().for_each(|address| line += &one("rtmps", address));
-        self.admin.iter().for_each(|address| line += &one("admin", address));
-        self.reactor.iter().for_each(|address| line += &one("reactor", address));
-        // Whoever closed our output does not want the line; the service goes on.
-        if let Err(error) = writeln!(io::stdout(), "{line}") {
-            tracing::debug!(%error, "stdout");
-        }
-    }
 }
 
 fn admin_view(engine: Option<Arc<Engine>>, metrics: &Arc<Metrics>, health: &Health) -> admin::Admin {
@@ -238,8 +163,8 @@ struct Shared<'a> {
     rtmp_port: u16,
     /// Where this node's publishers register: what `--advertise` says, and the port that others pull from.
     origin: Option<Origin>,
-    /// The port that others pull from, where there is no origin.
-    pull_port: u16,
+    /// The ports that others pull from.
+    pulled_at: PulledAt,
     rtmp: rtmp::Limits,
     routes: Arc<Routes>,
     feeds: Arc<Feeds>,
@@ -248,8 +173,8 @@ struct Shared<'a> {
     gate: Arc<Gate>,
     /// What pulls between nodes are signed with.
     pull_key: Option<PullKey>,
-    /// Whom pulls by TLS believe.
-    pull_tls: Arc<rustls::ClientConfig>,
+    /// Whom this node believes where it connects by TLS.
+    believed: Arc<rustls::ClientConfig>,
     metrics: Arc<Metrics>,
     client_metrics: ClientMetrics,
     draining: CancellationToken,
@@ -260,11 +185,12 @@ impl<'a> Shared<'a> {
         plan: &'a Plan,
         urls: &'a Urls,
         rtmp_port: u16,
-        pull_port: u16,
+        pulled_at: PulledAt,
         metrics: &Arc<Metrics>,
     ) -> Result<Self, Error> {
         let args = &plan.args;
-        let plain = Http::new().map_err(start_error)?;
+        let believed = net::certificate::client(args.transport.ca_file.as_deref()).map_err(start_error)?;
+        let plain = Http::believing((*believed).clone()).map_err(start_error)?;
         let node = args.node_id.clone().unwrap_or_else(NodeId::random);
         let gate = gate(args, &node, &plain)?;
         let asked = args.limits.memory_budget.map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
@@ -280,10 +206,10 @@ impl<'a> Shared<'a> {
             node,
             gate,
             pull_key: plan.token.as_deref().map(PullKey::of),
-            pull_tls: net::certificate::client(args.transport.ca_file.as_deref()).map_err(start_error)?,
+            believed,
             rtmp_port,
-            origin: args.origin(pull_port).map_err(start_error)?,
-            pull_port,
+            origin: origin(args, pulled_at)?,
+            pulled_at,
             rtmp: rtmp::Limits { message_bytes: args.limits.max_message_bytes, ..Default::default() },
             routes: Routes::new(),
             feeds: Feeds::within(Budget::new(budget), metrics.clone()),
@@ -299,7 +225,7 @@ impl<'a> Shared<'a> {
         let beat = Beat {
             roles: plan.roles.names(),
             capacity: self.args.limits.max_connections as u64,
-            pull_port: self.pull_port,
+            pulled_at: self.pulled_at,
             origin: self.origin.clone(),
             metrics: self.metrics.clone(),
             draining: self.draining.clone(),
@@ -318,7 +244,7 @@ impl<'a> Shared<'a> {
             identity: Identity {
                 node: self.node.clone(),
                 origin: self.origin.clone(),
-                rtmp_port: self.pull_port,
+                pulled_at: self.pulled_at,
                 native_pull: self.args.media.pull == PullBy::Native,
             },
             default_port: self.rtmp_port,
@@ -328,13 +254,16 @@ impl<'a> Shared<'a> {
             relay: relay_settings(self.args),
             pull: net::pull::Settings {
                 key: self.pull_key.clone(),
-                tls: Some(self.pull_tls.clone()),
+                tls: Some(self.believed.clone()),
+                only_tls: self.args.transport.pull_tls,
                 ..net::pull::Settings::new(self.node.clone())
             },
             rtmp: self.rtmp,
             ffmpeg: ffmpeg::Settings {
                 ffmpeg: self.args.media.ffmpeg_path.clone(),
                 signer: self.pull_key.clone().map(|key| (key, self.node.clone())),
+                ca_file: self.args.transport.ca_file.clone(),
+                only_tls: self.args.transport.pull_tls,
                 ..Default::default()
             },
             http: self.http.clone(),
@@ -355,11 +284,7 @@ impl<'a> Shared<'a> {
         (events, AbortOnDropHandle::new(tokio::spawn(following)))
     }
 
-    fn listen(
-        &self,
-        (plain, tls): (Vec<TcpListener>, Option<TcpListener>),
-        drain: &Drain,
-    ) -> Result<(), Error> {
+    fn listen(&self, entrances: Vec<(TcpListener, Entrance)>, drain: &Drain) -> Result<(), Error> {
         let limits = net::Limits {
             connections: self.args.limits.max_connections,
             connections_per_address: self.args.limits.max_connections_per_address,
@@ -381,15 +306,18 @@ impl<'a> Shared<'a> {
             node: self.node.clone(),
             drain_spread: self.args.limits.drain_timeout.mul_f64(SPREAD_PART),
         });
-        plain.into_iter().try_for_each(|listener| server.listen(listener)).map_err(start_error)?;
-        let files = &self.args.transport;
-        let (Some(listener), Some(certificate), Some(key)) = (tls, &files.tls_cert, &files.tls_key) else {
-            return Ok(());
-        };
-        // Another way to the same apps.
-        let tls = Some(net::certificate::server(certificate, key).map_err(start_error)?);
-        server.listen_for(listener, Entrance { port: self.rtmp_port, tls }).map_err(start_error)
+        let listen = |(listener, entrance)| server.listen_for(listener, entrance);
+        entrances.into_iter().try_for_each(listen).map_err(start_error)
     }
+}
+
+/// What this node registers as its origin, if a flag says so.
+fn origin(args: &crate::cli::Args, pulled_at: PulledAt) -> Result<Option<Origin>, Error> {
+    let origin = args.origin(pulled_at.rtmps.unwrap_or(pulled_at.rtmp)).map_err(start_error)?;
+    Ok(match pulled_at.rtmps {
+        Some(_) => origin.map(Origin::by_tls),
+        None => origin,
+    })
 }
 
 /// Who may publish and play, as the flags say.
@@ -415,23 +343,20 @@ fn relay_settings(args: &crate::cli::Args) -> relay::Settings {
 impl Node {
     async fn start(
         plan: &Plan,
-        urls: &Urls,
-        rtmp_port: u16,
-        listeners: (Vec<TcpListener>, Option<TcpListener>),
-        metrics: &Arc<Metrics>,
+        shared: Shared<'_>,
+        configs: Vec<Checked>,
+        entrances: Vec<(TcpListener, Entrance)>,
         health: &Health,
     ) -> Result<Self, Error> {
-        let configs = plan.configs(rtmp_port, urls)?;
-        let pull_port = engine::pull_port(&configs, rtmp_port);
-        let shared = Shared::new(plan, urls, rtmp_port, pull_port, metrics)?;
         let drain = Drain::new();
         let agent = shared.agent(plan);
         let engine = Arc::new(Engine::start(shared.engine_parts(&agent, health), configs).await?);
         let events = shared.follow(engine.reactors(), &agent);
-        shared.listen(listeners, &drain)?;
+        shared.listen(entrances, &drain)?;
         let contact = tokio::spawn(watch_contact(agent.contact(), health.register("reactor")));
         let contact = AbortOnDropHandle::new(contact);
-        let trimming = AbortOnDropHandle::new(tokio::spawn(memory::trim_after_crowds(metrics.clone())));
+        let trimming =
+            AbortOnDropHandle::new(tokio::spawn(memory::trim_after_crowds(shared.metrics.clone())));
         Ok(Node {
             drain,
             engine,
@@ -462,7 +387,7 @@ impl Node {
 struct Beat {
     roles: Vec<String>,
     capacity: u64,
-    pull_port: u16,
+    pulled_at: PulledAt,
     origin: Option<Origin>,
     metrics: Arc<Metrics>,
     draining: CancellationToken,
@@ -474,7 +399,8 @@ impl Beat {
         let pulls = ["native", "ffmpeg"].map(|kind| self.metrics.pulls_in.with_label_values(&[kind]).get());
         Heartbeat {
             origin: self.origin.clone(),
-            rtmp_port: Some(self.pull_port),
+            rtmp_port: Some(self.pulled_at.rtmp),
+            rtmps_port: self.pulled_at.rtmps,
             draining: self.draining.is_cancelled(),
             roles: self.roles.clone(),
             viewers: count(self.metrics.viewers.get()),

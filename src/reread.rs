@@ -25,12 +25,12 @@ type Stamp = Option<(SystemTime, u64)>;
 
 impl<T: Send + Sync + fmt::Debug + 'static> Reread<T> {
     /// Reads files now, and again whenever one of them changes. What cannot be read or understood later changes nothing, and
-    /// is logged. `parse` gets a text for each file.
+    /// is logged. `parse` gets the content of each file.
     ///
     /// Errors: with the first file's name, what `parse` says now.
     pub fn start(
         files: &[&Path],
-        parse: impl Fn(&[String]) -> Result<T, String> + Send + 'static,
+        parse: impl Fn(&[Vec<u8>]) -> Result<T, String> + Send + 'static,
     ) -> Result<Self, String> {
         let files: Vec<PathBuf> = files.iter().map(|file| file.to_path_buf()).collect();
         let mut seen: Vec<Stamp> = files.iter().map(|file| stamp(file)).collect();
@@ -72,24 +72,31 @@ fn stamp(file: &Path) -> Stamp {
 /// Errors: as of [`Reread::start`].
 pub fn read<T>(
     files: &[impl AsRef<Path>],
-    parse: impl Fn(&[String]) -> Result<T, String>,
+    parse: impl Fn(&[Vec<u8>]) -> Result<T, String>,
 ) -> Result<T, String> {
-    let texts: Result<Vec<String>, String> = files.iter().map(|file| text(file.as_ref())).collect();
-    parse(&texts?).map_err(|what| format!("{}: {what}", name(files)))
+    let contents: Result<Vec<Vec<u8>>, String> = files.iter().map(|file| content(file.as_ref())).collect();
+    parse(&contents?).map_err(|what| format!("{}: {what}", name(files)))
 }
 
 fn name(files: &[impl AsRef<Path>]) -> String {
     files.first().map(|file| file.as_ref().display().to_string()).unwrap_or_default()
 }
 
-fn text(file: &Path) -> Result<String, String> {
+/// The content of a file as text.
+///
+/// Errors: it is not in UTF-8.
+pub fn text(content: &[u8]) -> Result<&str, String> {
+    std::str::from_utf8(content).map_err(|_| "it is not a text in UTF-8".to_owned())
+}
+
+fn content(file: &Path) -> Result<Vec<u8>, String> {
     let name = file.display();
     let unreadable = |error: std::io::Error| format!("{name}: cannot be read: {error}");
     let length = std::fs::metadata(file).map_err(unreadable)?.len();
     if length > FILE_MAX {
         return Err(format!("{name}: it has {length} bytes; at most {FILE_MAX} are allowed"));
     }
-    std::fs::read_to_string(file).map_err(unreadable)
+    std::fs::read(file).map_err(unreadable)
 }
 
 #[cfg(test)]
@@ -99,7 +106,9 @@ mod tests {
     #[tokio::test]
     async fn a_change_is_seen_and_a_mistake_changes_nothing() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let parse = |texts: &[String]| texts[0].trim().parse::<u32>().map_err(|error| error.to_string());
+        let parse = |contents: &[Vec<u8>]| {
+            text(&contents[0])?.trim().parse::<u32>().map_err(|error| error.to_string())
+        };
         let error = Reread::start(&[file.path()], parse).unwrap_err();
         assert!(error.starts_with(&file.path().display().to_string()), "{error}");
         std::fs::write(file.path(), "1").unwrap();

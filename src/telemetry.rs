@@ -71,6 +71,8 @@ pub struct Metrics {
     pub viewer_stalls_total: IntCounter,
     /// Connections, publishes and plays refused, by reason.
     pub refusals_total: IntCounterVec,
+    /// HTTP connections and requests refused: by limit, or by the status of the answer.
+    pub http_refusals_total: IntCounterVec,
     /// Connections closed because their peer broke the protocol or a limit.
     pub misbehaved_total: IntCounter,
     /// Pauses of publishers that sent more messages or bytes than they may.
@@ -123,6 +125,11 @@ impl Metrics {
                 "Connections, publishes and plays refused, by reason",
                 "reason",
             )?,
+            http_refusals_total: counters(
+                "lb_http_refusals_total",
+                "HTTP connections and requests refused, by limit or status",
+                "reason",
+            )?,
             publishers_throttled_total: counter(
                 "lb_publishers_throttled_total",
                 "Pauses of publishers that sent more messages or bytes than they may.",
@@ -141,7 +148,7 @@ impl Metrics {
             lost_log: Default::default(),
             registry,
         };
-        let all: [Box<dyn Collector>; 19] = [
+        let all: [Box<dyn Collector>; 20] = [
             Box::new(made.connections.clone()),
             Box::new(made.connections_total.clone()),
             Box::new(made.publishers.clone()),
@@ -156,6 +163,7 @@ impl Metrics {
             Box::new(made.viewer_skipped_messages_total.clone()),
             Box::new(made.viewer_stalls_total.clone()),
             Box::new(made.refusals_total.clone()),
+            Box::new(made.http_refusals_total.clone()),
             Box::new(made.misbehaved_total.clone()),
             Box::new(made.publishers_throttled_total.clone()),
             Box::new(made.lost_messages_total.clone()),
@@ -204,6 +212,11 @@ impl Metrics {
     /// Counts a refusal.
     pub fn refused(&self, reason: &str) {
         self.refusals_total.with_label_values(&[reason]).inc();
+    }
+
+    /// Counts a refusal of the HTTP side.
+    pub fn http_refused(&self, reason: &str) {
+        self.http_refusals_total.with_label_values(&[reason]).inc();
     }
 }
 

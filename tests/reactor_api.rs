@@ -11,8 +11,9 @@ use lb::ids::SessionId;
 use lb::node::listen;
 use lb::registry::store::{Key, Kind, Memory as Age, Read, Store, Unreachable, Write, Written};
 use lb::registry::{Memory, Policy, Registry, Settings};
+use lb::telemetry::Metrics;
 use lb::web::reactor::{self, HEARTBEAT_BODY_MAX, Reactor};
-use lb::web::server::{self, Limits};
+use lb::web::server::{self, Limits, Server};
 use lb::web::{Door, ReactorMetrics, Routes, Secret, Template, admin};
 use reqwest::{Client, Response, StatusCode};
 use serde_json::{Value, json};
@@ -762,7 +763,13 @@ impl Service {
         CRYPTO.call_once(|| drop(rustls::crypto::ring::default_provider().install_default()));
         let listener = listen::bind(listen.parse().unwrap()).unwrap();
         let addr = listener.local_addr().unwrap();
-        let task = tokio::spawn(server::serve(listener, routes, limits, stop.clone()));
+        let counted = Arc::new(Metrics::new().unwrap());
+        let task = tokio::spawn(server::serve(
+            Server { tls: None, limits, metrics: counted.clone() },
+            listener,
+            routes,
+            stop.clone(),
+        ));
         let client = Client::builder().timeout(Duration::from_secs(10)).no_proxy().build().unwrap();
         Service {
             addr,

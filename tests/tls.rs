@@ -120,6 +120,93 @@ fn a_stream_is_pulled_by_tls_from_a_server_whose_certificate_is_believed() {
     assert_eq!(stranger.metric("lb_streams"), 0.0);
 }
 
+/// Asks an HTTPS server whose certificate is signed by the authority.
+fn get(url: &str, ca: &str) -> Result<(u16, String), String> {
+    let ca = reqwest::Certificate::from_pem(&std::fs::read(ca).unwrap()).unwrap();
+    endpoint::runtime().block_on(async {
+        let client =
+            reqwest::Client::builder().add_root_certificate(ca).no_proxy().timeout(SOON).build().unwrap();
+        let answer = client.get(url).bearer_auth("s3cret").send().await.map_err(|error| error.to_string())?;
+        Ok((answer.status().as_u16(), answer.text().await.map_err(|error| error.to_string())?))
+    })
+}
+
+#[test]
+fn a_cluster_speaks_tls_only() {
+    let authority = Authority::new();
+    let (certificate, key, ca) =
+        (authority.file("server.pem"), authority.file("server.key"), authority.file("ca.pem"));
+    let own = ["--tls-cert", &certificate, "--tls-key", &key, "--ca-file", &ca, "--reactor-token", "s3cret"];
+    let reactor = Lb::start(&[&["--role", "reactor", "--https"], &own[..]].concat());
+    let url = format!("https://localhost:{}", reactor.reactor().port());
+    let node = |role: &str, more: &[&str]| {
+        Lb::start(&[&["--role", role, "--reactor-url", &url], &own[..], more].concat())
+    };
+    let ingest = node("ingest", &["--rtmps-port", "0", "--pull-tls"]);
+    let _publisher = publish(&rtmps_url(&ingest, "ingest", "x"), &ca);
+    ingest.wait_for_metric("lb_publishers", 1.0, SOON);
+    for pull in ["native", "ffmpeg"] {
+        let playback = node("playback", &["--pull-tls", "--pull", pull]);
+        ffmpeg::record(&playback.rtmp_url("live", "x"), 3).assert_shows(Clip::Alpha, 3);
+    }
+    let (status, streams) = get(&format!("{url}/streams"), &ca).unwrap();
+    assert_eq!(status, 200);
+    let origin = format!("\"origin\":\"rtmps://127.0.0.1:{}\"", ingest.rtmps_port());
+    assert!(streams.contains(&origin), "{streams}");
+    let (status, metrics) = get(&format!("https://{}/metrics", reactor.admin()), &ca).unwrap();
+    assert_eq!(status, 200);
+    assert!(metrics.contains("lb_reactor_streams 1"), "{metrics}");
+    let plain = get(&format!("http://{}/livez", reactor.reactor()), &ca);
+    assert!(plain.is_err(), "{plain:?}");
+
+    // Who does not believe the certificate does not talk to this reactor.
+    let stranger = Lb::start(&["--role", "ingest", "--reactor-url", &url]);
+    wait_for("the certificate to be refused", SOON, || stranger.log().contains("UnknownIssuer"));
+
+    // A node whose streams would go over the network in the clear is not pulled from.
+    let plain = node("ingest", &[]);
+    let _other = ffmpeg::publish(Clip::Beta, &plain.rtmp_url("ingest", "y"));
+    plain.wait_for_metric("lb_publishers", 1.0, SOON);
+    for pull in ["native", "ffmpeg"] {
+        let playback = node("playback", &["--pull-tls", "--pull", pull]);
+        let _viewer = ffmpeg::watch(&playback.rtmp_url("live", "y"));
+        wait_for("the pull to be refused", SOON, || playback.log().contains("this node pulls by TLS only"));
+    }
+}
+
+#[test]
+fn a_step_listens_by_tls_as_in_mmids() {
+    let authority = Authority::new();
+    let mut config = NamedTempFile::new().unwrap();
+    writeln!(
+        config,
+        "workflow w {{\n rtmp_receive rtmp_app=ingest stream_key=* rtmps port=${{RTMP_PORT}}\n rtmp_watch rtmp_app=live stream_key=* rtmps port=${{RTMP_PORT}}\n}}"
+    )
+    .unwrap();
+    let config = config.path().to_str().unwrap();
+    // The certificate and its key as mmids takes them.
+    std::fs::write(authority.file("password"), "s3cret\n").unwrap();
+    let store = ["pkcs12", "-export", "-in", "server.pem", "-inkey", "server.key", "-out", "server.p12"];
+    openssl(authority.folder.path(), &[&store[..], &["-passout", "file:password"]].concat());
+    let (store, password) = (authority.file("server.p12"), authority.file("password"));
+    let flags = ["--role", "ingest", "--config", config, "--tls-cert", &store];
+    let check = |flags: &[&str]| run(&[flags, &["--check"]].concat());
+    let refused = check(&flags);
+    assert!(refused.code == Some(2) && refused.stderr.contains("--tls-password-file"), "{}", refused.stderr);
+    let refused = check(&flags[..4]);
+    assert!(
+        refused.code == Some(2) && refused.stderr.contains("--tls-cert: it is needed"),
+        "{}",
+        refused.stderr
+    );
+    let flags = [&flags[..], &["--tls-password-file", &password]].concat();
+    assert_eq!(check(&flags).code, Some(0));
+    let lb = Lb::start(&flags);
+    let _publisher = publish(&rtmps_url(&lb, "ingest", "x"), &authority.file("ca.pem"));
+    lb.wait_for_metric("lb_publishers", 1.0, SOON);
+    ffmpeg::record(&rtmps_url(&lb, "live", "x"), 3).assert_shows(Clip::Alpha, 3);
+}
+
 /// The serial number of the certificate that a connection gets.
 fn serial(lb: &Lb) -> String {
     let at = format!("127.0.0.1:{}", lb.rtmps_port());

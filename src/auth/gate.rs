@@ -62,8 +62,8 @@ impl Settings {
 }
 
 /// The reader of one file.
-fn whole<T>(parse: fn(&str) -> Result<T, String>) -> impl Fn(&[String]) -> Result<T, String> {
-    move |texts| parse(texts.first().map(String::as_str).unwrap_or_default())
+fn whole<T>(parse: fn(&str) -> Result<T, String>) -> impl Fn(&[Vec<u8>]) -> Result<T, String> {
+    move |contents| parse(reread::text(contents.first().map(Vec::as_slice).unwrap_or_default())?)
 }
 
 /// The door: all authorities of a node. Without any, everybody may do everything, and a key is a name.

@@ -1,5 +1,6 @@
 //! The flags of TLS, and of proxies in front of the RTMP ports.
 
+use crate::net::certificate::Files;
 use clap::Args;
 use ipnet::IpNet;
 use std::path::PathBuf;
@@ -17,17 +18,19 @@ pub struct TransportArgs {
     )]
     pub rtmps_port: Option<u16>,
 
-    /// The certificate chain for RTMPS, in PEM; read again when it changes
-    #[arg(
-        long,
-        env = "LB_TLS_CERT",
-        value_name = "FILE",
-        requires = "tls_key",
-        help_heading = "TLS and proxies"
-    )]
+    /// Let the reactor and the admin port speak HTTPS only
+    #[arg(long, env = "LB_HTTPS", requires = "tls_cert", help_heading = "TLS and proxies")]
+    pub https: bool,
+
+    /// Pulls between nodes go by TLS: an ingest node registers its RTMPS port, and a playback node pulls in no other way
+    #[arg(long, env = "LB_PULL_TLS", help_heading = "TLS and proxies")]
+    pub pull_tls: bool,
+
+    /// The certificate chain for RTMPS and HTTPS in PEM, or with its key in PKCS#12; read again when it changes
+    #[arg(long, env = "LB_TLS_CERT", value_name = "FILE", help_heading = "TLS and proxies")]
     pub tls_cert: Option<PathBuf>,
 
-    /// Its private key, in PEM
+    /// Its private key, in PEM, unless the certificate's file is PKCS#12
     #[arg(
         long,
         env = "LB_TLS_KEY",
@@ -37,7 +40,18 @@ pub struct TransportArgs {
     )]
     pub tls_key: Option<PathBuf>,
 
-    /// Certificates that rtmps:// locations are believed by, in PEM, besides those of the host and those built in
+    /// A file with the password of a PKCS#12 file [default: none]
+    #[arg(
+        long,
+        env = "LB_TLS_PASSWORD_FILE",
+        value_name = "FILE",
+        requires = "tls_cert",
+        help_heading = "TLS and proxies"
+    )]
+    pub tls_password_file: Option<PathBuf>,
+
+    /// Certificates that other servers are believed by, in PEM, besides those of the host and those built in: reactors and
+    /// other https:// URLs, and rtmps:// locations
     #[arg(long, env = "LB_CA_FILE", value_name = "FILE", help_heading = "TLS and proxies")]
     pub ca_file: Option<PathBuf>,
 
@@ -50,4 +64,12 @@ pub struct TransportArgs {
         help_heading = "TLS and proxies"
     )]
     pub proxy_protocol_from: Vec<IpNet>,
+}
+
+impl TransportArgs {
+    /// The certificate of this node, if it has one.
+    pub fn certificate(&self) -> Option<Files> {
+        let (key, password) = (self.tls_key.clone(), self.tls_password_file.clone());
+        self.tls_cert.clone().map(|certificate| Files { certificate, key, password })
+    }
 }

@@ -5,6 +5,7 @@ use super::urls::shown;
 use bytes::{Bytes, BytesMut};
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
 use reqwest::{Method, Request, Response, StatusCode, redirect};
+use rustls::ClientConfig;
 use std::error::Error as _;
 use std::fmt;
 use std::sync::Once;
@@ -74,6 +75,13 @@ impl Http {
         });
         let client = built.map_err(|error| Error::Client(cause(&error)))?;
         Ok(Http { client, token: None })
+    }
+
+    /// A pool that sends no token and believes whom `tls` does.
+    pub fn believing(tls: ClientConfig) -> Result<Self, Error> {
+        install_crypto_provider();
+        let client = builder().use_preconfigured_tls(tls).build();
+        Ok(Http { client: client.map_err(|error| Error::Client(cause(&error)))?, token: None })
     }
 
     /// The same connections, with a bearer token on each call. Meant for reactors only: web servers that a config

@@ -5,6 +5,7 @@
 use super::stderr::redact;
 use crate::api::PULL_APP;
 use std::fmt;
+use std::path::Path;
 use std::time::Duration;
 
 /// Why a location cannot be pulled from.
@@ -58,6 +59,11 @@ impl Location {
         }
     }
 
+    /// Whether it is pulled by RTMP without TLS.
+    pub fn is_plain_rtmp(&self) -> bool {
+        self.scheme().is_some_and(|scheme| scheme.starts_with("rtmp") && scheme != "rtmps")
+    }
+
     fn scheme(&self) -> Option<String> {
         let (scheme, _) = self.0.split_once("://")?;
         Some(scheme.to_ascii_lowercase())
@@ -87,8 +93,9 @@ const RTMP_ANALYZE: Duration = Duration::from_secs(1);
 /// microphone that goes silent would hold the picture that long.
 const INTERLEAVE: Duration = Duration::from_secs(1);
 
-/// The argument list. `io_timeout` is the longest wait for the network within ffmpeg.
-pub fn arguments(location: &Location, io_timeout: Duration) -> Vec<String> {
+/// The argument list. `io_timeout` is the longest wait for the network within ffmpeg; `ca_file` stands in the place of the
+/// host's root certificates, and a server that speaks TLS must have a certificate that is believed.
+pub fn arguments(location: &Location, io_timeout: Duration, ca_file: Option<&Path>) -> Vec<String> {
     let micros = |time: Duration| time.as_micros().to_string();
     let mut args = Args::default();
     args.add(["-hide_banner", "-nostdin", "-nostats", "-loglevel", "warning"]);
@@ -106,6 +113,12 @@ pub fn arguments(location: &Location, io_timeout: Duration) -> Vec<String> {
         // A file is played at its own speed, as if it were live.
         None | Some("file") => args.add(["-re"]),
         Some(_) => {}
+    }
+    if matches!(location.scheme().as_deref(), Some("rtmps" | "https" | "tls")) {
+        args.add(["-tls_verify", "1"]);
+        if let Some(file) = ca_file {
+            args.add(["-ca_file", &file.display().to_string()]);
+        }
     }
     args.add(["-i", &location.0]);
     // One picture (no cover art) and one sound: all that FLV holds. Data streams are left out, for FLV refuses most kinds.
@@ -149,13 +162,13 @@ mod tests {
     use super::*;
 
     fn line(location: &str) -> String {
-        arguments(&Location::parse(location).unwrap(), Duration::from_secs(10)).join(" ")
+        arguments(&Location::parse(location).unwrap(), Duration::from_secs(10), None).join(" ")
     }
 
     #[test]
     fn a_location_is_one_argument_whatever_it_holds() {
         for text in ["rtmp://h/a/b?c=$(id)", "a file;rm -rf", "file:x", "[::1]"] {
-            let args = arguments(&Location::parse(text).unwrap(), Duration::from_secs(1));
+            let args = arguments(&Location::parse(text).unwrap(), Duration::from_secs(1), None);
             let input = args.iter().position(|arg| arg == "-i").unwrap();
             assert_eq!(args[input + 1], text);
         }
@@ -176,7 +189,9 @@ mod tests {
         );
         let http = line("https://h/x.m3u8");
         assert!(
-            http.contains("-protocol_whitelist http,https,tls,tcp,crypto -rw_timeout 10000000 -i"),
+            http.contains(
+                "-protocol_whitelist http,https,tls,tcp,crypto -rw_timeout 10000000 -tls_verify 1 -i"
+            ),
             "{http}"
         );
         for file in ["/a/b.flv", "file:x.mp4", "file:///x.mp4"] {

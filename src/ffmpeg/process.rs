@@ -60,6 +60,10 @@ pub struct Settings {
     /// What pulls from other nodes are signed with, and this node's name, where nodes share a token. ffmpeg cannot learn the
     /// other node's clock: the two may be five minutes apart.
     pub signer: Option<(PullKey, NodeId)>,
+    /// Certificates that servers are believed by, in PEM, in place of those of the host.
+    pub ca_file: Option<PathBuf>,
+    /// Pulls by RTMP without TLS are refused.
+    pub only_tls: bool,
 }
 
 /// What ffmpeg sees of the environment: where programs, libraries and certificates are.
@@ -78,6 +82,8 @@ impl Default for Settings {
             backoff_max: Duration::from_secs(5),
             healthy: Duration::from_secs(10),
             signer: None,
+            ca_file: None,
+            only_tls: false,
             tag_limit: flv::TAG_SIZE_MAX,
         }
     }
@@ -126,6 +132,9 @@ enum EndReason {
     /// The memory budget is used up, and it was the worst.
     #[error("the memory that peers may make this node hold is used up")]
     Evicted,
+    /// It was not started, for what it would pull is not by TLS.
+    #[error("this node pulls by TLS only (--pull-tls), and the location is not rtmps://")]
+    OnlyTls,
     /// It wrote something that is not FLV, and was killed.
     #[error("ffmpeg was killed for what it wrote: {0}")]
     Flv(flv::Error),
@@ -213,13 +222,16 @@ impl Task {
 
     /// One process, from its start until it is reaped.
     async fn run_once(&self, media_since: &mut Option<Instant>) -> Result<EndReason, Unwanted> {
+        if self.settings.only_tls && self.location.is_plain_rtmp() {
+            return Ok(EndReason::OnlyTls);
+        }
         let path = &self.settings.ffmpeg;
         let mut command = Command::new(path);
         let location = self.settings.signer.as_ref().map_or_else(
             || self.location.clone(),
             |(key, node)| self.location.signed(|name| key.sign(name, node, unix_seconds())),
         );
-        command.args(command::arguments(&location, self.settings.stall));
+        command.args(command::arguments(&location, self.settings.stall, self.settings.ca_file.as_deref()));
         // Whatever else stands in the environment of lb, secrets among it, is not ffmpeg's business.
         command
             .env_clear()

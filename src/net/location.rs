@@ -83,7 +83,7 @@ impl Location {
 
 impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "rtmp://{}/{}/{}", self.authority, self.app, self.name)
+        write!(f, "{}/{}", self.tc_url(), self.name)
     }
 }
 

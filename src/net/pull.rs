@@ -63,6 +63,8 @@ pub struct Settings {
     pub key: Option<PullKey>,
     /// Whom `rtmps://` locations are believed by.
     pub tls: Option<Arc<ClientConfig>>,
+    /// Pulls without TLS are refused.
+    pub only_tls: bool,
 }
 
 impl Settings {
@@ -79,6 +81,7 @@ impl Settings {
             origins: Origins::new(),
             key: None,
             tls: None,
+            only_tls: false,
         }
     }
 
@@ -125,6 +128,8 @@ enum Error {
     Closed,
     #[error("this node pulls without TLS only")]
     NoTls,
+    #[error("this node pulls by TLS only (--pull-tls), and the location is not rtmps://")]
+    OnlyTls,
     #[error("the memory that peers may make this node hold is used up")]
     Evicted,
 }
@@ -367,9 +372,12 @@ impl Puller {
 
     /// Connects, with TLS where the location says so.
     async fn transport(&self) -> Result<Transport, Error> {
+        let Location { host, tls, .. } = &self.location;
+        if self.settings.only_tls && !tls {
+            return Err(Error::OnlyTls);
+        }
         let socket = self.connect().await?;
         socket::prepare(&socket);
-        let Location { host, tls, .. } = &self.location;
         if !tls {
             return Ok(Transport::plain(socket));
         }

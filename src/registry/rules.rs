@@ -320,8 +320,7 @@ fn heartbeat_lease(heartbeat: &Heartbeat) -> Duration {
 
 /// Where the streams of a node can be pulled from.
 fn heartbeat_origin(heartbeat: &Heartbeat, source: IpAddr) -> Origin {
-    let port = heartbeat.rtmp_port.unwrap_or(crate::ids::DEFAULT_RTMP_PORT);
-    heartbeat.origin.clone().unwrap_or_else(|| Origin::from_ip(source, port))
+    crate::api::origin(heartbeat.origin.as_ref(), source, heartbeat.rtmp_port, heartbeat.rtmps_port)
 }
 
 /// How long a listed stream is believed that is not named again: four rounds of the audit.

@@ -6,6 +6,9 @@ use crate::net::routes::{KeyPattern, Place};
 use mmids_core::workflows::definitions::WorkflowStepDefinition;
 use std::str::FromStr;
 
+/// The port of steps with `rtmps` that name none, as mmids has it.
+const DEFAULT_RTMPS_PORT: u16 = 443;
+
 /// Why a step cannot be made from its definition; says what is allowed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
@@ -42,8 +45,20 @@ impl<'a> Parameters<'a> {
         StreamName::parse(text).map_err(|error| ParameterError(format!("{name}={text}: {error}")))
     }
 
-    /// `port`, `rtmp_app`, `stream_key`, `allow_ips` and `deny_ips`.
+    /// `rtmps`: the step's port speaks TLS. With or without a value, as mmids has it.
+    pub fn rtmps(&self) -> Result<bool, ParameterError> {
+        match self.0.parameters.get("rtmps").map(Option::as_deref) {
+            None | Some(Some("false")) => Ok(false),
+            Some(None | Some("" | "true")) => Ok(true),
+            Some(Some(other)) => Err(ParameterError(format!(
+                "rtmps={other} is not allowed; rtmps, rtmps=true or rtmps=false is"
+            ))),
+        }
+    }
+
+    /// `port`, `rtmps`, `rtmp_app`, `stream_key`, `allow_ips` and `deny_ips`.
     pub fn place(&self, default_port: u16) -> Result<Place, ParameterError> {
+        let default_port = if self.rtmps()? { DEFAULT_RTMPS_PORT } else { default_port };
         let port: Option<u16> = self.parsed("port", "a port from 1 to 65535")?;
         if port == Some(0) {
             return Err(ParameterError("port=0 is not allowed; a port from 1 to 65535 is".to_owned()));

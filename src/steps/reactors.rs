@@ -96,10 +96,19 @@ pub struct Identity {
     pub node: NodeId,
     /// What it registers, if it is not the address its requests come from.
     pub origin: Option<Origin>,
-    /// Its RTMP port.
-    pub rtmp_port: u16,
+    /// The ports that it is pulled from, for where there is no `origin`.
+    pub pulled_at: PulledAt,
     /// Whether it pulls by itself, see [`ACCEPT_RTMP_PULL`].
     pub native_pull: bool,
+}
+
+/// The ports that other nodes pull from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PulledAt {
+    /// Without TLS.
+    pub rtmp: u16,
+    /// By TLS, if it is to be by TLS.
+    pub rtmps: Option<u16>,
 }
 
 /// All mmids reactors of a node.
@@ -345,7 +354,8 @@ impl Task {
                     session: Some(*session),
                     node: Some(identity.node.clone()),
                     origin: identity.origin.clone(),
-                    rtmp_port: Some(identity.rtmp_port),
+                    rtmp_port: Some(identity.pulled_at.rtmp),
+                    rtmps_port: identity.pulled_at.rtmps,
                     identity: *publisher,
                     query: query.clone(),
                     peer: Some(*peer),

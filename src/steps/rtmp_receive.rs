@@ -23,7 +23,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 /// The parameters the step knows.
-pub const PARAMETERS: [&str; 6] = ["rtmp_app", "stream_key", "port", "allow_ips", "deny_ips", "reactor"];
+pub const PARAMETERS: [&str; 7] =
+    ["rtmp_app", "stream_key", "port", "rtmps", "allow_ips", "deny_ips", "reactor"];
 
 /// Publishers that wait for the step to hear them: a thousand encoders that come back at once fit.
 const REQUESTS: usize = 1024;
@@ -309,7 +310,7 @@ mod tests {
         let identity = super::super::reactors::Identity {
             node: "n".parse().unwrap(),
             origin: None,
-            rtmp_port: 1,
+            pulled_at: super::super::reactors::PulledAt { rtmp: 1, rtmps: None },
             native_pull: true,
         };
         let (routes, published) = (Routes::new(), Published::new());

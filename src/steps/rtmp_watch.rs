@@ -28,8 +28,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 /// The parameters the step knows.
-pub const PARAMETERS: [&str; 8] =
-    ["rtmp_app", "stream_key", "port", "allow_ips", "deny_ips", "reactor", "batch_ms", "gather_ms"];
+pub const PARAMETERS: [&str; 9] =
+    ["rtmp_app", "stream_key", "port", "rtmps", "allow_ips", "deny_ips", "reactor", "batch_ms", "gather_ms"];
 
 /// Makes `rtmp_watch` steps.
 pub struct Generator {

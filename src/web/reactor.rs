@@ -10,7 +10,7 @@ use crate::api::{
     PublisherRelease, StreamEntry, StreamList, WatcherLookup,
 };
 use crate::health::Health;
-use crate::ids::{DEFAULT_RTMP_PORT, NodeId, Origin, STREAM_NAME_MAX, SessionId};
+use crate::ids::{NodeId, Origin, STREAM_NAME_MAX, SessionId};
 use crate::registry::{Claim, Error, Registry, Status};
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -109,7 +109,7 @@ impl Handler {
     async fn publisher_lookup(&self, mut request: Request) -> Result<Response, Failure> {
         let caller = self.admit(&request, "POST")?;
         let lookup: PublisherLookup = request.json(LOOKUP_BODY_MAX).await?;
-        let origin = self.origin(lookup.origin, lookup.rtmp_port, caller)?;
+        let origin = self.origin(lookup.origin.as_ref(), [lookup.rtmp_port, lookup.rtmps_port], caller)?;
         let source = caller.source;
         let (name, session) = (lookup.stream_name, lookup.session);
         let claim = Claim { name, session, node: lookup.node, origin, source, identity: lookup.identity };
@@ -168,7 +168,7 @@ impl Handler {
                 "{most} are allowed in a heartbeat; the rest goes in further ones"
             )));
         }
-        self.origin(heartbeat.origin.clone(), heartbeat.rtmp_port, caller)?;
+        self.origin(heartbeat.origin.as_ref(), [heartbeat.rtmp_port, heartbeat.rtmps_port], caller)?;
         let reply = self.reactor.registry.heartbeat(node, heartbeat, caller.source).await?;
         Ok(warp::reply::json(&reply).into_response())
     }
@@ -205,12 +205,18 @@ impl Handler {
     }
 
     /// Where a node's streams can be pulled from; warns when nobody else could.
-    fn origin(&self, named: Option<Origin>, port: Option<u16>, caller: Caller) -> Result<Origin, Failure> {
+    fn origin(
+        &self,
+        named: Option<&Origin>,
+        ports: [Option<u16>; 2],
+        caller: Caller,
+    ) -> Result<Origin, Failure> {
         let source = caller.source;
-        if port == Some(0) {
-            return Err(Failure::bad("rtmp_port is 0; 1 to 65535 is allowed".to_owned()));
+        if ports.contains(&Some(0)) {
+            return Err(Failure::bad("rtmp_port or rtmps_port is 0; 1 to 65535 is allowed".to_owned()));
         }
-        let origin = named.unwrap_or_else(|| Origin::from_ip(source, port.unwrap_or(DEFAULT_RTMP_PORT)));
+        let [rtmp, rtmps] = ports;
+        let origin = crate::api::origin(named, source, rtmp, rtmps);
         self.reactor.door.believes(caller, &origin)?;
         let wrong =
             origin.ip().is_some_and(|ip| ip.is_unspecified() || (ip.is_loopback() && !source.is_loopback()));

@@ -4,21 +4,26 @@
 //! under hyper's connection here.
 
 use super::Routes;
-use crate::telemetry::Seldom;
+use crate::telemetry::{Metrics, Seldom};
+use hyper::StatusCode;
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use rustls::ServerConfig;
 use socket2::{SockRef, TcpKeepalive};
 use std::collections::{BTreeMap, HashMap};
+use std::convert::Infallible;
 use std::io;
 use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 /// The most connections at a time: one event stream and one pooled connection for each of 1,000 nodes.
@@ -87,17 +92,17 @@ struct Open {
 
 impl Open {
     /// Makes room for one more. Where there is none, the oldest connection of somebody who is not known has to go: a node that
-    /// has shown its token is never kept out by those who hold connections open without one. The error says what is full.
+    /// has shown its token is never kept out by those who hold connections open without one. The error names the limit.
     fn admit(&mut self, peer: &Peer, limits: Limits) -> Result<(u64, CancellationToken), &'static str> {
         let of_address = self.addresses.get(&peer.address).copied().unwrap_or(0);
         if of_address >= limits.connections_per_address && !peer.address.is_loopback() {
-            return Err("this address has too many");
+            return Err("connections_per_address");
         }
         if self.connections.len() >= limits.connections {
             let unknown = |(_, (peer, cut)): &(&u64, &(Peer, CancellationToken))| {
                 !peer.known.load(Relaxed) && !cut.is_cancelled()
             };
-            let (_, (_, cut)) = self.connections.iter().find(unknown).ok_or("there are too many")?;
+            let (_, (_, cut)) = self.connections.iter().find(unknown).ok_or("connections")?;
             cut.cancel();
         }
         let (number, cut) = (self.next, CancellationToken::new());
@@ -118,11 +123,23 @@ impl Open {
     }
 }
 
+/// How a port is served.
+#[derive(Clone, Debug)]
+pub struct Server {
+    /// By HTTPS, with this certificate.
+    pub tls: Option<Arc<ServerConfig>>,
+    /// See [`Limits`].
+    pub limits: Limits,
+    /// Where refusals are counted.
+    pub metrics: Arc<Metrics>,
+}
+
 /// Serves until the stop signal, then lets running requests end within the deadline.
 ///
 /// Connections beyond the limits are closed at once: holding them back would let a few slow peers shut all others out.
-pub async fn serve(listener: TcpListener, routes: Routes, limits: Limits, stop: CancellationToken) {
+pub async fn serve(server: Server, listener: TcpListener, routes: Routes, stop: CancellationToken) {
     static REFUSED: Seldom = Seldom::new(Duration::from_secs(5));
+    let limits = server.limits;
     let mut connections = JoinSet::new();
     let mut open = Open::default();
     loop {
@@ -150,17 +167,22 @@ pub async fn serve(listener: TcpListener, routes: Routes, limits: Limits, stop: 
         let (number, cut) = match open.admit(&peer, limits) {
             Ok(admitted) => admitted,
             Err(full) => {
+                server.metrics.http_refused(full);
                 if let Some(held_back) = REFUSED.pass() {
-                    tracing::warn!(peer = %from, held_back, "HTTP connection refused: {full}");
+                    tracing::warn!(peer = %from, held_back, limit = full, "HTTP connection refused: the limit is reached");
                 }
                 continue;
             }
         };
-        let connection = connection(stream, peer, routes.clone(), limits, stop.clone());
+        let connection = connection(server.clone(), stream, peer, routes.clone(), stop.clone());
+        let metrics = server.metrics.clone();
         connections.spawn(async move {
             tokio::select! {
                 () = connection => {}
-                () = cut.cancelled() => tracing::debug!(peer = %from, "HTTP connection given up for another one"),
+                () = cut.cancelled() => {
+                    metrics.http_refused("replaced");
+                    tracing::debug!(peer = %from, "HTTP connection given up for another one");
+                }
             }
             number
         });
@@ -173,20 +195,49 @@ pub async fn serve(listener: TcpListener, routes: Routes, limits: Limits, stop: 
     }
 }
 
-async fn connection(stream: TcpStream, peer: Peer, routes: Routes, limits: Limits, stop: CancellationToken) {
+async fn connection(server: Server, stream: TcpStream, peer: Peer, routes: Routes, stop: CancellationToken) {
+    let address = peer.address;
     if let Err(error) = configure(&stream) {
-        tracing::debug!(peer = %peer.address, %error, "HTTP connection not served");
+        tracing::debug!(peer = %address, %error, "HTTP connection not served");
         return;
     }
+    let Some(tls) = server.tls.clone() else {
+        return answer(server, stream, peer, routes, stop).await;
+    };
+    let begun = tokio::time::timeout(server.limits.head_deadline, TlsAcceptor::from(tls).accept(stream));
+    match begun.await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+        Ok(stream) => answer(server, stream, peer, routes, stop).await,
+        Err(error) => {
+            server.metrics.http_refused("tls");
+            tracing::debug!(peer = %address, %error, "HTTP connection ended before TLS was agreed on");
+        }
+    }
+}
+
+async fn answer(
+    server: Server,
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    peer: Peer,
+    routes: Routes,
+    stop: CancellationToken,
+) {
     let address = peer.address;
+    let head_deadline = server.limits.head_deadline;
     let routes = TowerToHyperService::new(warp::service(routes));
     let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
         request.extensions_mut().insert(peer.clone());
-        routes.call(request)
+        let (answer, metrics) = (routes.call(request), server.metrics.clone());
+        async move {
+            let answer = answer.await?;
+            if is_refusal(answer.status()) {
+                metrics.http_refused(answer.status().as_str());
+            }
+            Ok::<_, Infallible>(answer)
+        }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(limits.head_deadline)
+        .header_read_timeout(head_deadline)
         .max_buf_size(BUFFER_MAX)
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection);
@@ -204,6 +255,12 @@ async fn connection(stream: TcpStream, peer: Peer, routes: Routes, limits: Limit
     if let Err(error) = result {
         tracing::debug!(peer = %address, %error, "HTTP connection ended");
     }
+}
+
+/// Whether an answer says that the caller did what it may not. A stream that is not published, or that somebody else owns, is
+/// an answer.
+fn is_refusal(status: StatusCode) -> bool {
+    status.is_client_error() && !matches!(status, StatusCode::NOT_FOUND | StatusCode::CONFLICT)
 }
 
 /// Finds half-open peers and those that do not read; small replies are not held back.

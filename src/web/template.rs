@@ -9,6 +9,9 @@ const DEFAULT: &str = include_str!("../../mmids-configs/watcher_reply.mmids");
 /// The longest template, in bytes: every watcher lookup carries it.
 const TEMPLATE_MAX: usize = 64 * 1024;
 
+/// The scheme of origins that are pulled from without TLS.
+const SCHEME: &str = "rtmp://";
+
 /// Why a text is not a template.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TemplateError {
@@ -44,6 +47,8 @@ pub struct Template(Vec<Part>);
 enum Part {
     Text(String),
     StreamName,
+    /// `rtmp://` before the address: another scheme for an origin that is pulled from by TLS.
+    Scheme,
     IpAddress,
     Pull,
 }
@@ -68,7 +73,12 @@ impl Template {
                         return Err(TemplateError::Unknown { line, word: word.to_owned() });
                     }
                 };
-                parts.extend([Part::Text(std::mem::take(&mut literal)), part]);
+                let mut text = std::mem::take(&mut literal);
+                let scheme = text.strip_suffix(SCHEME).filter(|_| part == Part::IpAddress).map(str::len);
+                scheme.iter().for_each(|length| text.truncate(*length));
+                parts.push(Part::Text(text));
+                parts.extend(scheme.map(|_| Part::Scheme));
+                parts.push(part);
                 rest = after;
                 continue;
             }
@@ -101,6 +111,7 @@ impl Template {
         for origin in [
             Origin::from_ip(Ipv4Addr::LOCALHOST.into(), 1935),
             Origin::from_ip(Ipv6Addr::LOCALHOST.into(), 1936),
+            Origin::from_ip(Ipv4Addr::LOCALHOST.into(), 1936).by_tls(),
         ] {
             for native in [false, true] {
                 check(&self.render(&name, &origin, native)).map_err(TemplateError::Grammar)?;
@@ -111,13 +122,14 @@ impl Template {
 
     /// The reply for a stream that can be pulled from an origin; `native` if the node has the step `rtmp_pull`.
     pub fn render(&self, name: &StreamName, origin: &Origin, native: bool) -> String {
-        let origin = origin.to_string();
+        let (scheme, origin) = (if origin.is_tls() { "rtmps://" } else { SCHEME }, origin.authority());
         let pull = if native { "rtmp_pull" } else { "ffmpeg_pull" };
         let mut text = String::new();
         for part in &self.0 {
             text.push_str(match part {
                 Part::Text(text) => text,
                 Part::StreamName => name.as_str(),
+                Part::Scheme => scheme,
                 Part::IpAddress => &origin,
                 Part::Pull => pull,
             });
@@ -148,6 +160,15 @@ mod tests {
     fn render(template: &str) -> String {
         let (name, origin) = ("a/b".parse().unwrap(), "[2001:db8::2]:1936".parse().unwrap());
         Template::parse(template).unwrap().render(&name, &origin, true)
+    }
+
+    #[test]
+    fn an_origin_that_is_pulled_from_by_tls_has_its_scheme() {
+        let (name, origin) = ("x".parse().unwrap(), "rtmps://10.1.2.3:1936".parse().unwrap());
+        let text = Template::default().render(&name, &origin, true);
+        assert!(text.contains("location=rtmps://10.1.2.3:1936/pull_source/x "), "{text}");
+        let template = Template::parse("w {stream_name} at {ip_address}").unwrap();
+        assert_eq!(template.render(&name, &origin, true), "w x at 10.1.2.3:1936");
     }
 
     #[test]

@@ -37,6 +37,7 @@ fn publish(name: &str, session: Option<SessionId>) -> PublisherLookup {
         node: None,
         origin: None,
         rtmp_port: None,
+        rtmps_port: None,
         identity: None,
         query: None,
         peer: None,

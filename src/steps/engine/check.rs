@@ -3,12 +3,14 @@
 use super::super::definition::{Config, ConfigError, ReactorDefinition};
 use super::super::executor::{self, Settings};
 use super::super::parameters::{ParameterError, Parameters};
+use super::super::reactors::PulledAt;
 use super::super::{forwarder, pull, rtmp_receive, rtmp_watch};
 use crate::api::PULL_APP;
 use crate::ffmpeg;
 use crate::net::location::Location;
+use crate::net::routes::Place;
 use mmids_core::workflows::definitions::WorkflowStepDefinition;
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 /// Every step type, with its parameters.
 fn step_types() -> [(&'static str, &'static [&'static str]); 6] {
@@ -92,21 +94,45 @@ pub(super) fn read_location(location: &str) -> Result<Location, ParameterError> 
     Location::parse(location).map_err(|error| ParameterError(format!("location: {error}")))
 }
 
-/// The ports that the steps of a configuration listen on.
-pub fn ports(config: &Config, default_port: u16) -> BTreeSet<u16> {
-    let steps = config.workflows.iter().flat_map(|workflow| &workflow.definition.steps);
-    let sockets = steps.filter(|step| matches!(step.step_type.0.as_str(), "rtmp_receive" | "rtmp_watch"));
-    sockets.filter_map(|step| Parameters(step).place(default_port).ok()).map(|place| place.port).collect()
-}
-
-/// The port that other nodes pull from: that of the step that watches at the app for pulls, which may have a port of its
-/// own.
-pub fn pull_port(configs: &[(String, Config)], default_port: u16) -> u16 {
+/// A step that listens: where, and whether by TLS.
+fn listening(
+    configs: &[(String, Config)],
+    default_port: u16,
+) -> impl Iterator<Item = (&WorkflowStepDefinition, Place, bool)> {
     let workflows = configs.iter().flat_map(|(_, config)| &config.workflows);
     let steps = workflows.flat_map(|workflow| &workflow.definition.steps);
-    let watches = steps.filter(|step| step.step_type.0 == "rtmp_watch");
-    let places = watches.filter_map(|step| Parameters(step).place(default_port).ok());
-    places.filter(|place| place.app == PULL_APP).map(|place| place.port).next().unwrap_or(default_port)
+    let sockets = steps.filter(|step| matches!(step.step_type.0.as_str(), "rtmp_receive" | "rtmp_watch"));
+    sockets.filter_map(move |step| {
+        let parameters = Parameters(step);
+        Some((step, parameters.place(default_port).ok()?, parameters.rtmps().ok()?))
+    })
+}
+
+/// The ports that the steps of configurations listen on, and whether by TLS.
+///
+/// Errors: one step wants a port by TLS, and another one without.
+pub fn ports(configs: &[(String, Config)], default_port: u16) -> Result<BTreeMap<u16, bool>, ConfigError> {
+    let mut ports = BTreeMap::new();
+    for (_, place, tls) in listening(configs, default_port) {
+        if *ports.entry(place.port).or_insert(tls) != tls {
+            let what =
+                format!("the port {} cannot be for steps with rtmps and for others as well", place.port);
+            let file = configs.iter().map(|(file, _)| file.as_str()).collect::<Vec<_>>().join(", ");
+            return Err(ConfigError { file, line: None, what });
+        }
+    }
+    Ok(ports)
+}
+
+/// The ports that other nodes pull from: that of the step that watches at the app for pulls, which may have a port of its
+/// own. `other_way`: where the default port's apps are reached by TLS as well, and pulls are to go there.
+pub fn pulled_at(configs: &[(String, Config)], default_port: u16, other_way: Option<u16>) -> PulledAt {
+    let mut watches = listening(configs, default_port).filter(|(step, ..)| step.step_type.0 == "rtmp_watch");
+    match watches.find(|(_, place, _)| place.app == PULL_APP) {
+        Some((_, place, true)) => PulledAt { rtmp: place.port, rtmps: Some(place.port) },
+        Some((_, place, false)) if place.port != default_port => PulledAt { rtmp: place.port, rtmps: None },
+        _ => PulledAt { rtmp: default_port, rtmps: other_way },
+    }
 }
 
 /// Says whether a text is a workflow definition that mmids-core's own parser takes, as plain mmids nodes would. The
@@ -131,11 +157,27 @@ mod tests {
         let port = |step: &str| {
             let text = format!("workflow w {{\n rtmp_watch rtmp_app=live stream_key=* port=1\n {step}\n}}\n");
             let config = definition::parse("f", &text, &HashMap::new()).unwrap();
-            pull_port(&[("f".to_owned(), config)], 1935)
+            let at = pulled_at(&[("f".to_owned(), config)], 1935, Some(1936));
+            at.rtmps.map_or_else(|| at.rtmp.to_string(), |port| format!("{port} by TLS"))
         };
-        assert_eq!(port("rtmp_watch rtmp_app=pull_source stream_key=* port=1999"), 1999);
-        assert_eq!(port("rtmp_watch rtmp_app=pull_source stream_key=*"), 1935);
-        assert_eq!(port("rtmp_watch rtmp_app=other stream_key=* port=1999"), 1935);
+        assert_eq!(port("rtmp_watch rtmp_app=pull_source stream_key=* port=1999"), "1999");
+        assert_eq!(port("rtmp_watch rtmp_app=pull_source stream_key=* port=1999 rtmps"), "1999 by TLS");
+        assert_eq!(port("rtmp_watch rtmp_app=pull_source stream_key=*"), "1936 by TLS");
+        assert_eq!(port("rtmp_watch rtmp_app=other stream_key=* port=1999"), "1936 by TLS");
+    }
+
+    #[test]
+    fn a_port_is_for_tls_or_not() {
+        let of = |steps: &str| {
+            let text = format!("workflow w {{\n{steps}\n}}\n");
+            let config = definition::parse("f", &text, &HashMap::new()).unwrap();
+            ports(&[("f".to_owned(), config)], 1935).map_err(|error| error.to_string())
+        };
+        let receive = "rtmp_receive rtmp_app=ingest stream_key=*";
+        assert_eq!(of(&format!("{receive}\n{receive} rtmps")), Ok([(1935, false), (443, true)].into()));
+        assert_eq!(of(&format!("{receive} rtmps=true port=9")), Ok([(9, true)].into()));
+        let error = of(&format!("{receive} port=9\n{receive} port=9 rtmps")).unwrap_err();
+        assert!(error.contains("the port 9 cannot be for steps with rtmps"), "{error}");
     }
 
     #[test]
@@ -159,6 +201,7 @@ mod tests {
             ("rtmp_pull location=rtmp://h/a/x stream_name=x silence_ms=0", "from 1 to 600000"),
             ("ffmpeg_pull location=rtmp://h/a/x stream_name=x silence_ms=1", "'silence_ms' is not known"),
             ("made_up x=y", "'made_up' is not known"),
+            ("rtmp_watch rtmp_app=live stream_key=* rtmps=no", "rtmps=no is not allowed"),
             ("rtmp_watch rtmp_app=live/inst stream_key=*", "rtmp_app=live/inst is not allowed"),
         ] {
             let error = check(bad).unwrap_err();

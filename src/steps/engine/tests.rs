@@ -16,7 +16,12 @@ async fn engine(health: &Health) -> Engine {
     let metrics = Arc::new(Metrics::new().unwrap());
     let node: crate::ids::NodeId = "n".parse().unwrap();
     let parts = Parts {
-        identity: Identity { node: node.clone(), origin: None, rtmp_port: 1, native_pull: true },
+        identity: Identity {
+            node: node.clone(),
+            origin: None,
+            pulled_at: crate::steps::reactors::PulledAt { rtmp: 1, rtmps: None },
+            native_pull: true,
+        },
         default_port: 1,
         routes: Routes::new(),
         feeds: Feeds::new(metrics.clone()),

@@ -1,0 +1,119 @@
+//! Everything a process listens with, bound before anything runs.
+
+use super::error::Error;
+use super::listen;
+use crate::config::Plan;
+use crate::net::Entrance;
+use crate::steps::engine;
+use rustls::ServerConfig;
+use std::io::{self, Write};
+use std::net::{Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use tokio::net::TcpListener;
+
+/// See the module's head.
+pub(super) struct Sockets {
+    pub rtmp: Vec<Rtmp>,
+    /// The port of steps that name none.
+    pub rtmp_port: u16,
+    /// The port that leads to the same apps by TLS.
+    pub rtmps_port: Option<u16>,
+    pub reactor: Option<TcpListener>,
+    pub admin: Option<TcpListener>,
+    pub addresses: Addresses,
+}
+
+/// A port for RTMP or RTMPS.
+pub(super) struct Rtmp {
+    listener: TcpListener,
+    address: SocketAddr,
+    tls: bool,
+    /// The port whose routes it leads to.
+    routes: u16,
+}
+
+/// The addresses that were bound.
+#[derive(Clone, Default)]
+pub(super) struct Addresses {
+    rtmp: Vec<SocketAddr>,
+    rtmps: Vec<SocketAddr>,
+    pub reactor: Option<SocketAddr>,
+    admin: Option<SocketAddr>,
+}
+
+impl Sockets {
+    pub fn bind(plan: &Plan) -> Result<Self, Error> {
+        let http = |what, address: Option<SocketAddr>| address.map(|address| bind(what, address)).transpose();
+        let reactor = http("the reactor", plan.reactor_listen)?;
+        let admin = http("the admin port", plan.admin_listen)?;
+        let local = |bound: &Option<(TcpListener, SocketAddr)>| bound.as_ref().map(|(_, address)| *address);
+        let mut addresses =
+            Addresses { reactor: local(&reactor), admin: local(&admin), ..Addresses::default() };
+        let (mut rtmp, mut rtmp_port, mut rtmps_port) = (Vec::new(), plan.args.rtmp_port, None);
+        if plan.roles.is_node() {
+            let mut free = if rtmp_port == 0 { Some(Rtmp::bind(0, false)?) } else { None };
+            rtmp_port = free.as_ref().map_or(rtmp_port, |free| free.routes);
+            let configs = plan.configs(rtmp_port, &plan.reactor_urls(addresses.reactor)?)?;
+            for (port, tls) in engine::ports(&configs, rtmp_port)? {
+                rtmp.push(match free.take_if(|free| free.routes == port) {
+                    Some(bound) => Rtmp { tls, ..bound },
+                    None => Rtmp::bind(port, tls)?,
+                });
+            }
+            if let Some(port) = plan.args.transport.rtmps_port {
+                let bound = Rtmp::bind(port, true)?;
+                rtmps_port = Some(bound.routes);
+                rtmp.push(Rtmp { routes: rtmp_port, ..bound });
+            }
+        }
+        for bound in &rtmp {
+            let list = if bound.tls { &mut addresses.rtmps } else { &mut addresses.rtmp };
+            list.push(bound.address);
+        }
+        let listener = |bound: Option<(TcpListener, SocketAddr)>| bound.map(|(listener, _)| listener);
+        let (reactor, admin) = (listener(reactor), listener(admin));
+        Ok(Sockets { rtmp, rtmp_port, rtmps_port, reactor, admin, addresses })
+    }
+}
+
+impl Rtmp {
+    fn bind(port: u16, tls: bool) -> Result<Self, Error> {
+        let what = if tls { "RTMPS" } else { "RTMP" };
+        let (listener, address) = bind(what, SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)))?;
+        Ok(Rtmp { listener, address, tls, routes: address.port() })
+    }
+
+    /// The listener, and what it leads to.
+    pub fn entrance(self, certificate: Option<&Arc<ServerConfig>>) -> Result<(TcpListener, Entrance), Error> {
+        let tls = certificate.filter(|_| self.tls).cloned();
+        if self.tls && tls.is_none() {
+            // The plan saw to it.
+            return Err(Error::Start("a port for RTMPS needs --tls-cert".to_owned()));
+        }
+        Ok((self.listener, Entrance { port: self.routes, tls }))
+    }
+}
+
+fn bind(what: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), Error> {
+    let bound = listen::bind(address).and_then(|listener| {
+        let address = listener.local_addr()?;
+        Ok((listener, address))
+    });
+    bound.map_err(|error| Error::Bind { what, address, error })
+}
+
+impl Addresses {
+    /// The one line that says that the process is ready, for people and for scripts.
+    pub fn announce(&self, plan: &Plan) {
+        let mut line = format!("lb ready: roles={}", plan.roles.names().join(","));
+        let one = |name: &str, address: &SocketAddr| format!(" {name}={address}");
+        self.rtmp.iter().for_each(|address| line += &one("rtmp", address));
+        self.rtmps.iter().for_each(|address| line += &one("rtmps", address));
+        self.admin.iter().for_each(|address| line += &one("admin", address));
+        self.reactor.iter().for_each(|address| line += &one("reactor", address));
+        // Whoever closed our output does not want the line; the service goes on.
+        if let Err(error) = writeln!(io::stdout(), "{line}") {
+            tracing::debug!(%error, "stdout");
+        }
+    }
+}
