@@ -8,7 +8,8 @@
 //! | `PUT /nodes/{node}` | [`Heartbeat`] | `200` [`HeartbeatReply`]; `400`, `409`, `413`, `503` [`Refusal`] |
 //! | `DELETE /nodes/{node}?instance=HEX` | | `204`; the streams of that process of the node end, without `instance` those of the node |
 //! | `GET /events` | | Server-Sent Events, see [`Change`] |
-//! | `GET /streams`, `GET /nodes` | | `200` [`StreamList`], [`NodeList`] |
+//! | `GET /streams?after=NAME&limit=N` | | `200` [`StreamList`]; `400` [`Refusal`] |
+//! | `GET /nodes?after=NODE&limit=N` | | `200` [`NodeList`]; `400` [`Refusal`] |
 //!
 //! Plain mmids nodes know the two lookups only, with nothing but a `stream_name` in the body; every other field is
 //! optional, and what a plain node would not understand travels in headers. No clock of one host is ever compared with
@@ -221,11 +222,17 @@ pub struct Change {
     pub epoch: u64,
 }
 
+/// The most entries in one answer of `GET /streams` or `GET /nodes`, and how many there are unless fewer are asked for.
+pub const LIST_MAX: usize = 1000;
+
 /// Reply of `GET /streams`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StreamList {
     /// One entry a stream, ordered by name.
     pub streams: Vec<StreamEntry>,
+    /// There are more: the value of `after` that leads to them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<StreamName>,
 }
 
 /// One registered stream.
@@ -254,6 +261,9 @@ pub struct StreamEntry {
 pub struct NodeList {
     /// One entry a node, ordered by id.
     pub nodes: Vec<NodeEntry>,
+    /// There are more: the value of `after` that leads to them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<NodeId>,
 }
 
 /// One node that sends heartbeats.

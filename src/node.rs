@@ -288,6 +288,7 @@ impl<'a> Shared<'a> {
         let limits = net::Limits {
             connections: self.args.limits.max_connections,
             connections_per_address: self.args.limits.max_connections_per_address,
+            joins_per_address: self.args.limits.max_joins_per_address,
             negotiation: self.args.limits.handshake_timeout,
             publish_messages: self.args.limits.max_publish_messages,
             publish_bytes: self.args.limits.max_publish_bytes,

@@ -48,7 +48,17 @@ fn taken(registry: &prometheus::Registry) -> f64 {
 
 /// Streams that a reactor says it knows.
 fn known(reactor: &Lb) -> usize {
-    http::get(reactor.reactor(), "/streams").body.matches("\"stream_name\"").count()
+    let (mut count, mut path) = (0, "/streams".to_owned());
+    loop {
+        let body = http::get(reactor.reactor(), &path).body;
+        // A reactor that is warming up lists nothing.
+        let Ok(list) = serde_json::from_str::<lb::api::StreamList>(&body) else { return 0 };
+        count += list.streams.len();
+        match list.next {
+            Some(next) => path = format!("/streams?after={next}"),
+            None => return count,
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

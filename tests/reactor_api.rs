@@ -269,6 +269,36 @@ async fn a_forwarded_address_is_believed_from_listed_proxies_only() {
 }
 
 #[tokio::test]
+async fn lists_are_given_in_pages() {
+    let service = Service::start().await;
+    let names: Vec<String> = (0..1_203).map(|n| format!("s{n:04}")).collect();
+    for (index, names) in names.chunks(401).enumerate() {
+        let streams: Vec<Value> = names
+            .iter()
+            .map(|name| json!({"stream_name": name, "session": SessionId::random(), "epoch": 1}))
+            .collect();
+        service.beat(&format!("n{index}"), json!({"interval_ms": 5000, "streams": streams})).await;
+    }
+    let (mut seen, mut sizes, mut query) = (Vec::new(), Vec::new(), String::new());
+    while sizes.len() < 5 {
+        let page: StreamList = service.get(&format!("/streams{query}")).await.json().await.unwrap();
+        sizes.push(page.streams.len());
+        seen.extend(page.streams.iter().map(|stream| stream.stream_name.to_string()));
+        let Some(next) = page.next else { break };
+        query = format!("?limit=200&after={next}");
+    }
+    assert_eq!(sizes, [1000, 200, 3]);
+    assert_eq!(seen, names);
+    let nodes: NodeList = service.get("/nodes?limit=2").await.json().await.unwrap();
+    assert_eq!((nodes.nodes.len(), nodes.next.as_ref().map(|node| node.as_str())), (2, Some("n1")));
+    let nodes: NodeList = service.get("/nodes?after=n1").await.json().await.unwrap();
+    assert_eq!((nodes.nodes.len(), nodes.next), (1, None));
+    for bad in ["limit=0", "limit=1001", "limit=x", "after=a//b"] {
+        assert_eq!(service.get(&format!("/streams?{bad}")).await.status(), 400, "{bad}");
+    }
+}
+
+#[tokio::test]
 async fn heartbeats_are_the_full_picture_of_a_node() {
     let service = Service::start().await;
     let (x, y) = (SessionId::random(), SessionId::random());

@@ -27,6 +27,16 @@ pub struct LimitArgs {
     )]
     pub max_connections_per_address: usize,
 
+    /// The most connections, publishes and plays of one address within ten seconds
+    #[arg(
+        long,
+        env = "LB_MAX_JOINS_PER_ADDRESS",
+        value_name = "N",
+        default_value_t = 20_000,
+        help_heading = "Limits"
+    )]
+    pub max_joins_per_address: u64,
+
     /// From a connection's first byte to its publish or play
     #[arg(
         long,

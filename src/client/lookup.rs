@@ -28,6 +28,10 @@ use tokio::time::timeout;
 /// connections. A call that waits longer than [`CALL_DEADLINE`] for its turn is answered as in an outage.
 const CALLS_MAX: usize = 64;
 
+/// The most of them for names of which no good answer is known: whoever asks for names that do not exist holds up none that
+/// do.
+const UNKNOWN_MAX: usize = 48;
+
 /// The longest reason that is taken over from a reactor, in characters.
 const REASON_MAX: usize = 200;
 
@@ -83,6 +87,7 @@ struct Inner {
     answers: Answers,
     metrics: ClientMetrics,
     turns: Semaphore,
+    turns_of_unknown: Semaphore,
     /// No URL was well when the last question was asked.
     outage: AtomicBool,
     outage_log: Seldom,
@@ -106,6 +111,7 @@ impl Lookup {
             answers: Answers::new(),
             metrics,
             turns: Semaphore::new(CALLS_MAX),
+            turns_of_unknown: Semaphore::new(UNKNOWN_MAX),
             outage: AtomicBool::new(false),
             outage_log: Seldom::default(),
             recovery_log: Seldom::default(),
@@ -187,9 +193,8 @@ impl Inner {
 
     /// Asks one URL after the other; the error says what each of them did.
     async fn ask_reactors(&self, question: &Question) -> Result<Answer, Vec<Failure>> {
-        let turn = timeout(CALL_DEADLINE, self.turns.acquire()).await;
-        let Ok(Ok(_turn)) = turn else {
-            return Err(vec![Failure::BadAnswer(format!("{CALLS_MAX} other lookups wait for reactors"))]);
+        let Ok(_turn) = timeout(CALL_DEADLINE, self.turn(question)).await else {
+            return Err(vec![Failure::BadAnswer("too many other lookups wait for reactors".to_owned())]);
         };
         let mut failures = Vec::new();
         for target in self.targets.in_order() {
@@ -218,6 +223,15 @@ impl Inner {
             failures.push(failure);
         }
         Err(failures)
+    }
+
+    /// Waits until a call may be made.
+    async fn turn(&self, question: &Question) -> impl Sized + '_ {
+        let of_unknown = match self.answers.last_good(question) {
+            Some(_) => None,
+            None => Some(self.turns_of_unknown.acquire().await),
+        };
+        (of_unknown, self.turns.acquire().await)
     }
 
     fn remember(&self, question: &Question, answer: &Answer) {

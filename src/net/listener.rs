@@ -1,6 +1,7 @@
 //! Takes connections from RTMP ports, within limits.
 
-use super::server::{AddressSlot, Entrance, Negotiating, Server};
+use super::addresses::Slot;
+use super::server::{Entrance, Negotiating, Server};
 use super::{proxy, serve, socket};
 use crate::telemetry::{Counted, Seldom};
 use std::io;
@@ -84,6 +85,16 @@ impl Server {
         }
     }
 
+    /// One of the connections that an address may have; the error is the limit that it has reached.
+    fn take_slot(&self, peer: SocketAddr) -> Result<Slot, &'static str> {
+        if !self.addresses.join(peer.ip(), self.limits.joins_per_address) {
+            return Err("joins_per_address");
+        }
+        self.addresses
+            .connect(peer.ip(), self.limits.connections_per_address)
+            .ok_or("connections_per_address")
+    }
+
     fn refuse(&self, peer: SocketAddr, reason: &'static str) {
         static FULL: Seldom = Seldom::new(Duration::from_secs(5));
         self.metrics.refused(reason);
@@ -115,9 +126,9 @@ impl Server {
             }
         };
         let peer = named.map_or(proxy, |peer| SocketAddr::new(peer.ip().to_canonical(), peer.port()));
-        match AddressSlot::take(self, peer.ip()) {
-            Some(_slot) => serve::serve(self, socket, peer, entrance, id).await,
-            None => self.refuse(peer, "connections_per_address"),
+        match self.take_slot(peer) {
+            Ok(_slot) => serve::serve(self, socket, peer, entrance, id).await,
+            Err(reason) => self.refuse(peer, reason),
         }
     }
 
@@ -133,7 +144,7 @@ impl Server {
             Some(reason) => Err(reason),
             // Whose connection it is is known later.
             None if self.is_proxy(peer.ip()) => Ok(None),
-            None => AddressSlot::take(self, peer.ip()).map(Some).ok_or("connections_per_address"),
+            None => self.take_slot(peer).map(Some),
         };
         let slot = match slot {
             Ok(slot) => slot,

@@ -4,6 +4,7 @@
 //! decided by the [`routes`], which the floors above fill; this floor knows nothing of workflows or reactors.
 
 pub mod acl;
+mod addresses;
 pub mod certificate;
 mod connection;
 mod listener;

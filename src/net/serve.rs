@@ -148,6 +148,12 @@ impl Connection<'_> {
     }
 
     async fn consider(&mut self, event: Event) -> Result<Option<Intent>, Error> {
+        if matches!(event, Event::Publish(_) | Event::Play(_)) && !self.may_join() {
+            self.server.metrics.refused("joins_per_address");
+            return Err(Error::Refused(
+                "too many connections, publishes and plays of this address".to_owned(),
+            ));
+        }
         match event {
             Event::Connect(connect) => {
                 self.app = connect.app;
@@ -185,6 +191,10 @@ impl Connection<'_> {
             _ => {}
         }
         Ok(None)
+    }
+
+    fn may_join(&self) -> bool {
+        self.server.addresses.join(self.peer.ip(), self.server.limits.joins_per_address)
     }
 
     /// Where nodes share a token, a pull is signed with it, or comes from an address that the step lists: plain mmids nodes

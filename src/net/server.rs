@@ -1,5 +1,6 @@
 //! What all connections of a node share, and the limits that hold for all of them together.
 
+use super::addresses::Addresses;
 use super::routes::Routes;
 use crate::auth::{Gate, PullKey};
 use crate::drain::Drain;
@@ -9,11 +10,10 @@ use crate::rtmp;
 use crate::telemetry::Metrics;
 use ipnet::IpNet;
 use rustls::ServerConfig;
-use std::collections::HashMap;
 use std::net::IpAddr;
 use std::ops::Deref;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -25,6 +25,9 @@ pub struct Limits {
     /// Connections of one IPv4 address, or of one IPv6 network of 64 bits, which is what a single customer has. Viewers
     /// behind one carrier's translation share theirs, so this is generous.
     pub connections_per_address: usize,
+    /// Connections, publishes and plays of one address, counted as above, within ten seconds: twice what it may have
+    /// connections, each of which plays at once and is then lost and made anew.
+    pub joins_per_address: u64,
     /// From the first byte to the publish or play: a slow phone on a bad network needs a few seconds.
     pub negotiation: Duration,
     /// Messages a second of a publisher, after a burst of two seconds of them; what is more waits in its socket. Encoders send
@@ -50,6 +53,7 @@ impl Default for Limits {
         Limits {
             connections: 100_000,
             connections_per_address: 5_000,
+            joins_per_address: 20_000,
             publish_messages: 10_000,
             publish_bytes: 32 << 20,
             idle_bytes: 32 << 10,
@@ -107,7 +111,7 @@ pub struct Server {
     next: AtomicU64,
     /// Connections that have not published or played yet.
     pub(super) negotiating: Arc<AtomicUsize>,
-    addresses: Mutex<HashMap<IpAddr, usize>>,
+    pub(super) addresses: Addresses,
 }
 
 impl Deref for Server {
@@ -126,7 +130,7 @@ impl Server {
             begun: Instant::now(),
             next: AtomicU64::new(1),
             negotiating: Arc::default(),
-            addresses: Mutex::default(),
+            addresses: Addresses::default(),
         })
     }
 
@@ -154,58 +158,5 @@ impl Negotiating {
 impl Drop for Negotiating {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// The network that one customer of a provider has: an IPv4 address, or an IPv6 network of 64 bits.
-fn customer(address: IpAddr) -> IpAddr {
-    match address {
-        IpAddr::V4(_) => address,
-        IpAddr::V6(v6) => IpAddr::V6((v6.to_bits() >> 64 << 64).into()),
-    }
-}
-
-/// One of the connections that an address may have; free again when it is dropped.
-pub(super) struct AddressSlot {
-    server: Arc<Server>,
-    address: IpAddr,
-}
-
-impl AddressSlot {
-    /// Nothing: it has as many as it may.
-    pub fn take(server: &Arc<Server>, address: IpAddr) -> Option<Self> {
-        let address = customer(address);
-        let mut addresses = server.addresses.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = addresses.entry(address).or_insert(0);
-        if *count >= server.limits.connections_per_address {
-            return None;
-        }
-        *count += 1;
-        Some(AddressSlot { server: server.clone(), address })
-    }
-}
-
-impl Drop for AddressSlot {
-    fn drop(&mut self) {
-        let mut addresses = self.server.addresses.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = addresses.get_mut(&self.address) {
-            *count -= 1;
-            if *count == 0 {
-                addresses.remove(&self.address);
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_customer_with_a_network_of_its_own_counts_once() {
-        let customer = |text: &str| customer(text.parse().unwrap()).to_string();
-        assert_eq!(customer("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::");
-        assert_ne!(customer("2001:db8:1:3::1"), customer("2001:db8:1:2::1"));
-        assert_eq!(customer("192.0.2.7"), "192.0.2.7");
     }
 }

@@ -6,13 +6,14 @@ use super::request::{Failure, Request, empty, request};
 use super::template::Template;
 use super::{Routes, events, probes};
 use crate::api::{
-    ACCEPT_RTMP_PULL, EPOCH_HEADER, HEARTBEAT_STREAMS, Heartbeat, NodeList, ORIGIN_HEADER, PublisherLookup,
-    PublisherRelease, StreamEntry, StreamList, WatcherLookup,
+    ACCEPT_RTMP_PULL, EPOCH_HEADER, HEARTBEAT_STREAMS, Heartbeat, LIST_MAX, NodeList, ORIGIN_HEADER,
+    PublisherLookup, PublisherRelease, StreamEntry, StreamList, WatcherLookup,
 };
 use crate::health::Health;
 use crate::ids::{NodeId, Origin, STREAM_NAME_MAX, SessionId};
 use crate::registry::{Claim, Error, Registry, Status};
 use std::convert::Infallible;
+use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
@@ -90,12 +91,16 @@ impl Handler {
                     // Whoever knows a session can end its publish.
                     StreamEntry { session: entry.session.filter(|_| caller.proven), ..entry }
                 };
-                let streams = registry.list().await?.into_iter().map(entry).collect();
-                Ok(warp::reply::json(&StreamList { streams }).into_response())
+                let page = Page::read(&request.query)?;
+                let (leases, next) = page.of(registry.list().await?, |lease| &lease.name);
+                let streams = leases.into_iter().map(entry).collect();
+                Ok(warp::reply::json(&StreamList { streams, next }).into_response())
             }
             "/nodes" => {
                 self.admit(&request, "GET")?;
-                Ok(warp::reply::json(&NodeList { nodes: registry.nodes().await? }).into_response())
+                let page = Page::read(&request.query)?;
+                let (nodes, next) = page.of(registry.nodes().await?, |entry| &entry.node);
+                Ok(warp::reply::json(&NodeList { nodes, next }).into_response())
             }
             "/livez" => request.expect("GET").map(|()| probes::live()),
             "/readyz" => request.expect("GET").map(|()| self.ready()),
@@ -228,6 +233,43 @@ impl Handler {
             }
         }
         Ok(origin)
+    }
+}
+
+/// The part of a list that is asked for.
+struct Page<T> {
+    after: Option<T>,
+    limit: usize,
+}
+
+impl<T: FromStr<Err: std::fmt::Display> + Ord + Clone> Page<T> {
+    /// From the query of a request: `after` and `limit`.
+    fn read(query: &str) -> Result<Self, Failure> {
+        let mut page = Page { after: None, limit: LIST_MAX };
+        for (key, value) in url::form_urlencoded::parse(query.as_bytes()) {
+            match &*key {
+                "after" => {
+                    let after = value.parse().map_err(|error| Failure::bad(format!("after: {error}")))?;
+                    page.after = Some(after);
+                }
+                "limit" => {
+                    let limit = value.parse().ok().filter(|limit| (1..=LIST_MAX).contains(limit));
+                    page.limit = limit
+                        .ok_or_else(|| Failure::bad(format!("limit is a number from 1 to {LIST_MAX}")))?;
+                }
+                _ => {}
+            }
+        }
+        Ok(page)
+    }
+
+    /// The entries of a list that is ordered by `key`, and where the next page begins.
+    fn of<E>(&self, list: Vec<E>, key: impl Fn(&E) -> &T) -> (Vec<E>, Option<T>) {
+        let later = |entry: &E| self.after.as_ref().is_none_or(|after| key(entry) > after);
+        let mut rest = list.into_iter().filter(later);
+        let page: Vec<E> = rest.by_ref().take(self.limit).collect();
+        let next = rest.next().and_then(|_| page.last()).map(|last| key(last).clone());
+        (page, next)
     }
 }
 

@@ -50,6 +50,30 @@ fn connections_beyond_the_limits_are_refused_and_counted() {
 }
 
 #[test]
+fn an_address_that_joins_all_the_time_is_refused_until_it_pauses() {
+    let _machine = shared_machine();
+    let reactor = reactor(&[]);
+    let url = reactor.reactor_url();
+    let a = ingest(&url, &[]);
+    // The pull of the playback node is a connection and a play of the same address, at the ingest node.
+    let playback = playback(&url, &["--max-joins-per-address", "20"]);
+    let _publisher = publish(&a, "x", session(1));
+    let viewers = watch(&playback, "x", 8, 1);
+    let more: Vec<Viewer> = (0..8).map(|_| Viewer::start(playback.rtmp(), "live", "x")).collect();
+    wait_for("joins to be refused", SOON, || {
+        playback.metric("lb_refusals_total{reason=\"joins_per_address\"}") >= 4.0
+    });
+    assert!(more.iter().filter(|viewer| viewer.join_time().is_some()).count() <= 2);
+    assert_none_lost(&viewers);
+    drop(more);
+    wait_for("room for a new viewer", 2 * SOON, || {
+        let viewer = Viewer::start(playback.rtmp(), "live", "x");
+        crate::common::poll(SOON / 10, || viewer.join_time()).is_some()
+    });
+    assert_none_lost(&viewers);
+}
+
+#[test]
 fn a_full_log_disk_stops_nothing() {
     let _machine = shared_machine();
     let reactor = reactor(&[]);

@@ -234,6 +234,29 @@ async fn a_herd_on_an_unknown_name_is_one_request_a_second() {
 }
 
 #[tokio::test]
+async fn who_asks_for_names_that_do_not_exist_holds_up_none_that_do() {
+    // A reactor that takes its time for whatever it does not know.
+    let server = Server::start(|request| match request.body.contains("\"known\"") {
+        true => good(),
+        false => Deed::Hang,
+    })
+    .await;
+    let lookup = lookup(&server.url);
+    assert_eq!(lookup.watcher(&watch("known"), false).await, found(true));
+    let flood: Vec<_> = (0..200)
+        .map(|n| {
+            let lookup = lookup.clone();
+            tokio::spawn(async move { lookup.watcher(&watch(&format!("made-up-{n}")), false).await })
+        })
+        .collect();
+    server.received(49).await;
+    let asked = Instant::now();
+    assert_eq!(lookup.watcher(&watch("known"), true).await, found(true));
+    assert!(asked.elapsed() < lb::client::CALL_DEADLINE / 2, "{:?}", asked.elapsed());
+    flood.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+#[tokio::test]
 async fn results_are_counted_and_recovery_is_told_once() {
     let (server, mood) = moody(answer(503, "")).await;
     let (registry, metrics) = metrics();
