@@ -11,6 +11,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use tokio::sync::Notify;
 
 /// Charges are multiples of this many bytes, rounded down.
@@ -141,6 +142,23 @@ impl Holder {
     pub async fn evicted(&self) {
         while !self.0.state().evicted {
             self.0.told.notified().await;
+        }
+    }
+}
+
+/// How long [`Holder::wait_for_room`] waits at most, and how often it looks.
+const ROOM: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(5));
+
+impl Holder {
+    /// Waits a moment while those who were evicted have not let go yet, and all together hold an eighth more than the limit:
+    /// who brings more meanwhile would be faster than they are.
+    pub async fn wait_for_room(&self) {
+        let Budget { limit, used, .. } = &*self.0.budget;
+        let (most, pause) = ROOM;
+        let mut waited = Duration::ZERO;
+        while used.load(Relaxed) > limit.saturating_add(limit / 8) && waited < most {
+            tokio::time::sleep(pause).await;
+            waited += pause;
         }
     }
 }

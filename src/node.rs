@@ -356,8 +356,7 @@ impl Node {
         shared.listen(entrances, &drain)?;
         let contact = tokio::spawn(watch_contact(agent.contact(), health.register("reactor")));
         let contact = AbortOnDropHandle::new(contact);
-        let trimming =
-            AbortOnDropHandle::new(tokio::spawn(memory::trim_after_crowds(shared.metrics.clone())));
+        let trimming = AbortOnDropHandle::new(tokio::spawn(memory::give_back()));
         Ok(Node {
             drain,
             engine,

@@ -49,6 +49,8 @@ pub(super) struct Connection<'a> {
     pub charge: Charge,
     /// What it may send while it does not publish.
     pub idle: Rate,
+    /// The last read was a full one: more is there already. Live media of 20 Mb/s comes in smaller ones.
+    pub brings_much: bool,
 }
 
 impl Connection<'_> {
@@ -98,12 +100,16 @@ impl Connection<'_> {
 
     /// Reads once and lets the session look at it. `false`: the peer closed. Safe to drop and call again.
     pub async fn read(&mut self) -> Result<bool, Error> {
+        if self.brings_much {
+            self.holder.wait_for_room().await;
+        }
         let session = &mut self.session;
         let n = tokio::select! {
             biased;
             n = self.transport.receive(|bytes| session.input(bytes).map_err(Error::from)) => n?,
             () = self.holder.evicted() => return Err(Error::Evicted),
         };
+        self.brings_much = n >= self.transport.full_read();
         let held = self.session.held();
         let publishes = self.session.publishes();
         // A frame comes and goes many times a second.

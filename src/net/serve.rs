@@ -55,6 +55,7 @@ pub(super) async fn serve(
         charge: holder.charge(),
         idle: Rate::new(server.limits.idle_bytes, Instant::now()),
         holder,
+        brings_much: false,
     };
     let outcome = connection.run().await;
     server.metrics.lost(Loss::Unusable, connection.session.ignored());

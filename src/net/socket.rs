@@ -23,7 +23,7 @@ const KEEPALIVE: Duration = Duration::from_secs(20);
 const VIEWER_SEND_BUFFER: usize = 256 << 10;
 
 /// How much one read takes. One buffer a thread serves all connections: nothing is read into it across an await.
-const READ: usize = 64 << 10;
+pub(super) const READ: usize = 64 << 10;
 
 thread_local! {
     static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; READ]);

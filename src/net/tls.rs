@@ -17,7 +17,7 @@ use tokio::net::TcpStream;
 const PENDING: usize = 64 << 10;
 
 /// How much plain text is taken at a time.
-const READ: usize = 16 << 10;
+pub(super) const READ: usize = 16 << 10;
 
 /// A connection with TLS. Its lock is held for the time of a system call, never across an await.
 pub(super) struct TlsStream {

@@ -1,7 +1,7 @@
 //! How the bytes of a connection travel: the one place that knows what stands between a session and its socket.
 
 use super::socket::{self, ViewerSocket};
-use super::tls::TlsStream;
+use super::tls::{self, TlsStream};
 use crate::relay::Sink;
 use bytes::{Buf, Bytes};
 use std::io;
@@ -34,6 +34,14 @@ impl Transport {
         match self {
             Transport::Plain(socket) => socket::receive(socket, take).await,
             Transport::Tls(stream) => stream.receive(take).await,
+        }
+    }
+
+    /// What is received at once, at most.
+    pub fn full_read(&self) -> usize {
+        match self {
+            Transport::Plain(_) => socket::READ,
+            Transport::Tls(_) => tls::READ,
         }
     }
 

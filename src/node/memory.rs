@@ -1,8 +1,6 @@
 //! How much memory this process may use, and what it gives back.
 
-use crate::telemetry::Metrics;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 /// What is assumed where the system does not say.
@@ -33,33 +31,56 @@ fn group_limit(groups: &str) -> Option<usize> {
     Path::new(group).ancestors().filter_map(limit).min()
 }
 
-/// How often it is looked whether many connections have gone.
+/// How often it is looked whether the allocator holds more than it needs.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// How many looks in a row give memory back then.
-const LOOKS: u32 = 8;
+/// After a look that was of no use, the next one is twice as far away, up to here.
+const LOOK_MAX: Duration = Duration::from_secs(300);
 
-/// So many connections have to be gone before the allocator is asked, which takes some milliseconds.
-const GONE: i64 = 50;
+/// So many bytes may be resident and not in use: 25 MiB are code, and the rest saves the allocator going to the system.
+const SPARE: usize = 48 << 20;
 
-/// Gives memory back to the system after a crowd has left: what was in small pieces stays with the allocator otherwise.
-pub(super) async fn trim_after_crowds(metrics: Arc<Metrics>) {
-    let (mut most, mut looks_left) = (0, 0);
-    let mut looks = tokio::time::interval(LOOK);
+/// Gives memory back to the system that was in small pieces: what a crowd or an attack left stays with the allocator
+/// otherwise, for as long as one piece in a thousand is in use.
+pub(super) async fn give_back() {
+    let (mut pause, mut was_much) = (LOOK, false);
     loop {
-        looks.tick().await;
-        let now = metrics.connections.get();
-        most = most.max(now);
-        if now + GONE <= most && now <= most / 2 {
-            // Some of it is let go a moment later: rings of streams in their grace time, say.
-            (most, looks_left) = (now, LOOKS);
-        }
-        if looks_left > 0 {
-            looks_left -= 1;
-            // Not on a thread that serves streams.
-            drop(tokio::task::spawn_blocking(trim).await);
-        }
+        tokio::time::sleep(pause).await;
+        let much = spare().filter(|spare| *spare > SPARE);
+        // Twice in a row: what comes and goes this moment had better stay.
+        let was = std::mem::replace(&mut was_much, much.is_some());
+        let Some(before) = much.filter(|_| was) else {
+            pause = LOOK;
+            continue;
+        };
+        // It takes milliseconds: not on a thread that serves streams.
+        drop(tokio::task::spawn_blocking(trim).await);
+        let after = spare().unwrap_or(before);
+        let gained = before.saturating_sub(after);
+        pause = if gained > SPARE / 4 { LOOK } else { (pause * 2).min(LOOK_MAX) };
+        tracing::debug!(before, after, "memory given back to the system");
     }
+}
+
+/// What is resident beyond what is in use, in bytes.
+fn spare() -> Option<usize> {
+    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: usize = statm.split_whitespace().nth(1)?.parse().ok()?;
+    // SAFETY: it takes a number and touches nothing.
+    let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).ok()?;
+    Some((pages * page).saturating_sub(in_use()?))
+}
+
+/// What the allocator has handed out, in bytes.
+fn in_use() -> Option<usize> {
+    #[cfg(target_env = "gnu")]
+    {
+        // SAFETY: it takes nothing, and only counts.
+        let counted = unsafe { libc::mallinfo2() };
+        Some(counted.uordblks + counted.hblkhd)
+    }
+    #[cfg(not(target_env = "gnu"))]
+    None
 }
 
 fn trim() {
@@ -73,6 +94,19 @@ fn trim() {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_free_in_small_pieces_goes_back() {
+        let pieces: Vec<Vec<u8>> = (0..4096).map(|_| vec![1; 60 << 10]).collect();
+        // One in a hundred stays, so that the allocator cannot give the rest back by itself.
+        let kept: Vec<Vec<u8>> = pieces.into_iter().step_by(100).collect();
+        let before = spare().unwrap();
+        assert!(before > SPARE, "{before}");
+        trim();
+        let after = spare().unwrap();
+        assert!(after < before / 2, "{before} {after}");
+        drop(kept);
+    }
 
     #[test]
     fn what_the_system_says_is_read() {

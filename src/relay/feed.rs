@@ -112,7 +112,7 @@ struct Shared {
 struct State {
     headers: Headers,
     start: Start,
-    /// For the start.
+    /// For the headers and the start.
     charge: Charge,
     outlets: Vec<(u64, Box<dyn Outlet>)>,
     next: u64,
@@ -214,7 +214,7 @@ impl Feed {
                     Seen::Frame | Seen::Same | Seen::Changed | Seen::Refused => {}
                 }
             }
-            charge.set(start.bytes);
+            charge.set(start.bytes + headers.held());
             outlets.iter_mut().for_each(|(_, outlet)| outlet.push(packets));
         }
         self.shared.feeds.count_lost(lost);
@@ -256,7 +256,8 @@ impl FeedRef {
         state.next += 1;
         let mut kept: Vec<Packet> = state.headers.packets().cloned().collect();
         kept.append(&mut state.start.take());
-        state.charge.set(0);
+        let headers = state.headers.held();
+        state.charge.set(headers);
         if !kept.is_empty() {
             outlet.push(&kept);
         }

@@ -120,6 +120,13 @@ impl Headers {
         self.change();
     }
 
+    /// Forgets all of them, to free memory.
+    pub fn clear(&mut self) {
+        self.list = Vec::new();
+        self.bytes = 0;
+        self.change();
+    }
+
     /// Whether a packet is a video sequence header: frames from before a new one cannot be decoded with it.
     pub fn configures_video(packet: &Packet) -> bool {
         packet.type_id() == VIDEO && packet.kind.is_sequence_header()
@@ -133,6 +140,11 @@ impl Headers {
     /// See the field.
     pub fn version(&self) -> u64 {
         self.version
+    }
+
+    /// What they take in memory, with the copy that viewers share.
+    pub fn held(&self) -> usize {
+        self.bytes + self.wire.as_ref().map_or(0, |(_, wire)| wire.len())
     }
 
     /// All of them, in the order in which a viewer gets them.

@@ -262,6 +262,11 @@ impl Ring {
         self.bytes
     }
 
+    /// The same with what waits to become a block.
+    pub fn held(&self) -> usize {
+        self.bytes + self.batch.as_ref().map_or(0, |batch| batch.bytes)
+    }
+
     /// The block with a number, if it is still here.
     pub fn block(&self, number: u64) -> Option<&Block> {
         self.blocks.get(usize::try_from(number.checked_sub(self.first)?).ok()?)

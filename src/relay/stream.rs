@@ -12,7 +12,7 @@ use crate::telemetry::{Counted, Loss, Metrics};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 use tokio::sync::Notify;
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 /// A ring is charged in steps of this many bytes.
 const RING_STEP: usize = 256 << 10;
@@ -58,8 +58,11 @@ pub(super) struct State {
     source: Option<u64>,
     /// The relay stream of another server that the newest source plays, if it is a pull that knows it.
     upstream: Option<RelayId>,
-    /// For the ring, on whoever brings what is in it.
+    /// For the ring and the headers, on whoever brings them.
     charge: Option<Charge>,
+    holder: Option<Holder>,
+    /// Frees what is kept for the grace time, if memory is short.
+    forgetting: Option<AbortOnDropHandle<()>>,
     /// Another source began, and frames that need a keyframe are of no use until there is one.
     wants_keyframe: bool,
     pub ended: Option<End>,
@@ -99,6 +102,8 @@ impl Stream {
                 source: None,
                 upstream: None,
                 charge: None,
+                holder: None,
+                forgetting: None,
                 wants_keyframe: false,
                 ended: None,
                 pumps: Vec::new(),
@@ -141,6 +146,7 @@ impl Stream {
     pub(super) fn attach(&self, source: u64, upstream: Option<RelayId>) {
         let mut state = self.lock();
         state.source = Some(source);
+        state.forgetting = None;
         let before = std::mem::replace(&mut state.upstream, upstream);
         state.timeline.source_changed(upstream.is_some() && upstream == before);
         state.headers.source_changed();
@@ -151,27 +157,45 @@ impl Stream {
         let mut state = self.lock();
         if state.source == Some(source) {
             let mut charge = holder.charge();
-            charge.set(state.ring.bytes().next_multiple_of(RING_STEP));
+            charge.set(state.held());
             state.charge = Some(charge);
+            state.holder = Some(holder.clone());
         }
     }
 
     /// Ends a source; `false` if another one had taken its place before.
-    pub(super) fn detach(&self, source: u64) -> bool {
+    pub(super) fn detach(self: &Arc<Self>, source: u64) -> bool {
         let mut state = self.lock();
         if state.source != Some(source) {
             return false;
         }
         state.source = None;
         state.ring.seal();
+        let holder = state.holder.take();
         if state.charge.as_ref().is_some_and(Charge::is_evicted) {
-            // It was to free memory, now and not when the grace time is over.
-            state.ring.clear();
-            state.charge = None;
+            state.forget();
+        } else if let Some(holder) = holder {
+            state.forgetting = self.forget_on_eviction(holder);
         }
         drop(state);
         self.wake_pumps();
         true
+    }
+
+    /// Whoever brought what is kept for the grace time is gone, and cannot be told that it has to be freed.
+    /// Nothing: the process ends.
+    fn forget_on_eviction(self: &Arc<Self>, holder: Holder) -> Option<AbortOnDropHandle<()>> {
+        let stream = Arc::downgrade(self);
+        let forgetting = tokio::runtime::Handle::try_current().ok()?.spawn(async move {
+            holder.evicted().await;
+            if let Some(stream) = stream.upgrade() {
+                let mut state = stream.lock();
+                if state.source.is_none() {
+                    state.forget();
+                }
+            }
+        });
+        Some(AbortOnDropHandle::new(forgetting))
     }
 
     /// Takes what a source brings, unless another source has taken its place or the stream has ended.
@@ -189,8 +213,7 @@ impl Stream {
             }
         }
         let sealed = state.ring.end() != end;
-        // In larger steps: it changes with each block.
-        let held = state.ring.bytes().next_multiple_of(RING_STEP);
+        let held = state.held();
         state.charge.iter_mut().for_each(|charge| charge.set(held));
         for pump in state.pumps.iter().filter(|pump| pump.running) {
             if sealed || state.ring.is_urgent(now, pump.armed) {
@@ -208,6 +231,7 @@ impl Stream {
         let mut state = self.lock();
         state.ring.seal();
         state.ended.get_or_insert(end);
+        state.forgetting = None;
         drop(state);
         self.wake_pumps();
         self.changed.notify_waiters();
@@ -232,6 +256,18 @@ impl Stream {
 }
 
 impl State {
+    /// The bytes it is charged for: in larger steps, as they change with each block.
+    fn held(&self) -> usize {
+        (self.ring.held() + self.headers.held()).next_multiple_of(RING_STEP)
+    }
+
+    /// Frees memory now, and not when the grace time is over.
+    fn forget(&mut self) {
+        self.ring.clear();
+        self.headers.clear();
+        self.charge = None;
+    }
+
     /// Says what was lost, if anything.
     fn push(&mut self, packet: &Packet, now: Instant) -> Option<Loss> {
         // What a pull repeats of what viewers have had is no loss.

@@ -64,6 +64,20 @@ impl Seen {
         pairs.max().unwrap_or_default()
     }
 
+    /// How much later than the quickest one 99 of 100 frames came at most, by their timestamps. What comes before `since` does
+    /// not count: a viewer begins with a whole group of pictures.
+    pub fn delay_p99(&self, since: Instant) -> Duration {
+        let frames = self.arrivals.iter().filter(|arrival| arrival.mark.is_some() && arrival.at >= since);
+        let mut delays: Vec<f64> = frames
+            .map(|arrival| (arrival.at - since).as_secs_f64() - f64::from(arrival.timestamp) / 1000.0)
+            .collect();
+        delays.sort_by(f64::total_cmp);
+        let (Some(quickest), Some(last)) = (delays.first(), delays.get(delays.len() * 99 / 100)) else {
+            return Duration::ZERO;
+        };
+        Duration::from_secs_f64(last - quickest)
+    }
+
     /// Checks that time rises strictly on each track, and that no publish comes back after a later one began.
     #[track_caller]
     pub fn assert_in_order(&self) {

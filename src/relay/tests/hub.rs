@@ -1,6 +1,7 @@
 //! What is wanted, refused, kept and forgotten.
 
 use super::*;
+use crate::budget::Budget;
 use crate::relay::stream::End;
 use crate::relay::{Demand, JoinError};
 use futures::FutureExt;
@@ -152,4 +153,22 @@ async fn each_grace_time_ends_by_itself_and_one_that_is_cut_short_ends_nothing()
     assert_eq!(demand(&world), [Demand::Unwanted(names[1].clone())]);
     drop(held);
     world.is_empty().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_kept_of_a_publisher_that_left_is_freed_when_memory_is_short() {
+    let world = World::new(Admission::Live, |_| {});
+    let budget = Budget::new(2 << 20);
+    // The newest goes first, and it is the one that left.
+    let (older, newer) = (budget.holder(), budget.holder());
+    let mut source = world.publish().charged_to(&newer);
+    source.push(&[key(0, &"k".repeat(1 << 20))]);
+    let viewer = world.hub.join(&name()).unwrap();
+    drop(source);
+    world.settle().await;
+    assert!(viewer.stream().ring_bytes() > 1 << 20, "it is kept for who comes back");
+    let mut charge = older.charge();
+    charge.set(2 << 20);
+    world.settle().await;
+    assert_eq!((viewer.stream().ring_bytes(), budget.used()), (0, 2 << 20));
 }
