@@ -12,7 +12,7 @@ pub mod location;
 mod low_water;
 pub mod origins;
 mod play;
-mod proxy;
+pub mod proxy;
 mod publish;
 pub mod pull;
 mod rate;

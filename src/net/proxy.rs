@@ -3,7 +3,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 /// What version 2 begins with (section 2.2).
@@ -17,7 +17,9 @@ const HEADER_MAX: usize = 2048;
 
 /// Reads the header at the start of a connection, and nothing behind it. Nothing: the proxy speaks for itself, as health checks
 /// do.
-pub(super) async fn read_header(socket: &mut TcpStream) -> io::Result<Option<SocketAddr>> {
+///
+/// Errors: it is no header, it is too long, or the connection ends before it does.
+pub async fn read_header(socket: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<SocketAddr>> {
     let mut header = vec![0; SIGNATURE.len()];
     socket.read_exact(&mut header).await?;
     if header == SIGNATURE {

@@ -6,7 +6,7 @@ use warp::http::HeaderMap;
 
 /// The address a request came from: the peer's, or, when the peer is a trusted proxy, the rightmost address in `Forwarded`
 /// (RFC 7239), else in `X-Forwarded-For`, that is no trusted proxy. What stands left of it could be written by anybody.
-pub(super) fn client(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
+pub fn client(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
     let is_trusted = |ip: &IpAddr| trusted.iter().any(|net| net.contains(ip));
     let lines = |name| headers.get_all(name).iter().map(|line| line.to_str().unwrap_or("?"));
     let hops: Vec<&str> = match headers.contains_key("forwarded") {

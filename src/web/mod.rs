@@ -7,7 +7,7 @@
 pub mod admin;
 mod door;
 mod events;
-mod forwarded;
+pub mod forwarded;
 mod metrics;
 mod probes;
 pub mod reactor;

@@ -161,7 +161,7 @@ async fn what_is_kept_of_a_publisher_that_left_is_freed_when_memory_is_short() {
     let budget = Budget::new(2 << 20);
     // The newest goes first, and it is the one that left.
     let (older, newer) = (budget.holder(), budget.holder());
-    let mut source = world.publish().charged_to(&newer);
+    let source = world.publish().charged_to(&newer);
     source.push(&[key(0, &"k".repeat(1 << 20))]);
     let viewer = world.hub.join(&name()).unwrap();
     drop(source);
