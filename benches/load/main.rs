@@ -15,6 +15,7 @@ mod clip;
 mod epoll;
 mod flood;
 mod floor;
+mod link;
 mod proc;
 mod publisher;
 mod report;

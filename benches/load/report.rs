@@ -120,6 +120,11 @@ pub fn verdicts(results: &Results) -> Vec<Row> {
         Row::at_most("7 MiB that the flood takes of the ingest node", grown("flood lb", ""), FLOOD_MIB),
         Row::at_most("7 the same where it is pulled", grown("flood pull lb", "origin_"), FLOOD_MIB),
         Row::at_most("7 MiB that it takes of the playback node", grown("flood pull lb", ""), FLOOD_MIB),
+        Row::at_most(
+            "8 viewers by TLS: server CPU/GB, of without",
+            ratio("300 lb tls", "300 lb", "/server_per_gb"),
+            1.5,
+        ),
         Row::at_most("6 messages lost", results.sum_of_lb("/check/lost"), 0.0),
         Row::at_most("6 messages reordered", results.sum_of_lb("/check/reordered"), 0.0),
         Row::at_most("6 messages altered", results.sum_of_lb("/check/altered"), 0.0),

@@ -4,15 +4,18 @@ use super::check::{Findings, Sent, quantile};
 use super::clip::Clip;
 use super::epoll::{self, Epoll};
 use super::flood::Flood;
+use super::link::{self, Link};
 use super::proc;
 use super::publisher::Publisher;
 use super::viewer::{Habit, Now, Viewer};
 use lb::rtmp::session::Target;
+use rustls::ClientConfig;
 use serde_json::{Value, json};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// What is waited for beyond the ramp until all have joined: several groups of pictures.
@@ -84,6 +87,9 @@ pub struct Plan {
     /// One more publisher, with a viewer, sends 2-byte messages during the window as fast as the server takes them
     #[arg(long)]
     pub flood: bool,
+    /// Viewers come by TLS, and believe this certificate
+    #[arg(long)]
+    pub certificate: Option<PathBuf>,
     /// The server's process
     #[arg(long)]
     pub pid: u32,
@@ -103,6 +109,7 @@ struct Run<'a> {
     plan: &'a Plan,
     clip: &'a Clip,
     epoll: Epoll,
+    tls: Option<Arc<ClientConfig>>,
     publishers: Vec<Publisher>,
     viewers: Vec<Option<Viewer>>,
     /// When the next message of a publisher is due.
@@ -142,6 +149,7 @@ pub fn run(plan: &Plan) -> Value {
         plan,
         clip: &clip,
         epoll: Epoll::new().expect("epoll"),
+        tls: plan.certificate.as_deref().map(link::believing),
         publishers: Vec::new(),
         viewers: Vec::new(),
         due: BinaryHeap::new(),
@@ -343,9 +351,10 @@ impl Run<'_> {
             return;
         };
         let target = self.target(address, &self.plan.play_app, stream);
-        let viewer = Viewer::new(socket, begun, &target, stream, habit);
+        let link = Link::new(socket, address, self.tls.as_ref());
+        let viewer = Viewer::new(link, begun, &target, stream, habit);
         let token = self.plan.publishers() + self.viewers.len();
-        self.epoll.add(&viewer.socket, token, epoll::READ).expect("epoll");
+        self.epoll.add(&viewer.link.socket, token, epoll::READ).expect("epoll");
         self.viewers.push(Some(viewer));
     }
 
@@ -451,7 +460,7 @@ impl Run<'_> {
             }
             (Now::Joined, Habit::Stall) => {
                 let token = self.plan.publishers() + index;
-                self.epoll.modify(&viewer.socket, token, 0).expect("epoll");
+                self.epoll.modify(&viewer.link.socket, token, 0).expect("epoll");
             }
             (Now::Joined, _) if viewer.stream == self.plan.publishers() => self.flood_watched = true,
             (Now::Joined, _) => self.joins.extend(viewer.joined),

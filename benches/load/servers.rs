@@ -14,12 +14,17 @@ const READY: Duration = Duration::from_secs(10);
 /// A server that is told to stop has stopped after this, or is killed.
 const STOP: Duration = Duration::from_secs(5);
 
+/// The certificate of servers that speak TLS, which `scripts/bench` makes.
+pub const CERTIFICATE: &str = "bench.pem";
+
 /// What there is to measure.
 #[derive(Clone, Debug)]
 pub enum Kind {
     /// An ingest node with its reactor, viewed where playback nodes pull; more flags.
     Lb(Vec<String>),
-    /// The same on both cores, beside what publishes and watches.
+    /// The same, viewed by TLS.
+    Tls,
+    /// The same as the first on both cores, beside what publishes and watches.
     Wide,
     /// An ingest node with its reactor and a playback node, which is what is measured; the latter's flags.
     Pair(Vec<String>),
@@ -52,6 +57,17 @@ impl Server {
             Kind::Lb(flags) => {
                 let reactor = ["--reactor-listen", "127.0.0.1:0"];
                 ingest(lb(pinned(&programs.lb), programs, "ingest,reactor", flags, &reactor))
+            }
+            Kind::Tls => {
+                let file = |name: &str| programs.scratch.join(name).display().to_string();
+                let (certificate, key) = (file(CERTIFICATE), file("bench.key"));
+                let flags = ["--rtmps-port", "0", "--tls-cert", &certificate, "--tls-key", &key];
+                let more = [&["--reactor-listen", "127.0.0.1:0"][..], &flags].concat();
+                let (child, ready) = lb(pinned(&programs.lb), programs, "ingest,reactor", &[], &more);
+                let play = address(&ready, "rtmps");
+                let mut server = ingest((child, ready));
+                server.play = play;
+                server
             }
             Kind::Wide => {
                 let reactor = ["--reactor-listen", "127.0.0.1:0"];

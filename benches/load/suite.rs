@@ -2,7 +2,7 @@
 
 use super::floor::Share;
 use super::report::{self, Row};
-use super::servers::{Kind, Programs, Server};
+use super::servers::{CERTIFICATE, Kind, Programs, Server};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -96,6 +96,7 @@ impl Suite {
         let window = if quick { "4" } else { "12" };
         let ramp = if quick { "2" } else { "4" };
         let crowd = ["--viewers", "1000", "--ramp", ramp, "--seconds", window];
+        let some = ["--viewers", "300", "--ramp", ramp, "--seconds", window];
         let many =
             ["--streams", "100", "--viewers", "5", "--ramp", "3", "--checked", "50", "--seconds", window];
         let churn = ["--viewers", "1", "--checked", "1", "--churn", "400", "--seconds", "10"];
@@ -112,6 +113,8 @@ impl Suite {
                 ("1000 nginx", Kind::Nginx, "2500", &crowd),
                 ("1000 lb 100ms", batching("100"), "2500", &crowd),
                 ("1000 floor 100ms", Kind::Floor(Share::Window), "2500", &crowd),
+                ("300 lb", plain(), "2500", &some),
+                ("300 lb tls", Kind::Tls, "2500", &some),
                 ("300k 1000 lb", plain(), "300", &crowd),
                 ("300k 5000 lb", plain(), "300", &large),
                 ("100x5 lb", plain(), "500", &many),
@@ -184,6 +187,10 @@ impl Suite {
             if self.args.quick && !flags.contains(&hurry[0]) {
                 flags.extend(hurry);
             }
+        }
+        let certificate = self.args.directory.join(CERTIFICATE).display().to_string();
+        if matches!(kind, Kind::Tls) {
+            flags.extend(["--certificate", &certificate]);
         }
         let line = load(&server, name, &clip, &flags);
         drop(server);

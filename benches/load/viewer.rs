@@ -1,10 +1,10 @@
 //! A viewer: joins as every player does, then drains, checks, stalls or leaves.
 
 use super::check::{Check, Findings, Sent};
+use super::link::Link;
 use bytes::BytesMut;
 use lb::rtmp::session::{Client, ClientEvent, Target, WINDOW_ACK_SIZE};
-use std::io::{ErrorKind, Read, Write};
-use std::net::TcpStream;
+use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
 /// What a viewer does once it has seen its first keyframe.
@@ -32,7 +32,7 @@ pub enum Now {
 
 /// One viewer's connection.
 pub struct Viewer {
-    pub socket: TcpStream,
+    pub link: Link,
     pub stream: usize,
     pub habit: Habit,
     /// When the connection was begun.
@@ -47,10 +47,10 @@ pub struct Viewer {
 }
 
 impl Viewer {
-    pub fn new(socket: TcpStream, begun: Instant, target: &Target, stream: usize, habit: Habit) -> Self {
+    pub fn new(link: Link, begun: Instant, target: &Target, stream: usize, habit: Habit) -> Self {
         let client = Client::play(target, lb::rtmp::Limits::default(), super::publisher::nonce());
         let mut viewer = Viewer {
-            socket,
+            link,
             stream,
             habit,
             begun,
@@ -72,7 +72,7 @@ impl Viewer {
         measuring: bool,
         findings: &mut Findings,
     ) -> (Now, usize) {
-        let n = match (&self.socket).read(scratch) {
+        let n = match self.link.read(scratch) {
             Ok(0) => return (Now::Closed, 0),
             Ok(n) => n,
             Err(error) if error.kind() == ErrorKind::WouldBlock => return (Now::Same, 0),
@@ -115,9 +115,8 @@ impl Viewer {
 
     fn flush(&mut self) {
         let output = self.client.as_mut().map(|client| client.output()).unwrap_or_default();
-        // A few hundred bytes into an empty socket: they fit, or the connection is of no use.
-        if !output.is_empty() && (&self.socket).write(&output).ok() != Some(output.len()) {
-            drop(self.socket.shutdown(std::net::Shutdown::Both));
+        if !output.is_empty() {
+            self.link.write(&output);
         }
     }
 
@@ -130,6 +129,6 @@ impl Viewer {
         let mut wire = BytesMut::new();
         let count = (self.received as u32).to_be_bytes();
         lb::rtmp::chunk::write_message(&mut wire, 2, 0, 3, 0, &count, 128);
-        drop((&self.socket).write(&wire));
+        self.link.write(&wire);
     }
 }
