@@ -25,3 +25,14 @@ foreign_libraries() {
     ldd "$1" | awk '{print $1}' |
         grep -Ev '(^|/)(linux-vdso|libc|libm|libdl|libpthread|librt|libgcc_s|ld-linux[-a-z0-9_]*)\.so' || true
 }
+
+# cargo_tool NAME VERSION: makes a tool from crates.io available, built once and kept with what cargo builds. Without
+# optimisation: they run for seconds, and would take minutes to build.
+cargo_tool() {
+    local folder
+    folder=$(target_dir)/tools
+    PATH=$folder/bin:$PATH
+    [[ -x $folder/bin/$1 ]] && return
+    echo "building $1 $2"
+    cargo install --quiet --locked --debug --root "$folder" --version "$2" "$1"
+}
