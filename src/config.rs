@@ -126,6 +126,7 @@ impl Plan {
             true => Some(reactor_listen(&args, token.is_some())?),
             false => None,
         };
+        check_log(&args.log).map_err(|why| flag("--log", why))?;
         args.origin(1935).map_err(|error| flag("--advertise", error.to_string()))?;
         let (template_file, template) = match &args.reactor.watcher_template {
             Some(file) => (file.display().to_string(), read(file)?),
@@ -192,8 +193,21 @@ impl Plan {
             Ok((file.clone(), config))
         };
         let configs: Vec<Checked> = self.sources.iter().map(read).collect::<Result<_, Error>>()?;
+        engine::overlaps(&configs, rtmp_port)?;
         self.check_tls(&configs, rtmp_port)?;
+        self.check_ffmpeg(&configs)?;
         Ok(configs)
+    }
+
+    /// Where ffmpeg is to pull, it must be there. Not where a reactor's answer may want it some day.
+    fn check_ffmpeg(&self, configs: &[Checked]) -> Result<(), Error> {
+        let media = &self.args.media;
+        let by_flag = media.pull == PullBy::Ffmpeg && self.roles.has(Role::Playback);
+        if (by_flag || engine::needs_ffmpeg(configs)) && !is_program(&media.ffmpeg_path) {
+            let why = format!("there is no program '{}', and it is to pull", media.ffmpeg_path.display());
+            return Err(Error::Flag { flag: "--ffmpeg-path", why });
+        }
+        Ok(())
     }
 
     /// What steps and flags want of TLS must fit together.
@@ -230,6 +244,23 @@ impl Plan {
         }
         Ok(printed)
     }
+}
+
+/// A word without a level would be taken for the name of a module that logs everything, and all others nothing.
+fn check_log(filter: &str) -> Result<(), String> {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    for directive in filter.split(',').map(str::trim).filter(|directive| !directive.is_empty()) {
+        let level = directive.rsplit('=').next().unwrap_or_default();
+        // Spans and fields have a grammar of their own.
+        let is_level = LEVELS.iter().any(|known| level.eq_ignore_ascii_case(known));
+        if !is_level && !directive.contains('[') {
+            let known = LEVELS.join(", ");
+            return Err(format!(
+                "'{directive}' is not allowed; LEVEL and TARGET=LEVEL are, with the levels {known}"
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// The token between nodes and reactors, from where it was given.
@@ -273,6 +304,19 @@ fn address(flag: &'static str, text: &str) -> Result<SocketAddr, Error> {
 
 fn read(file: &Path) -> Result<String, Error> {
     std::fs::read_to_string(file).map_err(|error| Error::File { file: file.display().to_string(), error })
+}
+
+/// Whether a program can be run: a path, or a name that is looked up in `PATH`.
+fn is_program(path: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    let is = |file: &Path| {
+        file.metadata().is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
+    };
+    if path.components().count() > 1 {
+        return is(path);
+    }
+    let folders = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&folders).any(|folder| is(&folder.join(path)))
 }
 
 /// The loopback address at which a host reaches its own listener on a wildcard address. `[::]` takes IPv4 as well, which

@@ -1,18 +1,22 @@
 //! The `lb` binary: reads the command line, then runs a node.
 
 use clap::Parser;
-use lb::cli::{Args, LogFormat};
+use lb::cli::{Args, LogFormat, environment};
 use lb::config::Plan;
 use lb::node;
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
+    for name in environment::empty(std::env::vars_os()) {
+        // SAFETY: no other thread runs yet.
+        unsafe { std::env::remove_var(name) };
+    }
     let args = Args::parse();
     if let Some(command) = &args.command {
         return match command.run() {
             Ok(text) => {
-                println!("{text}");
+                say(&format!("{text}\n"));
                 ExitCode::SUCCESS
             }
             Err(error) => {
@@ -43,12 +47,21 @@ fn carry_out(plan: Plan) -> Result<(), node::Error> {
         let urls = plan.reactor_urls(reactor)?;
         plan.configs(port, &urls)?;
         match plan.args.print_config {
-            true => print!("{}", plan.print(port, &urls)?),
-            false => println!("the configuration is good"),
+            true => say(&plan.print(port, &urls)?),
+            false => {
+                // No log runs; who checks wants to see it.
+                environment::unknown(std::env::vars_os().map(|(name, _)| name))
+                    .iter()
+                    .for_each(|line| eprintln!("lb: warning: {line}"));
+                say("the configuration is good\n");
+            }
         }
         return Ok(());
     }
     start_logging(&plan.args)?;
+    for line in environment::unknown(std::env::vars_os().map(|(name, _)| name)) {
+        tracing::warn!("{line}");
+    }
     give_back_memory();
     lb::client::install_crypto_provider();
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -56,6 +69,14 @@ fn carry_out(plan: Plan) -> Result<(), node::Error> {
         .build()
         .map_err(|error| node::Error::Start(error.to_string()))?;
     runtime.block_on(node::run(plan))
+}
+
+/// Writes to standard output. Whoever closed it does not want the rest.
+fn say(text: &str) {
+    use std::io::Write;
+    if let Err(error) = std::io::stdout().write_all(text.as_bytes()) {
+        tracing::debug!(%error, "standard output");
+    }
 }
 
 fn start_logging(args: &Args) -> Result<(), node::Error> {
@@ -73,10 +94,16 @@ fn start_logging(args: &Args) -> Result<(), node::Error> {
         .with_writer(std::io::stderr)
         .log_internal_errors(false);
     match args.log_format {
-        LogFormat::Text => lines.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
+        LogFormat::Text => lines.with_ansi(is_coloured()).init(),
         LogFormat::Json => lines.json().init(),
     }
     Ok(())
+}
+
+/// Colours are for people who want them (<https://no-color.org>).
+fn is_coloured() -> bool {
+    let unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    !unwanted && std::io::IsTerminal::is_terminal(&std::io::stderr())
 }
 
 /// Large pieces of memory go back to the system as soon as they are free. By default glibc raises its threshold

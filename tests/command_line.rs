@@ -52,7 +52,10 @@ fn help_is_as_documented() {
 fn version_is_printed() {
     let version = lb::run(&["--version"]);
     assert_eq!(version.code, Some(0));
-    assert_eq!(version.stdout.trim(), concat!("lb ", env!("CARGO_PKG_VERSION")));
+    // The commit is missing in what is built from an archive.
+    let begin = concat!("lb ", env!("CARGO_PKG_VERSION"), " (");
+    let said = version.stdout.trim();
+    assert!(said.starts_with(begin) && said.ends_with("-linux-gnu)"), "{said}");
 }
 
 /// Runs `lb` with something wrong, and checks that it says so in one line, does not start and exits with 2.
@@ -76,6 +79,8 @@ fn wrong_usage_is_named_and_exits_with_2() {
         (&["--role", "ingest", "--rtmp-port", "70000"], "70000"),
         (&["--role", "ingest", "--rtmp-port", "x"], "--rtmp-port"),
         (&["--role", "ingest", "--pull", "magic"], "magic"),
+        (&["--role", "ingest", "--log", "warning"], "--log: 'warning' is not allowed"),
+        (&["--role", "ingest", "--log", "info,lb=verbose"], "'lb=verbose' is not allowed"),
         (&["--role", "ingest", "--admin-listen", "nowhere"], "nowhere"),
         (&["--role", "reactor", "--reactor-listen", "1.2.3.4"], "1.2.3.4"),
         (&["--role", "reactor", "--store", "file:///tmp/x"], "store"),
@@ -108,6 +113,8 @@ fn a_wrong_configuration_is_named_by_file_and_line_and_exits_with_2() {
         (format!("{reactor}{reactor}"), "r"),
         ("workflow a {\n    rtmp_watch rtmp_app=a stream_key=*\n".into(), ":"),
         ("workflow a {\n}\n\n  }\n".into(), ":4"),
+        (String::new(), "no workflow"),
+        (workflow("rtmp_watch rtmp_app=a stream_key=*\n    rtmp_watch rtmp_app=a stream_key=*"), ":3"),
     ] {
         let file = config(&text);
         let path = file.path().to_str().unwrap();
@@ -152,6 +159,39 @@ fn print_config_gives_a_configuration_that_works() {
         let checked = lb::run(&["--role", role, "--check", "--config", path]);
         assert_eq!(checked.code, Some(0), "{role}: {}", checked.stderr);
     }
+}
+
+#[test]
+fn an_ffmpeg_that_is_to_pull_must_be_there() {
+    let nowhere = ["--ffmpeg-path", "/does/not/exist"];
+    for extra in [&["--check"][..], &["--rtmp-port", "0", "--admin-listen", "off"]] {
+        let by_flag = [&["--role", "playback", "--pull", "ffmpeg"], &nowhere[..], extra].concat();
+        assert_usage_error(&by_flag, &["--ffmpeg-path", "/does/not/exist"]);
+    }
+    let file = config("workflow w {\n    ffmpeg_pull location=rtmp://h/a/x stream_name=x\n}\n");
+    let by_step = ["--role", "ingest", "--check", "--config", file.path().to_str().unwrap()];
+    assert_usage_error(&[&by_step[..], &nowhere].concat(), &["--ffmpeg-path"]);
+    let unused = lb::run(&[&["--role", "playback", "--check"], &nowhere[..]].concat());
+    assert_eq!(unused.code, Some(0), "{}", unused.stderr);
+}
+
+#[test]
+fn whoever_closes_the_pipe_gets_no_panic() {
+    let line = format!("{} --role ingest --print-config | true", env!("CARGO_BIN_EXE_lb"));
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &line]);
+    let ended = process::run(shell, SOON);
+    assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""));
+}
+
+#[test]
+fn an_empty_variable_is_not_set_and_a_misspelt_one_is_said() {
+    let variables = [("LB_RTMP_PORT", ""), ("LB_STORE", ""), ("LB_RTMP_PROT", "1")];
+    let checked = lb::run_with(&["--role", "ingest", "--check"], &variables);
+    assert_eq!(checked.code, Some(0), "{}", checked.stderr);
+    assert_eq!(checked.stderr, "lb: warning: the variable LB_RTMP_PROT is not known; LB_RTMP_PORT is\n");
+    let node = Lb::start_with(&["--role", "ingest"], &[("LB_RTMP_PROT", "1")]);
+    assert!(node.log().contains("LB_RTMP_PROT is not known; LB_RTMP_PORT is"), "{}", node.log());
 }
 
 #[test]

@@ -781,7 +781,7 @@ async fn many_viewers_are_one_wish() {
     }
     eventually("all viewers", || node.metrics.viewers.get() == 20).await;
     assert_eq!(soon("the wish", hub.demand()).await, [Demand::Wanted("x".parse().unwrap())]);
-    assert!(hub.refuse(&"x".parse().unwrap(), "nobody has it"));
+    assert!(hub.refuse(&"x".parse().unwrap(), lb::relay::End::Refused("nobody has it".to_owned())));
     for mut viewer in viewers {
         assert_eq!(viewer.statuses_until_closed().await, [NOT_FOUND]);
     }

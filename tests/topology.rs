@@ -9,6 +9,8 @@ use common::ffmpeg::{self, Clip};
 use common::http::{self, Response, WebServer};
 use common::lb::Lb;
 use common::process::Peer;
+use common::publisher::{Media, Publisher};
+use common::viewer::Viewer;
 use common::{SOON, wait_for};
 use std::io::Write;
 use std::net::SocketAddr;
@@ -43,6 +45,16 @@ fn config(text: &str) -> NamedTempFile {
     let mut file = NamedTempFile::new().unwrap();
     file.write_all(text.as_bytes()).unwrap();
     file
+}
+
+#[test]
+fn a_publisher_at_the_app_of_viewers_is_told_where_to_go() {
+    let lb = Lb::start(&["--role", "all"]);
+    let told = Publisher::start(lb.rtmp(), "live", "x", Media::default()).wait_for_end(SOON).1;
+    let says = |text: &str| told.iter().any(|told| told.contains(text));
+    assert!(says("this app takes no publishers; 'ingest' does"), "{told:?}");
+    let told = Viewer::start(lb.rtmp(), "ingest", "x").wait_for_end(SOON);
+    assert!(told.iter().any(|told| told.contains("'live' does")), "{told:?}");
 }
 
 fn every_viewer_gets_every_byte(pull: &str) {

@@ -2,6 +2,7 @@
 
 mod auth;
 mod command;
+pub mod environment;
 mod limits;
 mod media;
 mod reactor;
@@ -56,7 +57,7 @@ pub enum LogFormat {
 #[derive(Clone, Debug, Parser)]
 #[command(
     name = "lb",
-    version,
+    version = concat!(env!("CARGO_PKG_VERSION"), " (", env!("LB_COMMIT"), ", ", env!("LB_TARGET"), ")"),
     max_term_width = 110,
     subcommand_negates_reqs = true,
     args_conflicts_with_subcommands = true,

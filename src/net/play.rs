@@ -57,6 +57,7 @@ pub(super) async fn run(connection: &mut Connection<'_>, grant: Grant, looped: b
         Waited::Ended(end) => {
             let (reason, text) = match &end {
                 End::Refused(text) => ("unknown_stream", text.as_str()),
+                End::Unknown => ("reactor", "it cannot be found out now where this stream is, try again"),
                 End::Unpublished => ("unpublished", "the stream has ended"),
                 End::Closed => ("closed", "the node is stopping"),
             };

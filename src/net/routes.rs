@@ -4,6 +4,7 @@
 //! route's hub, which says by itself what it lets in.
 
 use super::acl::Acl;
+use crate::api::PULL_APP;
 use crate::ids::{Identity, SessionId, StreamName};
 use crate::relay::{Batching, FeedRef, Hub};
 use std::collections::HashMap;
@@ -30,7 +31,8 @@ impl KeyPattern {
         }
     }
 
-    fn overlaps(&self, other: &KeyPattern) -> bool {
+    /// Whether there is a key that both match, with the same precedence.
+    pub fn overlaps(&self, other: &KeyPattern) -> bool {
         match (self, other) {
             (KeyPattern::Exact(one), KeyPattern::Exact(two)) => one == two,
             _ => self == other,
@@ -122,11 +124,17 @@ pub struct RouteTaken {
 }
 
 /// Why no route takes a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoRoute {
     /// No step has this app on this port.
     #[error("no such app")]
     App,
+    /// The app is for viewers; with those on this port that take publishers.
+    #[error("this app takes no publishers{}", .0.as_ref().map(|app| format!("; '{app}' does")).unwrap_or_default())]
+    OnlyViewers(Option<String>),
+    /// The app is for publishers; with one on this port that serves viewers.
+    #[error("this app serves no viewers{}", .0.as_ref().map(|app| format!("; '{app}' does")).unwrap_or_default())]
+    OnlyPublishers(Option<String>),
     /// The app has no step for this key.
     #[error("no such stream key")]
     Key,
@@ -137,9 +145,9 @@ pub enum NoRoute {
 
 impl NoRoute {
     /// The label of the refusal's counter.
-    pub fn reason(self) -> &'static str {
+    pub fn reason(&self) -> &'static str {
         match self {
-            NoRoute::App => "app",
+            NoRoute::App | NoRoute::OnlyViewers(_) | NoRoute::OnlyPublishers(_) => "app",
             NoRoute::Key => "stream_key",
             NoRoute::Address => "address",
         }
@@ -262,7 +270,7 @@ impl Routes {
         name: &StreamName,
         peer: SocketAddr,
     ) -> Result<PublishRoute, NoRoute> {
-        self.find(port, app, name, peer, |app| &app.publish)
+        self.find(port, app, name, peer, |app| &app.publish, NoRoute::OnlyViewers)
     }
 
     /// The route of a play.
@@ -273,7 +281,7 @@ impl Routes {
         name: &StreamName,
         peer: SocketAddr,
     ) -> Result<PlayRoute, NoRoute> {
-        self.find(port, app, name, peer, |app| &app.play)
+        self.find(port, app, name, peer, |app| &app.play, NoRoute::OnlyPublishers)
     }
 
     fn find<T: Clone>(
@@ -283,9 +291,17 @@ impl Routes {
         name: &StreamName,
         peer: SocketAddr,
         list: impl Fn(&App) -> &Vec<(u64, Place, T)>,
+        only_others: fn(Option<String>) -> NoRoute,
     ) -> Result<T, NoRoute> {
         let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
         let app = table.apps.get(&(port, app.to_owned())).ok_or(NoRoute::App)?;
+        if list(app).is_empty() {
+            // Pulls between nodes are not what somebody meant who was wrong about the app.
+            let meant = |((on, name), app): (&(u16, String), &App)| {
+                (*on == port && name != PULL_APP && !list(app).is_empty()).then(|| name.clone())
+            };
+            return Err(only_others(table.apps.iter().filter_map(meant).min()));
+        }
         let matching = list(app).iter().find(|(_, place, _)| place.key.matches(name));
         let (_, place, route) = matching.ok_or(NoRoute::Key)?;
         if !place.acl.permits(peer.ip()) {

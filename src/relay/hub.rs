@@ -148,14 +148,14 @@ impl Hub {
         Source { hub: self.clone(), stream: entry.stream.clone(), number }
     }
 
-    /// No node has this stream: viewers that wait for it are refused, and the next viewer makes the name wanted again. `false`: the
+    /// No node has this stream, or nobody knows: viewers that wait for it are refused, and the next viewer makes the name wanted again. `false`: the
     /// stream was seen before, and is left to its grace time.
-    pub fn refuse(&self, name: &StreamName, reason: &str) -> bool {
+    pub fn refuse(&self, name: &StreamName, why: End) -> bool {
         let mut state = self.lock();
         match state.entries.get_mut(name) {
             Some(entry) if entry.stream.is_untouched() => {
                 entry.told = false;
-                entry.stream.end(End::Refused(reason.to_owned()));
+                entry.stream.end(why);
                 self.forget_stream(&mut state, name);
                 true
             }

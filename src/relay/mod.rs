@@ -71,7 +71,7 @@ pub use feed::{Attachment, Feed, FeedId, FeedRef, Feeds, Outlet, PullEvent};
 pub use hub::{Admission, Demand, Hub, Interest, JoinError, Source};
 pub use seat::Sink;
 pub use settings::{Batching, Settings};
-pub use stream::{RelayId, Stream};
+pub use stream::{End, RelayId, Stream};
 pub use viewer::{Turn, Viewer};
 
 use std::time::Instant;

@@ -24,6 +24,8 @@ pub enum End {
     Unpublished,
     /// No node has it, or it sent nothing; the reason is a text for the viewer.
     Refused(String),
+    /// It is not known whether a node has it.
+    Unknown,
     /// The node stops, or the watch point was removed.
     Closed,
 }

@@ -58,6 +58,8 @@ pub enum Status {
     },
     /// It may not, or is not there; for people.
     Invalid(Arc<str>),
+    /// No reactor says whether it is there.
+    Unknown,
 }
 
 /// What a step wants to know about a name.
@@ -278,7 +280,7 @@ async fn report(mut status: watch::Receiver<Status>, channel: UnboundedSender<Re
             Status::Valid { routable, .. } => {
                 Some(ReactorWorkflowUpdate { is_valid: true, routable_workflow_names: (**routable).clone() })
             }
-            Status::Invalid(_) => {
+            Status::Invalid(_) | Status::Unknown => {
                 Some(ReactorWorkflowUpdate { is_valid: false, routable_workflow_names: HashSet::new() })
             }
         };
@@ -393,7 +395,7 @@ impl Task {
                 self.tell(Status::Invalid(reason));
                 pause
             }
-            Answer::Unavailable { reason } => match asker {
+            Answer::Unavailable { .. } => match asker {
                 // A publisher is never turned away because a reactor is: it is registered as soon as one answers.
                 Asker::Publisher(_) => {
                     self.tell(Status::Valid { epoch: None, routable: Arc::default() });
@@ -401,9 +403,9 @@ impl Task {
                 }
                 Asker::Watcher if !self.running.is_empty() => Some(RETRY_RUNNING),
                 Asker::Watcher if asked_for < HOLD => Some(RETRY),
+                // What the reactors did is in the log, with their URLs, which are not a viewer's business.
                 Asker::Watcher => {
-                    let told = format!("no reactor answers: {reason}");
-                    self.tell(Status::Invalid(told.into()));
+                    self.tell(Status::Unknown);
                     Some(RETRY_RUNNING)
                 }
             },

@@ -245,7 +245,8 @@ impl ReceiveStep {
             }
             Woken::Answer { id, status, receiver, stop } => {
                 match &status {
-                    Status::Asking => {}
+                    // Publishers are let in then.
+                    Status::Asking | Status::Unknown => {}
                     &Status::Valid { epoch, .. } => {
                         if let (Some(epoch), Some(publisher)) = (epoch, self.publishers.get(&id)) {
                             publisher.registration.set_epoch(epoch);

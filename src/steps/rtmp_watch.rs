@@ -10,7 +10,7 @@ use super::reactors::{Asker, Reactors, Status, next_status};
 use crate::api::PULL_APP;
 use crate::ids::StreamName;
 use crate::net::routes::{KeyPattern, Place, PlayRoute, RouteGuard, Routes};
-use crate::relay::{Admission, Attachment, Batching, Demand, Feeds, Hub, Settings};
+use crate::relay::{Admission, Attachment, Batching, Demand, End, Feeds, Hub, Settings};
 use crate::telemetry::{Metrics, Seldom};
 use futures::future::BoxFuture;
 use mmids_core::StreamId;
@@ -170,9 +170,12 @@ impl WatchStep {
             }
             Woken::Followed { stop, .. } if stop.is_cancelled() => {}
             Woken::Followed { name, status, receiver, stop } => {
-                if let Status::Invalid(reason) = &status
-                    && self.hub.refuse(&name, reason)
-                {
+                let why = match &status {
+                    Status::Invalid(reason) => Some(End::Refused(reason.to_string())),
+                    Status::Unknown => Some(End::Unknown),
+                    Status::Asking | Status::Valid { .. } => None,
+                };
+                if why.is_some_and(|why| self.hub.refuse(&name, why)) {
                     self.unfollow(&name);
                     return;
                 }

@@ -59,8 +59,10 @@ fn nobody_who_watches_notices_that_the_reactor_is_away() {
     measured("join of a stream this node knew, reactor away", known[0].join_time().unwrap());
     for viewer in &unknown {
         let told = viewer.wait_for_end(SOON);
-        assert!(told.iter().any(|t| t.contains("StreamNotFound") && t.contains("no reactor")), "{told:?}");
+        let says = |text: &str| told.iter().any(|told| told.contains(text));
+        assert!(says("StreamNotFound") && says("try again") && !says("http"), "{told:?}");
     }
+    assert_eq!(playback.metric("lb_refusals_total{reason=\"reactor\"}"), 10.0);
     let held = away.elapsed();
     measured("hold of 10 viewers of an unknown stream until they are refused", held);
     assert!(held > Duration::from_secs(4) && held < Duration::from_secs(10));

@@ -49,7 +49,7 @@ async fn who_is_refused_is_told_why_and_the_name_is_wanted_anew() {
     let world = on_demand(|_| {});
     let interest = world.hub.join(&name()).unwrap();
     assert_eq!(demand(&world), [Demand::Wanted(name())]);
-    assert!(world.hub.refuse(&name(), "no such stream"));
+    assert!(world.hub.refuse(&name(), End::Refused("no such stream".to_owned())));
     let next = world.hub.join(&name()).unwrap();
     assert_eq!(interest.ready().await, Err(End::Refused("no such stream".to_owned())));
     drop(interest);
@@ -58,7 +58,7 @@ async fn who_is_refused_is_told_why_and_the_name_is_wanted_anew() {
     drop(next);
     assert_eq!(demand(&world), [Demand::Unwanted(name())]);
     world.is_empty().await;
-    assert!(world.hub.refuse(&name(), "nobody waits"));
+    assert!(world.hub.refuse(&name(), End::Refused("nobody waits".to_owned())));
 }
 
 #[tokio::test(start_paused = true)]
@@ -70,7 +70,7 @@ async fn a_stream_that_was_seen_is_not_refused_but_left_to_its_grace_time() {
     world.settle().await;
     assert_eq!(demand(&world), [Demand::Wanted(name())]);
     drop(source);
-    assert!(!world.hub.refuse(&name(), "gone"));
+    assert!(!world.hub.refuse(&name(), End::Refused("gone".to_owned())));
     let hub = world.hub.clone();
     let told = tokio::spawn(async move { hub.demand().await });
     assert!(matches!(viewer.turn().await, Turn::Ended(End::Unpublished)));

@@ -45,6 +45,10 @@ pub fn check(file: &str, config: &Config, default_port: u16) -> Result<(), Confi
             })?;
         }
     }
+    if config.workflows.is_empty() {
+        let what = "it defines no workflow, so there is nothing to run".to_owned();
+        return Err(ConfigError { file: file.to_owned(), line: None, what });
+    }
     Ok(())
 }
 
@@ -122,6 +126,44 @@ pub fn ports(configs: &[(String, Config)], default_port: u16) -> Result<BTreeMap
         }
     }
     Ok(ports)
+}
+
+/// Checks that no two steps take the same publishers, or the same viewers.
+pub fn overlaps(configs: &[(String, Config)], default_port: u16) -> Result<(), ConfigError> {
+    let mut seen: Vec<(&str, Place)> = Vec::new();
+    for (file, config) in configs {
+        for workflow in &config.workflows {
+            for (index, step) in workflow.definition.steps.iter().enumerate() {
+                let name = step.step_type.0.as_str();
+                let place = Parameters(step).place(default_port).ok();
+                let Some(place) = place.filter(|_| matches!(name, "rtmp_receive" | "rtmp_watch")) else {
+                    continue;
+                };
+                let same = |(other, at): &&(&str, Place)| {
+                    *other == name
+                        && at.port == place.port
+                        && at.app == place.app
+                        && at.key.overlaps(&place.key)
+                };
+                if seen.iter().any(|other| same(&other)) {
+                    let Place { port, app, .. } = &place;
+                    let what = format!(
+                        "{name}: port {port}, app '{app}' and this stream key are taken by another step"
+                    );
+                    let line = Some(workflow.lines.get(index).copied().unwrap_or(workflow.line));
+                    return Err(ConfigError { file: file.clone(), line, what });
+                }
+                seen.push((name, place));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether a step of these configurations runs ffmpeg.
+pub fn needs_ffmpeg(configs: &[(String, Config)]) -> bool {
+    let workflows = configs.iter().flat_map(|(_, config)| &config.workflows);
+    workflows.flat_map(|workflow| &workflow.definition.steps).any(|step| step.step_type.0 == "ffmpeg_pull")
 }
 
 /// The ports that other nodes pull from: that of the step that watches at the app for pulls, which may have a port of its

@@ -12,7 +12,7 @@ mod describe;
 mod keeper;
 
 pub use assembly::Parts;
-pub use check::{check, check_answer, ports, pulled_at};
+pub use check::{check, check_answer, needs_ffmpeg, overlaps, ports, pulled_at};
 
 use super::definition::{Config, ConfigError, Workflow};
 use super::forwarder::Directory;
