@@ -80,6 +80,15 @@ impl Roles {
         self.has(Role::Ingest) || self.has(Role::Playback)
     }
 
+    /// The admin port when nobody said: one for each kind of process, as several may run on a host.
+    fn admin_port(&self) -> u16 {
+        match () {
+            () if self.has(Role::Ingest) => 9011,
+            () if self.has(Role::Playback) => 9012,
+            () => 9013,
+        }
+    }
+
     /// Their names, in a fixed order.
     pub fn names(&self) -> Vec<String> {
         let name = |role: &Role| role.to_possible_value().map(|value| value.get_name().to_owned());
@@ -114,9 +123,10 @@ impl Plan {
     pub fn new(args: Args) -> Result<Self, Error> {
         let roles = Roles::new(&args);
         let flag = |flag: &'static str, why: String| Error::Flag { flag, why };
-        let admin_listen = match args.admin_listen.as_str() {
-            "off" => None,
-            text => Some(address("--admin-listen", text)?),
+        let admin_listen = match args.admin_listen.as_deref() {
+            Some("off") => None,
+            Some(text) => Some(address("--admin-listen", text)?),
+            None => Some((Ipv4Addr::LOCALHOST, roles.admin_port()).into()),
         };
         let token = token(&args.reactor)?;
         if let Some(token) = &token {
@@ -348,6 +358,13 @@ mod tests {
         assert_eq!(names(&["--role", "playback,ingest"]), "ingest,playback");
         assert_eq!(names(&["--role", "playback", "--role", "reactor"]), "playback,reactor");
         assert_eq!(names(&["--role", "ingest", "--reactor-listen", "[::1]:0"]), "ingest,reactor");
+    }
+
+    #[test]
+    fn processes_of_different_roles_have_admin_ports_of_their_own() {
+        let port = |role: &str| plan(&["--role", role]).unwrap().admin_listen.unwrap().port();
+        assert_eq!(["ingest", "playback", "reactor", "all"].map(port), [9011, 9012, 9013, 9011]);
+        assert_eq!(plan(&["--role", "ingest", "--admin-listen", "off"]).unwrap().admin_listen, None);
     }
 
     #[test]

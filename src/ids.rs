@@ -363,7 +363,19 @@ fn hex_digits(text: &str) -> Option<u128> {
 pub struct NodeId(Arc<str>);
 
 impl NodeId {
-    /// A new random id, for a process that was given none. Restarted processes are new nodes.
+    /// What a process is called that was given no name: where it runs, what it does and its port. The same after a restart.
+    /// What cannot stand in an id is left out; where nothing is left, the id is random.
+    pub fn of(host: &str, roles: &[String], port: u16) -> Self {
+        let allowed = |c: &char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+        let host: String = host.chars().filter(allowed).take(NODE_ID_MAX / 2).collect();
+        // Too many hosts are called that.
+        if host.is_empty() || host == "localhost" {
+            return NodeId::random();
+        }
+        format!("{host}-{}-{port}", roles.join("-")).parse().unwrap_or_else(|_| NodeId::random())
+    }
+
+    /// A new random id.
     pub fn random() -> Self {
         NodeId(format!("{:016x}", rand::random::<u64>()).into())
     }
@@ -480,6 +492,13 @@ mod tests {
         assert_ne!(identity, Identity::of("key", "alice"));
         assert_ne!(identity, Identity::of("sub", "bob"));
         assert!(NodeId::random().as_str().parse::<NodeId>().is_ok());
+        let roles = ["ingest".to_owned(), "playback".to_owned()];
+        let of = |host: &str| NodeId::of(host, &roles, 1935).as_str().to_owned();
+        assert_eq!(of("a1.example.org"), "a1.example.org-ingest-playback-1935");
+        assert_eq!(of("höst!"), "hst-ingest-playback-1935");
+        assert!(of(&"x".repeat(1000)).len() <= NODE_ID_MAX);
+        assert_ne!(of("localhost"), of("localhost"));
+        assert_ne!(of("\n"), of("\n"));
         assert_eq!("a b".parse::<NodeId>(), Err(IdError::Node));
     }
 }

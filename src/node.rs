@@ -191,7 +191,7 @@ impl<'a> Shared<'a> {
         let args = &plan.args;
         let believed = net::certificate::client(args.transport.ca_file.as_deref()).map_err(start_error)?;
         let plain = Http::believing((*believed).clone()).map_err(start_error)?;
-        let node = args.node_id.clone().unwrap_or_else(NodeId::random);
+        let node = args.node_id.clone().unwrap_or_else(|| node_id(&plan.roles, rtmp_port));
         let gate = gate(args, &node, &plain)?;
         let asked = args.limits.memory_budget.map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
         let budget = asked.unwrap_or_else(memory::default_budget);
@@ -319,6 +319,12 @@ fn origin(args: &crate::cli::Args, pulled_at: PulledAt) -> Result<Option<Origin>
         Some(_) => origin.map(Origin::by_tls),
         None => origin,
     })
+}
+
+/// What a node is called that was given no name.
+fn node_id(roles: &crate::config::Roles, rtmp_port: u16) -> NodeId {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    NodeId::of(host.trim(), &roles.names(), rtmp_port)
 }
 
 /// Who may publish and play, as the flags say.

@@ -10,7 +10,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
-const ROLES: [&str; 3] = ["ingest", "playback", "reactor"];
+const ROLES: [&str; 4] = ["ingest", "playback", "reactor", "all"];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))

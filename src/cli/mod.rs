@@ -95,19 +95,14 @@ pub struct Args {
     #[arg(long, env = "LB_ADVERTISE", value_name = "HOST[:PORT]", help_heading = "Topology")]
     pub advertise: Option<String>,
 
-    /// This node's name to reactors [default: a random one]
+    /// This node's name to reactors; no two nodes may have the same [default: HOST-ROLE-PORT]
     #[arg(long, env = "LB_NODE_ID", value_name = "ID", help_heading = "Topology")]
     pub node_id: Option<NodeId>,
 
-    /// Health, metrics and workflows, or 'off'
-    #[arg(
-        long,
-        env = "LB_ADMIN_LISTEN",
-        value_name = "ADDR:PORT",
-        default_value = "127.0.0.1:9011",
-        help_heading = "Topology"
-    )]
-    pub admin_listen: String,
+    /// Health, metrics and workflows, or 'off' [default: 127.0.0.1:9011; of a playback node alone 127.0.0.1:9012, of a
+    /// reactor alone 127.0.0.1:9013]
+    #[arg(long, env = "LB_ADMIN_LISTEN", value_name = "ADDR:PORT", help_heading = "Topology")]
+    pub admin_listen: Option<String>,
 
     /// Replaces the role's bundled mmids config
     #[arg(long, env = "LB_CONFIG", value_name = "FILE", help_heading = "Configuration")]
