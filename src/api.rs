@@ -4,11 +4,13 @@
 //! |---|---|---|
 //! | `POST /publisher_lookup` | [`PublisherLookup`] | `200`, empty, [`EPOCH_HEADER`] if a session was named; `400`, `401`, `403`, `409`, `503` [`Refusal`] |
 //! | `POST /publisher_release` | [`PublisherRelease`] | `204`, whether or not the session still owned the name |
-//! | `POST /watcher_lookup` | [`WatcherLookup`] | `200`, workflow text, [`ORIGIN_HEADER`], [`EPOCH_HEADER`]; `404`, `400`, `503` [`Refusal`] |
+//! | `POST /watcher_lookup` | [`WatcherLookup`] | `200`, workflow text, [`ORIGIN_HEADER`], [`EPOCH_HEADER`], [`SESSION_HEADER`]; `404`, `400`, `503` [`Refusal`] |
 //! | `PUT /nodes/{node}` | [`Heartbeat`] | `200` [`HeartbeatReply`]; `400`, `409`, `413`, `503` [`Refusal`] |
 //! | `DELETE /nodes/{node}?instance=HEX` | | `204`; the streams of that process of the node end, without `instance` those of the node |
 //! | `GET /events` | | Server-Sent Events, see [`Change`] |
 //! | `GET /streams?after=NAME&limit=N` | | `200` [`StreamList`]; `400` [`Refusal`] |
+//! | `GET /streams/{name}` | | `200` [`StreamEntry`]; `404` |
+//! | `DELETE /streams/{name}` | | `204`, its publisher is sent away; `404`; `409` on plain mmids nodes |
 //! | `GET /nodes?after=NODE&limit=N` | | `200` [`NodeList`]; `400` [`Refusal`] |
 //!
 //! Plain mmids nodes know the two lookups only, with nothing but a `stream_name` in the body; every other field is
@@ -21,6 +23,9 @@ use std::net::IpAddr;
 
 /// Reply header with the epoch of the stream's current session.
 pub const EPOCH_HEADER: &str = "lb-epoch";
+
+/// Reply header with the tag ([`crate::ids::SessionTag`]) of the session that a watcher lookup was answered with, for logs.
+pub const SESSION_HEADER: &str = "lb-session";
 
 /// Reply header with the [`Origin`] a watcher lookup was answered with.
 pub const ORIGIN_HEADER: &str = "lb-origin";

@@ -4,11 +4,34 @@
 //! read it. Knows nothing of HTTP.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The conditions of one process. Cheap to clone; all clones are the same set.
-#[derive(Clone, Debug, Default)]
-pub struct Health(Arc<Mutex<BTreeMap<String, Option<String>>>>);
+#[derive(Clone, Default)]
+pub struct Health {
+    conditions: Arc<Mutex<BTreeMap<String, Option<String>>>>,
+    looks: Arc<Mutex<BTreeMap<String, Arc<Look>>>>,
+}
+
+type Look = dyn Fn() -> Verdict + Send + Sync;
+
+/// What a look at something finds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It works.
+    Ready,
+    /// It works well enough; what is to be known about it.
+    Remark(String),
+    /// It does not, for a reason that is shown to people.
+    Unready(String),
+}
+
+impl fmt::Debug for Health {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Health").field("reasons", &self.reasons()).finish_non_exhaustive()
+    }
+}
 
 impl Health {
     /// A set without conditions, which is ready.
@@ -22,19 +45,44 @@ impl Health {
         Condition { health: self.clone(), name: name.to_owned() }
     }
 
-    /// Whether all conditions are ready.
-    pub fn is_ready(&self) -> bool {
-        self.conditions().values().all(Option::is_none)
+    /// Adds something that is looked at whenever somebody asks. `look` must not block.
+    pub fn look(&self, name: &str, look: impl Fn() -> Verdict + Send + Sync + 'static) {
+        let mut looks = self.looks.lock().unwrap_or_else(PoisonError::into_inner);
+        looks.insert(name.to_owned(), Arc::new(look));
     }
 
-    /// What is not ready and why, as `name: reason`, ordered by name.
+    /// Whether all conditions are ready.
+    pub fn is_ready(&self) -> bool {
+        self.reasons().is_empty()
+    }
+
+    /// What is not ready and why, as `name: reason`: the conditions ordered by name, then what is looked at.
     pub fn reasons(&self) -> Vec<String> {
-        let conditions = self.conditions();
-        conditions.iter().filter_map(|(name, reason)| Some(format!("{name}: {}", reason.as_ref()?))).collect()
+        let line = |(name, reason): (&String, &Option<String>)| Some(format!("{name}: {}", reason.as_ref()?));
+        let mut reasons: Vec<String> = self.conditions().iter().filter_map(line).collect();
+        reasons.extend(self.verdicts().into_iter().filter_map(|(name, verdict)| match verdict {
+            Verdict::Unready(reason) => Some(format!("{name}: {reason}")),
+            Verdict::Ready | Verdict::Remark(_) => None,
+        }));
+        reasons
+    }
+
+    /// What is to be known of what is ready, as `name: remark`.
+    pub fn remarks(&self) -> Vec<String> {
+        let remark = |(name, verdict)| match verdict {
+            Verdict::Remark(remark) => Some(format!("{name}: {remark}")),
+            Verdict::Ready | Verdict::Unready(_) => None,
+        };
+        self.verdicts().into_iter().filter_map(remark).collect()
+    }
+
+    fn verdicts(&self) -> Vec<(String, Verdict)> {
+        let looks = self.looks.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        looks.into_iter().map(|(name, look)| (name, look())).collect()
     }
 
     fn conditions(&self) -> MutexGuard<'_, BTreeMap<String, Option<String>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.conditions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -73,5 +121,9 @@ mod tests {
         assert!(!health.is_ready());
         reactor.set_ready();
         assert!(health.is_ready() && health.reasons().is_empty());
+        health.look("store", || Verdict::Remark("it is slow".to_owned()));
+        assert_eq!((health.is_ready(), health.remarks()), (true, vec!["store: it is slow".to_owned()]));
+        health.clone().look("store", || Verdict::Unready("it is away".to_owned()));
+        assert_eq!((health.reasons(), health.remarks()), (vec!["store: it is away".to_owned()], Vec::new()));
     }
 }

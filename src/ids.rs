@@ -271,6 +271,41 @@ impl SessionId {
     pub fn random() -> Self {
         SessionId(rand::random())
     }
+
+    /// Its tag, for logs.
+    pub fn tag(self) -> SessionTag {
+        SessionTag((self.0 >> (128 - SessionTag::BITS)) as u64)
+    }
+}
+
+/// The first twelve digits of a [`SessionId`]: they tell sessions apart in the logs of all nodes, and are not enough to end
+/// the publish, as the whole id is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct SessionTag(u64);
+
+impl SessionTag {
+    const BITS: u32 = 48;
+}
+
+impl fmt::Display for SessionTag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:012x}", self.0)
+    }
+}
+
+impl fmt::Debug for SessionTag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for SessionTag {
+    type Err = IdError;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let digits = text.len() == 12 && text.bytes().all(|digit| digit.is_ascii_hexdigit());
+        let tag = u64::from_str_radix(text, 16).ok().filter(|_| digits);
+        tag.map(SessionTag).ok_or(IdError::Session)
+    }
 }
 
 impl fmt::Display for SessionId {
@@ -485,6 +520,11 @@ mod tests {
     fn ids_round_trip_and_refuse_what_is_not_one() {
         let session = SessionId::random();
         assert_eq!(session.to_string().parse(), Ok(session));
+        assert_eq!(session.tag().to_string(), session.to_string()[..12]);
+        assert_eq!(session.tag().to_string().parse(), Ok(session.tag()));
+        for bad in ["", "0", "+00000000000", "0000000000000"] {
+            assert_eq!(bad.parse::<SessionTag>(), Err(IdError::Session), "{bad}");
+        }
         assert_eq!("+".repeat(32).parse::<SessionId>(), Err(IdError::Session));
         assert_eq!("ab".parse::<SessionId>(), Err(IdError::Session));
         let identity = Identity::of("sub", "alice");

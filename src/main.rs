@@ -19,9 +19,9 @@ fn main() -> ExitCode {
                 say(&format!("{text}\n"));
                 ExitCode::SUCCESS
             }
-            Err(error) => {
-                eprintln!("lb: {error}");
-                ExitCode::from(2)
+            Err(failed) => {
+                eprintln!("lb: {}", failed.text);
+                ExitCode::from(failed.code)
             }
         };
     }

@@ -95,6 +95,7 @@ pub async fn run(plan: Plan) -> Result<(), Error> {
     addresses.announce(&plan);
     notify(sd_notify::NotifyState::Ready);
     let watchdog = AbortOnDropHandle::new(tokio::spawn(keep_watchdog()));
+    let _harmless = AbortOnDropHandle::new(tokio::spawn(outlive_harmless_signals()?));
 
     let failed = node.as_ref().map_or_else(CancellationToken::new, |node| node.engine.failed().clone());
     let outcome = tokio::select! {
@@ -488,6 +489,26 @@ impl Signals {
             _ = self.interrupt.recv() => {}
         }
     }
+}
+
+/// Signals that end a process which does nothing about them, and that nobody sends to end one: a terminal that closes, or a
+/// `kill -HUP` after a file was changed.
+fn outlive_harmless_signals() -> Result<impl Future<Output = ()>, Error> {
+    let listen = |kind| signal(kind).map_err(start_error);
+    let mut hangup = listen(SignalKind::hangup())?;
+    let mut others = [listen(SignalKind::user_defined1())?, listen(SignalKind::user_defined2())?];
+    Ok(async move {
+        let [first, second] = &mut others;
+        loop {
+            tokio::select! {
+                _ = hangup.recv() => tracing::info!(
+                    "SIGHUP: keys and certificates are read again whenever they change; another --config takes a restart"
+                ),
+                _ = first.recv() => {}
+                _ = second.recv() => {}
+            }
+        }
+    })
 }
 
 /// Tells the service manager, if there is one.

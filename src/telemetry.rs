@@ -257,29 +257,50 @@ impl Drop for Counted {
 /// The time between two lines where nothing else is said: an outage repeats its line for each stream.
 const SELDOM: Duration = Duration::from_secs(10);
 
-/// Lets a log line through at most once in a while, and says how many it held back.
+/// Lets so many log lines through in a while, and says how many it held back.
 #[derive(Debug)]
 pub struct Seldom {
+    most: u64,
     every: Duration,
-    state: Mutex<(Option<Instant>, u64)>,
+    state: Mutex<Passed>,
+}
+
+#[derive(Debug)]
+struct Passed {
+    since: Option<Instant>,
+    passed: u64,
+    held_back: u64,
 }
 
 impl Seldom {
     /// At most one line in `every`.
     pub const fn new(every: Duration) -> Self {
-        Seldom { every, state: Mutex::new((None, 0)) }
+        Seldom::at_most(1, every)
+    }
+
+    /// At most so many lines in `every`.
+    const fn at_most(most: u64, every: Duration) -> Self {
+        Seldom { most, every, state: Mutex::new(Passed { since: None, passed: 0, held_back: 0 }) }
+    }
+
+    /// For what is said of each stream or viewer when it changes: all of it in quiet times, and no flood of it when peers come
+    /// and go by the thousand.
+    pub const fn events() -> Self {
+        Seldom::at_most(200, SELDOM)
     }
 
     /// Whether a line may be written now; if so, how many were held back since the last one.
     pub fn pass(&self) -> Option<u64> {
         let mut state = self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let (last, held_back) = &mut *state;
-        if last.is_some_and(|last| last.elapsed() < self.every) {
-            *held_back += 1;
+        if state.since.is_none_or(|since| since.elapsed() >= self.every) {
+            (state.since, state.passed) = (Some(Instant::now()), 0);
+        }
+        if state.passed >= self.most {
+            state.held_back += 1;
             return None;
         }
-        *last = Some(Instant::now());
-        Some(std::mem::take(held_back))
+        state.passed += 1;
+        Some(std::mem::take(&mut state.held_back))
     }
 }
 

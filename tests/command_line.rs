@@ -7,6 +7,7 @@ mod common;
 use common::ffmpeg::{self, Clip};
 use common::http;
 use common::lb::{self, Lb};
+use common::publisher::{Media, Publisher};
 use common::{SOON, process, wait_for};
 use std::io::Write;
 use std::net::TcpListener;
@@ -351,4 +352,81 @@ fn the_binary_needs_nothing_beyond_the_c_library() {
         ];
         assert!(known.iter().any(|known| name.starts_with(known)), "{library} may be missing on a bare host");
     }
+}
+
+/// A node and a reactor with a token, and the flags by which a command reaches them.
+#[test]
+fn an_operator_sees_the_cluster_and_sends_a_publisher_away() {
+    let token = config("s3cret-s3cret-s3cret\n");
+    let token = token.path().to_str().unwrap();
+    let reactor = Lb::start(&["--role", "reactor", "--reactor-token-file", token]);
+    let url = reactor.reactor_url();
+    let node = Lb::start(&[
+        "--role",
+        "ingest",
+        "--reactor-url",
+        &url,
+        "--reactor-token-file",
+        token,
+        "--node-id",
+        "n1",
+    ]);
+    let reach = ["--reactor-url", &url, "--reactor-token-file", token];
+    let run = |words: &[&str]| lb::run(&[words, &reach].concat());
+
+    let empty = run(&["streams"]);
+    assert_eq!((empty.code, empty.stdout.trim()), (Some(0), "STREAM  NODE  PULLED FROM  EPOCH  AGE"));
+    let publisher = Publisher::start(node.rtmp(), "ingest", "team/x", Media::default());
+    publisher.wait_for_keyframe();
+    let streams = run(&["streams"]);
+    let origin = format!("127.0.0.1:{}", node.rtmp_port());
+    let row: Vec<&str> = streams.stdout.lines().nth(1).unwrap_or_default().split_whitespace().collect();
+    assert_eq!(row[..4], ["team/x", "n1", &origin, "1"], "{streams:?}");
+    let parsed: serde_json::Value = serde_json::from_str(&run(&["streams", "--json"]).stdout).unwrap();
+    assert_eq!(parsed["streams"][0]["stream_name"], "team/x");
+    wait_for("the node's report", SOON, || {
+        let status = run(&["status"]);
+        let row: Vec<&str> = status.stdout.lines().nth(1).unwrap_or_default().split_whitespace().collect();
+        row.starts_with(&["n1", "ingest", "well", "1", "0", "0"])
+    });
+
+    let kicked = run(&["kick", "team/x"]);
+    assert_eq!((kicked.code, kicked.stderr.as_str()), (Some(0), ""), "{kicked:?}");
+    publisher.wait_for_end(SOON);
+    let session = reactor.log();
+    assert!(session.contains("publisher kicked stream=team/x session="), "{session}");
+    wait_for("the stream to be gone", SOON, || run(&["streams"]).stdout.lines().count() == 1);
+
+    // Both ports say the same of a registry that has just begun.
+    let ready = || [reactor.admin(), reactor.reactor()].map(|port| http::get(port, "/readyz").status);
+    wait_for("a reactor that is whole", SOON, || {
+        let [admin, public] = ready();
+        assert!(admin == public || ready() == [200, 200], "{admin} {public}");
+        admin == 200
+    });
+    let unknown = run(&["kick", "nobody"]);
+    assert_eq!(
+        (unknown.code, unknown.stderr.as_str()),
+        (Some(1), "lb: the stream 'nobody' is not published\n")
+    );
+    let stranger = lb::run(&["streams", "--reactor-url", &url]);
+    assert!(stranger.code == Some(1) && stranger.stderr.contains("the reactor refuses (401"), "{stranger:?}");
+    let nowhere = lb::run(&["status", "--reactor-url", "http://127.0.0.1:1"]);
+    assert!(nowhere.code == Some(1) && nowhere.stderr.contains("no reactor answers"), "{nowhere:?}");
+    assert_usage_error(&["status", "--reactor-url", "ftp://x"], &["--reactor-url"]);
+    assert_usage_error(&["kick", "a b"], &["a b"]);
+}
+
+#[test]
+fn a_hangup_ends_nothing() {
+    let node = Lb::start(&["--role", "all"]);
+    let publisher = Publisher::start(node.rtmp(), "ingest", "x", Media::default());
+    publisher.wait_for_keyframe();
+    for signal in [libc::SIGUSR1, libc::SIGUSR2, libc::SIGHUP] {
+        // SAFETY: a system call without pointers, for a child that runs.
+        assert_eq!(unsafe { libc::kill(node.pid() as i32, signal) }, 0);
+    }
+    wait_for("the word about it", SOON, || node.log().contains("SIGHUP: keys and certificates"));
+    let sent = publisher.sent().frames;
+    wait_for("the stream to go on", SOON, || publisher.sent().frames > sent + 5);
 }

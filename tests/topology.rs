@@ -47,6 +47,86 @@ fn config(text: &str) -> NamedTempFile {
     file
 }
 
+/// The words of the lines of a log that name a session, in order.
+fn life(log: &str, session: &str) -> Vec<String> {
+    let said = |line: &str| {
+        let known = [
+            "registered in another's place",
+            "no longer registered",
+            "registered",
+            "publisher sent away",
+            "unpublish",
+            "publish",
+            "pulled by a node",
+            "pull brings media",
+            "pull ended",
+            "viewer joined",
+            "found",
+            "moved",
+        ];
+        known.iter().find(|word| line.contains(&format!(": {word}"))).map(|word| word.to_string())
+    };
+    log.lines().filter(|line| line.contains(session)).filter_map(said).collect()
+}
+
+#[test]
+fn the_session_of_a_stream_tells_its_life_in_the_logs_of_all_nodes() {
+    let reactor = Lb::start(&["--role", "reactor"]);
+    let url = reactor.reactor_url();
+    let (a, b, edge) = (ingest(&url), ingest(&url), playback(&url, "native"));
+    let tag = |node: &Lb| {
+        let log = node.log();
+        let line = log.lines().find(|line| line.contains(": publish ")).expect("it is published");
+        line.split("session=")
+            .nth(1)
+            .and_then(|rest| rest.split(' ').next())
+            .expect("it has a session")
+            .to_owned()
+    };
+    let first = Publisher::start(a.rtmp(), "ingest", "x", Media::default());
+    first.wait_for_keyframe();
+    let viewer = Viewer::start(edge.rtmp(), "live", "x");
+    viewer.wait_for_keyframe(1, SOON);
+    let second = Publisher::start(b.rtmp(), "ingest", "x", Media { session: 2, ..Media::default() });
+    viewer.wait_for_keyframe(2, SOON);
+    let late = Viewer::start(edge.rtmp(), "live", "x");
+    late.wait_for_keyframe(2, SOON);
+    first.wait_for_end(SOON);
+    wait_for("the log of it", SOON, || a.log().contains(": unpublish "));
+    second.leave();
+    wait_for("the end to be heard of", SOON, || reactor.log().contains("no longer registered"));
+    let (one, two) = (tag(&a), tag(&b));
+    assert_ne!(one, two);
+    let pulled = ["publish", "registered", "pulled by a node", "publisher sent away", "unpublish"];
+    let of_a = life(&a.log(), &one);
+    assert!(pulled.iter().all(|word| of_a.contains(&word.to_string())), "{of_a:?}\n{}", a.log());
+    assert_eq!(of_a.first().map(String::as_str), Some("registered"));
+    assert_eq!(of_a.last().map(String::as_str), Some("unpublish"));
+    assert_eq!(
+        life(&edge.log(), &one)[..3],
+        ["found", "pull brings media", "viewer joined"],
+        "{}",
+        edge.log()
+    );
+    assert_eq!(
+        life(&reactor.log(), &one),
+        ["registered", "registered in another's place"],
+        "{}",
+        reactor.log()
+    );
+    assert_eq!(
+        life(&b.log(), &two),
+        ["registered", "publish", "pulled by a node", "unpublish"],
+        "{}",
+        b.log()
+    );
+    let of_edge = life(&edge.log(), &two);
+    assert_eq!(of_edge[..3], ["moved", "pull brings media", "viewer joined"], "{}", edge.log());
+    assert_eq!(life(&reactor.log(), &two), ["registered in another's place", "no longer registered"]);
+    let puller = a.log().lines().find(|line| line.contains("pulled by a node")).map(str::to_owned);
+    assert!(puller.is_some_and(|line| line.contains("-playback-")), "{}", a.log());
+}
+
 #[test]
 fn a_publisher_at_the_app_of_viewers_is_told_where_to_go() {
     let lb = Lb::start(&["--role", "all"]);

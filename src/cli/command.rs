@@ -1,6 +1,8 @@
 //! What `lb` does besides running a node: short commands that print something and end.
 
 use super::duration;
+use super::failed::Failed;
+use super::operate::{KickArgs, ListArgs};
 use crate::auth::jwt::{Claims, Keys, Patterns};
 use crate::ids::StreamName;
 use clap::{Args, Subcommand, ValueEnum};
@@ -14,6 +16,12 @@ pub enum Command {
     Token,
     /// Sign a token (JWT) for a publisher or viewer, and print what to type into OBS and ffmpeg
     Sign(SignArgs),
+    /// List the nodes of a running cluster: what they do, and how full they are
+    Status(ListArgs),
+    /// List the streams of a running cluster: where each is published, and for how long
+    Streams(ListArgs),
+    /// Send the publisher of a stream away; an encoder that reconnects is let in again
+    Kick(KickArgs),
 }
 
 /// What is signed.
@@ -55,14 +63,17 @@ pub enum SignFor {
 impl Command {
     /// Carries a command out, and returns what it prints.
     ///
-    /// Errors: one line, as for a wrong flag.
-    pub fn run(&self) -> Result<String, String> {
+    /// Errors: see [`Failed`].
+    pub fn run(&self) -> Result<String, Failed> {
         match self {
             Command::Token => {
                 let token: [u8; 32] = rand::random();
                 Ok(token.iter().map(|byte| format!("{byte:02x}")).collect())
             }
-            Command::Sign(args) => args.sign(),
+            Command::Sign(args) => args.sign().map_err(Failed::usage),
+            Command::Status(args) => args.status(),
+            Command::Streams(args) => args.streams(),
+            Command::Kick(args) => args.kick(),
         }
     }
 }

@@ -3,13 +3,16 @@
 mod auth;
 mod command;
 pub mod environment;
+mod failed;
 mod limits;
 mod media;
+mod operate;
 mod reactor;
 mod transport;
 
 pub use auth::AuthArgs;
 pub use command::Command;
+pub use failed::Failed;
 pub use limits::LimitArgs;
 pub use media::MediaArgs;
 pub use reactor::ReactorArgs;

@@ -2,7 +2,7 @@
 //! exist (the negative cache).
 
 use super::question::{Kind, Question};
-use crate::ids::{Origin, SessionId, StreamName};
+use crate::ids::{Origin, SessionId, SessionTag, StreamName};
 use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 use std::sync::Arc;
@@ -36,6 +36,8 @@ pub(super) struct Good {
     pub(super) text: Arc<str>,
     pub(super) epoch: Option<u64>,
     pub(super) origin: Option<Origin>,
+    /// Of the session that the answer is about.
+    pub(super) tag: Option<SessionTag>,
     session: Option<SessionId>,
 }
 
@@ -69,9 +71,10 @@ impl Answers {
         text: Arc<str>,
         epoch: Option<u64>,
         origin: Option<Origin>,
+        tag: Option<SessionTag>,
     ) {
         self.negative.invalidate(&question.name);
-        self.good.insert(question.key(), Good { text, epoch, origin, session: question.session });
+        self.good.insert(question.key(), Good { text, epoch, origin, tag, session: question.session });
     }
 
     /// A reactor said that the stream is not there, or belongs to another publish: what was true is no longer. What
@@ -123,8 +126,8 @@ mod tests {
         let idle = Duration::from_secs(1);
         let answers = Answers::keeping(idle);
         let (used, unused) = (question(Kind::Watcher, "x", None), question(Kind::Watcher, "y", None));
-        answers.found(&used, "text".into(), Some(3), None);
-        answers.found(&unused, "text".into(), Some(3), None);
+        answers.found(&used, "text".into(), Some(3), None, None);
+        answers.found(&unused, "text".into(), Some(3), None, None);
         let begun = Instant::now();
         while begun.elapsed() < idle * 2 {
             assert_eq!(answers.last_good(&used).map(|good| good.epoch), Some(Some(3)));
@@ -139,7 +142,7 @@ mod tests {
         let (old, new) = (SessionId::random(), SessionId::random());
         let (old, new) =
             (question(Kind::Publisher, "x", Some(old)), question(Kind::Publisher, "x", Some(new)));
-        answers.found(&old, "".into(), Some(3), None);
+        answers.found(&old, "".into(), Some(3), None, None);
         assert_eq!(answers.last_good(&old).and_then(|good| good.epoch), Some(3));
         assert_eq!(answers.last_good(&new).map(|good| good.epoch), Some(None));
         answers.gone(&new);
@@ -155,7 +158,7 @@ mod tests {
         assert_eq!(answers.negative.policy().time_to_live(), Some(Duration::from_secs(1)));
         answers.not_found(&asked.name, "no".into());
         assert_eq!(answers.negative(&asked.name).as_deref(), Some("no"));
-        answers.found(&asked, "".into(), None, None);
+        answers.found(&asked, "".into(), None, None, None);
         assert_eq!(answers.negative(&asked.name), None);
         answers.not_found(&asked.name, "no".into());
         answers.changed(&asked.name);
@@ -168,7 +171,7 @@ mod tests {
         let text: Arc<str> = "x".repeat(1024 * 1024).into();
         for n in 0..100 {
             let asked = question(Kind::Watcher, &format!("s{n}"), None);
-            answers.found(&asked, text.clone(), None, None);
+            answers.found(&asked, text.clone(), None, None, None);
         }
         for n in 0..20_000 {
             answers.not_found(&format!("u{n}").parse().unwrap(), "no".into());

@@ -11,8 +11,10 @@ use super::metrics::ClientMetrics;
 use super::question::{Kind, Question};
 use super::targets::Targets;
 use super::urls::Urls;
-use crate::api::{EPOCH_HEADER, NODE_REFUSED_HEADER, ORIGIN_HEADER, PublisherLookup, Refusal, WatcherLookup};
-use crate::ids::{Origin, SessionId, StreamName};
+use crate::api::{
+    EPOCH_HEADER, NODE_REFUSED_HEADER, ORIGIN_HEADER, PublisherLookup, Refusal, SESSION_HEADER, WatcherLookup,
+};
+use crate::ids::{Origin, SessionId, SessionTag, StreamName};
 use crate::telemetry::Seldom;
 use reqwest::Method;
 use reqwest::header::WWW_AUTHENTICATE;
@@ -46,6 +48,8 @@ pub enum Answer {
         epoch: Option<u64>,
         /// Where the stream can be pulled from; a plain web server gives none.
         origin: Option<Origin>,
+        /// The tag of the session that owns the name, for logs.
+        session: Option<SessionTag>,
         /// False: the last good answer, given again because no reactor gives a better one.
         fresh: bool,
     },
@@ -236,8 +240,8 @@ impl Inner {
 
     fn remember(&self, question: &Question, answer: &Answer) {
         match answer {
-            Answer::Found { text, epoch, origin, .. } => {
-                self.answers.found(question, text.clone(), *epoch, origin.clone());
+            Answer::Found { text, epoch, origin, session, .. } => {
+                self.answers.found(question, text.clone(), *epoch, origin.clone(), *session);
             }
             Answer::NotFound { reason } => {
                 self.answers.gone(question);
@@ -263,8 +267,8 @@ impl Inner {
         }
         match good {
             Some(good) => {
-                let (text, epoch, origin) = (good.text, good.epoch, good.origin);
-                (Answer::Found { text, epoch, origin, fresh: false }, "stale")
+                let (text, epoch, origin, session) = (good.text, good.epoch, good.origin, good.tag);
+                (Answer::Found { text, epoch, origin, session, fresh: false }, "stale")
             }
             None => (Answer::Unavailable { reason: reason.into() }, "unavailable"),
         }
@@ -307,7 +311,8 @@ fn judge(kind: Kind, reply: &Reply, validate: &Validate) -> Result<Answer, Failu
                 Failure::BadAnswer(format!("the answer cannot be used: {}", printable(&why)))
             })?;
             let (epoch, origin) = (header(reply, EPOCH_HEADER), header(reply, ORIGIN_HEADER));
-            Ok(Answer::Found { text: text.into(), epoch, origin, fresh: true })
+            let session = header(reply, SESSION_HEADER);
+            Ok(Answer::Found { text: text.into(), epoch, origin, session, fresh: true })
         }
         404 => Ok(Answer::NotFound { reason: said(reply, "the stream is not known").into() }),
         409 => Ok(Answer::Refused { reason: said(reply, "the name belongs to another publisher").into() }),

@@ -208,7 +208,7 @@ impl Task {
                 delays = self.settings.delays();
             }
             let retry_in = delays.next().unwrap_or(self.settings.backoff_max);
-            tracing::warn!(%reason, ?retry_in, "pull ended");
+            tracing::debug!(%reason, ?retry_in, "pull ended");
             let pause = async {
                 let sent = self.events.send(PullEvent::Ended { reason: reason.to_string(), retry_in }).await;
                 tokio::time::sleep(retry_in).await;
@@ -303,7 +303,7 @@ impl Task {
                     Some(feed) => feed,
                     none => {
                         *media_since = Some(Instant::now());
-                        let feed = self.feeds.begin_for(None, holder.clone());
+                        let feed = self.feeds.begin_for(None, None, holder.clone());
                         self.send(PullEvent::Began(feed.reference())).await?;
                         feed.wait_attached().await;
                         none.insert(feed)

@@ -6,7 +6,7 @@ use crate::auth::Grant;
 use crate::relay::stream::End;
 use crate::relay::{Admission, Interest, JoinError, Turn, Viewer};
 use crate::rtmp::session::Event;
-use crate::telemetry::Counted;
+use crate::telemetry::{Counted, Seldom, shown};
 use futures::FutureExt;
 use std::pin::Pin;
 use std::time::Duration;
@@ -16,8 +16,11 @@ use tokio::time::{Instant, Sleep};
 const LAST_MESSAGE: Duration = Duration::from_secs(1);
 
 /// Plays until the peer stops (`true`: the connection may be used again), leaves, or the stream ends.
-pub(super) async fn run(connection: &mut Connection<'_>, grant: Grant, looped: bool) -> Result<bool, Error> {
-    let name = grant.name.clone();
+pub(super) async fn run(connection: &mut Connection<'_>, playing: Playing) -> Result<bool, Error> {
+    static JOINED: Seldom = Seldom::events();
+    static PULLED: Seldom = Seldom::events();
+    let Playing { grant, looped, node } = playing;
+    let (name, begun) = (grant.name.clone(), Instant::now());
     let route = connection.server.routes.play(connection.port, &connection.app, &name, connection.peer);
     let route = match route {
         Ok(route) => route,
@@ -66,8 +69,18 @@ pub(super) async fn run(connection: &mut Connection<'_>, grant: Grant, looped: b
     }
     connection.session.accept_play(Some(interest.stream().id().0));
     let prelude = connection.session.output();
+    let session = interest.stream().session().map_or_else(|| "unknown".to_owned(), |tag| tag.to_string());
     let mut viewer = Box::new(interest.watch(connection.transport.sink(), prelude));
-    tracing::debug!(id = connection.id, peer = %connection.peer, stream = %name, "play");
+    let (id, peer) = (connection.id, connection.peer);
+    if route.pulls {
+        if let Some(held_back) = PULLED.pass() {
+            let node = node.as_deref().map_or_else(|| "unknown".to_owned(), shown);
+            tracing::info!(id, %peer, %node, stream = %name, %session, held_back, "pulled by a node");
+        }
+    } else if let Some(held_back) = JOINED.pass() {
+        let after = begun.elapsed();
+        tracing::info!(id, %peer, stream = %name, %session, ?after, held_back, "viewer joined");
+    }
     let outcome = watch(connection, &route, &mut viewer, grant.until).await;
     // From here on only this task writes to the socket.
     drop(viewer);
@@ -83,6 +96,15 @@ pub(super) async fn run(connection: &mut Connection<'_>, grant: Grant, looped: b
             Ok(false)
         }
     }
+}
+
+/// What is to be played, and to whom.
+pub(super) struct Playing {
+    pub grant: Grant,
+    /// This is a pull that came through this node before.
+    pub looped: bool,
+    /// The node that pulls, as it calls itself.
+    pub node: Option<String>,
 }
 
 enum Waited {

@@ -6,7 +6,7 @@ use super::rate::Rate;
 use super::routes::{Publication, PublishRequest, Refused};
 use super::server::Limits;
 use crate::auth::Grant;
-use crate::ids::SessionId;
+use crate::ids::{SessionId, SessionTag, StreamName};
 use crate::media::Packet;
 use crate::relay::{Feed, FeedRef};
 use crate::rtmp::session::Event;
@@ -42,21 +42,28 @@ const THROTTLE_MAX: Duration = Duration::from_secs(1);
 
 /// Publishes until the peer stops (`true`: the connection may be used again), leaves, or is sent away.
 pub(super) async fn run(connection: &mut Connection<'_>, publishing: Publishing) -> Result<bool, Error> {
-    let Publishing { grant, .. } = &publishing;
-    let name = grant.name.clone();
+    static BEGUN: Seldom = Seldom::events();
+    static ENDED: Seldom = Seldom::events();
+    let Publishing { grant, session, .. } = &publishing;
+    let (name, session) = (grant.name.clone(), session.tag());
     // Dropped at the end, the feed first: that ends the media, and the guard tells the step.
     let gone = CancellationToken::new();
     let _gone = gone.clone().drop_guard();
-    let mut feed = connection.server.feeds.begin_for(None, connection.holder.clone());
+    let mut feed = connection.server.feeds.begin_for(None, Some(session), connection.holder.clone());
     let publication = match ask(connection, &publishing, feed.reference(), gone).await? {
         Asked::Accepted(publication) => publication,
         Asked::Withdrawn => return Ok(true),
         Asked::Left => return Ok(false),
     };
     let _counted = Counted::new(&connection.server.metrics.publishers);
-    tracing::info!(id = connection.id, peer = %connection.peer, stream = %name, "publish");
-    let result = relay(connection, &mut feed, publication, grant.until).await;
-    tracing::info!(id = connection.id, peer = %connection.peer, stream = %name, "unpublish");
+    let (id, peer) = (connection.id, connection.peer);
+    if let Some(held_back) = BEGUN.pass() {
+        tracing::info!(id, %peer, stream = %name, %session, held_back, "publish");
+    }
+    let result = relay(connection, &mut feed, publication, (&name, session), grant.until).await;
+    if let Some(held_back) = ENDED.pass() {
+        tracing::info!(id, %peer, stream = %name, %session, held_back, "unpublish");
+    }
     result
 }
 
@@ -137,6 +144,7 @@ async fn relay(
     connection: &mut Connection<'_>,
     feed: &mut Feed,
     Publication { mut evicted }: Publication,
+    who: (&StreamName, SessionTag),
     until: Option<Instant>,
 ) -> Result<bool, Error> {
     let draining = connection.server.drain.draining().clone();
@@ -180,7 +188,7 @@ async fn relay(
             }
             reason = &mut evicted => {
                 let reason = reason.unwrap_or_else(|_| "the app is closed".to_owned());
-                return end(connection, &reason).await;
+                return end(connection, who, &reason).await;
             }
             now = tick.tick() => {
                 // An encoder comes back only after a disconnect, so that is all it gets.
@@ -188,14 +196,14 @@ async fn relay(
                     return Ok(false);
                 }
                 if until.is_some_and(|until| until <= now) {
-                    return end(connection, "the leave to publish has expired").await;
+                    return end(connection, who, "the leave to publish has expired").await;
                 }
                 if low_water.is_set() {
                     low_water.tick();
                 }
                 if now >= ping_at {
                     if heard.elapsed() > silence {
-                        return end(connection, "nothing was sent for too long").await;
+                        return end(connection, who, "nothing was sent for too long").await;
                     }
                     ping_at = now + PING;
                     connection.session.ping(0);
@@ -292,8 +300,16 @@ async fn hand_on(
     }
 }
 
-async fn end(connection: &mut Connection<'_>, reason: &str) -> Result<bool, Error> {
-    tracing::info!(id = connection.id, peer = %connection.peer, "publisher sent away: {}", shown(reason));
+async fn end(
+    connection: &mut Connection<'_>,
+    (name, session): (&StreamName, SessionTag),
+    reason: &str,
+) -> Result<bool, Error> {
+    static SENT_AWAY: Seldom = Seldom::events();
+    if let Some(held_back) = SENT_AWAY.pass() {
+        let (id, peer, reason) = (connection.id, connection.peer, shown(reason));
+        tracing::info!(id, %peer, stream = %name, %session, held_back, "publisher sent away: {reason}");
+    }
     connection.session.end_publish(reason);
     connection.close_gracefully().await;
     Ok(false)

@@ -191,7 +191,7 @@ impl Puller {
                 pauses = self.settings.pauses();
             }
             let pause = pauses.next().unwrap_or(self.settings.retry_max);
-            tracing::info!(location = %self.location, ?pause, "pull ended: {error}");
+            tracing::debug!(location = %self.location, ?pause, "pull ended: {error}");
             if self
                 .events
                 .send(PullEvent::Ended { reason: error.to_string(), retry_in: pause })
@@ -286,7 +286,7 @@ impl Puller {
         let feed = match &mut attempt.feed {
             Some(feed) => feed,
             none => {
-                let feed = self.feeds.begin_for(attempt.upstream, attempt.holder.clone());
+                let feed = self.feeds.begin_for(attempt.upstream, None, attempt.holder.clone());
                 self.tell(PullEvent::Began(feed.reference())).await?;
                 feed.wait_attached().await;
                 none.insert(feed)

@@ -1,6 +1,7 @@
 //! The life of a connection: negotiate, then publish or play, until it ends.
 
 use super::connection::{Connection, Error};
+use super::play::Playing;
 use super::publish::Publishing;
 use super::rate::Rate;
 use super::server::{Entrance, Negotiating, Server};
@@ -24,8 +25,7 @@ const STREAMS: usize = 1000;
 /// What a peer wants after its negotiation.
 enum Intent {
     Publish(Publishing),
-    /// With whether this is a pull that came through this node before.
-    Play(Grant, bool),
+    Play(Playing),
 }
 
 /// Serves a connection to its end.
@@ -113,7 +113,7 @@ impl Connection<'_> {
             drop(negotiating);
             let stays = match intent {
                 Intent::Publish(publishing) => Box::pin(publish::run(self, publishing)).await?,
-                Intent::Play(grant, looped) => play::run(self, grant, looped).await?,
+                Intent::Play(playing) => play::run(self, playing).await?,
             };
             if !stays {
                 return Ok(());
@@ -175,7 +175,9 @@ impl Connection<'_> {
                 };
             }
             Event::Play(play) => {
-                let looped = play.query.as_deref().is_some_and(|query| self.is_loop(query));
+                let query = play.query.as_deref().unwrap_or_default();
+                let looped = self.is_loop(query);
+                let node = super::pull::hops(query).last().map(str::to_owned);
                 let pulls = self.server.routes.serves_pulls(self.port, &self.app);
                 let request = self.request(Action::Play, play.stream_key, play.query);
                 // Nodes that pull are not viewers: they prove themselves otherwise.
@@ -185,7 +187,7 @@ impl Connection<'_> {
                     false => Ok(grant),
                 });
                 return match granted {
-                    Ok(grant) => Ok(Some(Intent::Play(grant, looped))),
+                    Ok(grant) => Ok(Some(Intent::Play(Playing { grant, looped, node }))),
                     Err(denied) => self.refuse_play(denied.reason, &denied.text).await.map(|()| None),
                 };
             }

@@ -1,10 +1,11 @@
 //! Read, decide, write: the loop around the rules for the records of streams.
 
-use super::record::{NodeRecord, Record, StreamRecord, Unreadable};
+use super::record::{NodeRecord, Owner, Record, StreamRecord, Unreadable};
 use super::rules::{self, Decision, HeardNode, Nodes, Scene};
 use super::state::Registry;
 use super::store::{Key, Read, Unreachable, Write, Written};
 use crate::ids::{NodeId, StreamName};
+use crate::telemetry::Seldom;
 use bytes::Bytes;
 use std::collections::HashSet;
 use std::sync::atomic::Ordering::Relaxed;
@@ -253,6 +254,7 @@ impl Registry {
             (true, false) => figures.records.down(),
             _ => {}
         }
+        say(name, &found.record, after);
         let origin = decision.change.as_ref().and_then(|change| change.origin.as_ref());
         if let (true, Some(to)) = (decision.takeover, origin) {
             figures.takeovers.fetch_add(1, Relaxed);
@@ -270,6 +272,36 @@ impl Registry {
         self.known().saw(name, record.epoch, rules::owner(name, record, scene));
         let leased = record.owner.as_ref().filter(|owner| !owner.lapsed && owner.listed.is_none());
         self.watch().lease(name, leased.map(|owner| owner.until.saturating_sub(scene.now)));
+    }
+}
+
+/// Says who got a name, or that it is free.
+fn say(name: &StreamName, before: &StreamRecord, after: &StreamRecord) {
+    static CAME: Seldom = Seldom::events();
+    static WENT: Seldom = Seldom::events();
+    let owner = |record: &StreamRecord| record.owner.clone().filter(|_| record.is_owned());
+    let tag = |owner: &Owner| {
+        owner.id.session().map_or_else(|| "none".to_owned(), |session| session.tag().to_string())
+    };
+    match (owner(before), owner(after)) {
+        (Some(before), Some(after)) if before.id == after.id => {}
+        (before, Some(after)) => {
+            let Some(held_back) = CAME.pass() else { return };
+            let (origin, session) = (&after.origin, tag(&after));
+            match before {
+                None => tracing::info!(stream = %name, %session, %origin, held_back, "registered"),
+                Some(before) => {
+                    let former = tag(&before);
+                    tracing::info!(stream = %name, %session, %origin, %former, held_back, "registered in another's place");
+                }
+            }
+        }
+        (Some(before), None) => {
+            if let Some(held_back) = WENT.pass() {
+                tracing::info!(stream = %name, session = %tag(&before), held_back, "no longer registered");
+            }
+        }
+        (None, None) => {}
     }
 }
 

@@ -15,6 +15,7 @@
 use super::headers::{Headers, Seen};
 use super::stream::RelayId;
 use crate::budget::{Budget, Charge, Holder};
+use crate::ids::SessionTag;
 use crate::media::Packet;
 use crate::telemetry::{Loss, Metrics};
 use std::collections::HashMap;
@@ -101,6 +102,7 @@ pub struct Attachment {
 struct Shared {
     id: FeedId,
     upstream: Option<RelayId>,
+    session: Option<SessionTag>,
     holder: Holder,
     feeds: Arc<Feeds>,
     state: Mutex<State>,
@@ -150,15 +152,21 @@ impl Feeds {
 
     /// A feed begins, of a holder of its own. `upstream`: it is a pull that plays this relay stream.
     pub fn begin(self: &Arc<Self>, upstream: Option<RelayId>) -> Feed {
-        self.begin_for(upstream, self.budget.holder())
+        self.begin_for(upstream, None, self.budget.holder())
     }
 
-    /// A feed begins. What it and its outlets hold is charged to `holder`, who has to end it when it is evicted.
-    pub fn begin_for(self: &Arc<Self>, upstream: Option<RelayId>, holder: Holder) -> Feed {
+    /// A feed begins. What it and its outlets hold is charged to `holder`, who has to end it when it is evicted. `session`: the
+    /// publish that it is, for logs.
+    pub fn begin_for(
+        self: &Arc<Self>,
+        upstream: Option<RelayId>,
+        session: Option<SessionTag>,
+        holder: Holder,
+    ) -> Feed {
         let id = FeedId(rand::random());
         let (feeds, attached) = (self.clone(), Notify::new());
         let state = Mutex::new(State::of(&holder));
-        let shared = Arc::new(Shared { id, upstream, holder, feeds, state, attached });
+        let shared = Arc::new(Shared { id, upstream, session, holder, feeds, state, attached });
         self.table().insert(id, Arc::downgrade(&shared));
         Feed { shared }
     }
@@ -242,6 +250,11 @@ impl FeedRef {
     /// The relay stream of another server that it plays, if it is a pull that knows it.
     pub fn upstream(&self) -> Option<RelayId> {
         self.0.upstream
+    }
+
+    /// The publish that it is, if it is one on this node.
+    pub fn session(&self) -> Option<SessionTag> {
+        self.0.session
     }
 
     /// Who is charged for what the feed and its outlets hold.

@@ -7,7 +7,7 @@ use super::feed::Outlet;
 use super::settings::{Batching, Settings};
 use super::stream::{End, RelayId, Stream};
 use crate::budget::Holder;
-use crate::ids::StreamName;
+use crate::ids::{SessionTag, StreamName};
 use crate::media::Packet;
 use crate::telemetry::Metrics;
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -382,6 +382,12 @@ impl Source {
     /// Charges what the stream holds to somebody.
     pub fn charged_to(self, holder: &Holder) -> Self {
         self.stream.charge(self.number, holder);
+        self
+    }
+
+    /// Says which publish it brings, for logs.
+    pub fn of_session(self, session: Option<SessionTag>) -> Self {
+        self.stream.set_session(self.number, session);
         self
     }
 

@@ -6,7 +6,7 @@ use super::seat::{Member, Seat};
 use super::settings::Settings;
 use super::timeline::Timeline;
 use crate::budget::{Charge, Holder};
-use crate::ids::StreamName;
+use crate::ids::{SessionTag, StreamName};
 use crate::media::Packet;
 use crate::telemetry::{Counted, Loss, Metrics};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -58,6 +58,8 @@ pub(super) struct State {
     timeline: Timeline,
     /// The number of the source that may push.
     source: Option<u64>,
+    /// The publish that the newest source brings, if that is known.
+    session: Option<SessionTag>,
     /// The relay stream of another server that the newest source plays, if it is a pull that knows it.
     upstream: Option<RelayId>,
     /// For the ring and the headers, on whoever brings them.
@@ -102,6 +104,7 @@ impl Stream {
                 headers: Headers::default(),
                 timeline: Timeline::default(),
                 source: None,
+                session: None,
                 upstream: None,
                 charge: None,
                 holder: None,
@@ -128,6 +131,18 @@ impl Stream {
     /// What a pull of this stream is told, see [`RelayId`].
     pub fn id(&self) -> RelayId {
         self.id
+    }
+
+    /// The publish that it shows, or showed last; for logs.
+    pub fn session(&self) -> Option<SessionTag> {
+        self.lock().session
+    }
+
+    pub(super) fn set_session(&self, source: u64, session: Option<SessionTag>) {
+        let mut state = self.lock();
+        if state.source == Some(source) {
+            state.session = session;
+        }
     }
 
     /// Whether a source is attached right now.

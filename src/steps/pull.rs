@@ -5,6 +5,7 @@ use super::parameters::{ParameterError, Parameters};
 use super::reactors::Reactors;
 use crate::ids::StreamName;
 use crate::relay::PullEvent;
+use crate::telemetry::Seldom;
 use mmids_core::workflows::definitions::WorkflowStepDefinition;
 use mmids_core::workflows::steps::factory::StepGenerator;
 use mmids_core::workflows::steps::{
@@ -14,6 +15,7 @@ use std::any::Any;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// A running pull, however it is done. It ends when this is dropped.
@@ -76,7 +78,15 @@ impl StepGenerator for Generator {
         let stop = CancellationToken::new();
         let futures = vec![wait(pull, stop.clone())];
         let reactors = self.reactors.clone();
-        let step = PullStep { definition, status: StepStatus::Active, name, reactors, stop, announced: None };
+        let step = PullStep {
+            definition,
+            status: StepStatus::Active,
+            name,
+            reactors,
+            stop,
+            since: Instant::now(),
+            announced: None,
+        };
         Ok((Box::new(step), futures))
     }
 }
@@ -88,6 +98,8 @@ struct PullStep {
     reactors: Arc<Reactors>,
     /// The engine keeps the futures of a step that it removed, so they are told to end.
     stop: CancellationToken,
+    /// When the current attempt, or the pause before it, began.
+    since: Instant,
     /// What the current attempt brings.
     announced: Option<Announced>,
 }
@@ -118,15 +130,29 @@ fn wait(
 
 impl PullStep {
     fn take(&mut self, event: PullEvent, outputs: &mut StepOutputs) {
+        static BEGAN: Seldom = Seldom::events();
+        static ENDED: Seldom = Seldom::events();
         self.end(outputs);
+        let session =
+            self.reactors.session(&self.name).map_or_else(|| "unknown".to_owned(), |tag| tag.to_string());
         match event {
             PullEvent::Began(feed) => {
+                if let Some(held_back) = BEGAN.pass() {
+                    let after = self.since.elapsed();
+                    tracing::info!(stream = %self.name, %session, ?after, held_back, "pull brings media");
+                }
                 let (announced, begin) = Announced::begin(feed, self.name.as_str());
                 outputs.media.push(begin);
                 self.announced = Some(announced);
             }
             // It tries again at the same place by itself; but by now the stream may be at another.
-            PullEvent::Ended { .. } => self.reactors.changed(&self.name),
+            PullEvent::Ended { reason, retry_in } => {
+                if let Some(held_back) = ENDED.pass() {
+                    tracing::info!(stream = %self.name, %session, ?retry_in, held_back, "pull ended: {reason}");
+                }
+                self.since = Instant::now();
+                self.reactors.changed(&self.name);
+            }
         }
     }
 

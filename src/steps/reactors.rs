@@ -13,7 +13,8 @@ use super::executor::{self, Settings};
 use super::runs::{self, Followed, Runs};
 use crate::api::{ACCEPT_RTMP_PULL, PublisherLookup, WatcherLookup};
 use crate::client::{Answer, Lookup};
-use crate::ids::{self, NodeId, Origin, SessionId, StreamName};
+use crate::ids::{self, NodeId, Origin, SessionId, SessionTag, StreamName};
+use crate::telemetry::Seldom;
 use mmids_core::reactors::ReactorWorkflowUpdate;
 use mmids_core::reactors::manager::ReactorManagerRequest;
 use mmids_core::workflows::definitions::WorkflowDefinition;
@@ -131,6 +132,8 @@ struct Follower {
     poke: Notify,
     /// The stream is published again: who pauses before the next attempt to pull it need not.
     nudge: Arc<Notify>,
+    /// The publish that the reactor named last, for logs.
+    session: Mutex<Option<SessionTag>>,
 }
 
 impl fmt::Debug for Reactors {
@@ -173,7 +176,8 @@ impl Reactors {
             return follower.status.subscribe();
         }
         let (status, receiver) = watch::channel(Status::Asking);
-        let follower = Arc::new(Follower { status, poke: Notify::new(), nudge: Arc::default() });
+        let session = Mutex::default();
+        let follower = Arc::new(Follower { status, poke: Notify::new(), nudge: Arc::default(), session });
         followed.insert(key.clone(), follower.clone());
         let place = (key.0.clone(), key.1.clone());
         let run = self.runs().join(&place, follower.clone());
@@ -185,6 +189,7 @@ impl Reactors {
             run,
             running: Vec::new(),
             epoch: None,
+            found: None,
             follower,
             key,
         };
@@ -208,6 +213,13 @@ impl Reactors {
         let followed = self.lock();
         let watched = |reactor: &String| followed.get(&(reactor.clone(), name.clone(), Asker::Watcher));
         self.reactors.keys().find_map(watched).map(|follower| follower.nudge.clone()).unwrap_or_default()
+    }
+
+    /// The publish that a reactor named last for a name that is watched; for logs.
+    pub fn session(&self, name: &StreamName) -> Option<SessionTag> {
+        let followed = self.lock();
+        let watched = |reactor: &String| followed.get(&(reactor.clone(), name.clone(), Asker::Watcher));
+        self.reactors.keys().find_map(watched).and_then(|follower| follower.session())
     }
 
     /// A workflow ended. If a follower runs it and did not stop it, it asks again at once, and so starts it again.
@@ -264,6 +276,12 @@ impl Reactors {
     }
 }
 
+impl Follower {
+    fn session(&self) -> Option<SessionTag> {
+        *self.session.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// The next word on a followed name; nothing once `stop` is cancelled, or there is nobody to say it.
 pub async fn next_status(status: &mut watch::Receiver<Status>, stop: &CancellationToken) -> Option<Status> {
     tokio::select! {
@@ -307,6 +325,13 @@ struct Task {
     running: Vec<Arc<String>>,
     /// The order of the session that was last heard of.
     epoch: Option<u64>,
+    /// Where the stream was last, and which publish it was.
+    found: Option<(Option<Origin>, Option<SessionTag>)>,
+}
+
+/// What may be unknown, as it stands in a log line.
+fn text(what: Option<impl fmt::Display>) -> String {
+    what.map_or_else(|| "unknown".to_owned(), |what| what.to_string())
 }
 
 impl Task {
@@ -376,11 +401,13 @@ impl Task {
 
     /// Does what an answer says, and says when to ask again.
     fn act(&mut self, answer: Answer, asked_for: Duration) -> Option<Duration> {
-        let (reactor, name, asker) = &self.key;
+        let asker = self.key.2.clone();
         let interval = self.settings.update_interval;
         let regular = (!interval.is_zero()).then_some(interval);
         match answer {
-            Answer::Found { text, epoch, fresh, .. } => {
+            Answer::Found { text, epoch, fresh, origin, session } => {
+                self.found(origin, session, epoch);
+                let (reactor, name, _) = &self.key;
                 match executor::read(&text, self.settings.forward_to.as_deref()) {
                     Ok(workflows) => self.apply(workflows, epoch),
                     // Answers are checked before they are remembered, so this one was not.
@@ -390,7 +417,7 @@ impl Task {
             }
             Answer::NotFound { reason } | Answer::Refused { reason } => {
                 // Whoever still follows a stream that is gone waits for its publisher to come back.
-                let pause = if *asker == Asker::Watcher { Some(RETRY_GONE) } else { regular };
+                let pause = if asker == Asker::Watcher { Some(RETRY_GONE) } else { regular };
                 self.stop_workflows();
                 self.tell(Status::Invalid(reason));
                 pause
@@ -410,6 +437,25 @@ impl Task {
                 }
             },
         }
+    }
+
+    /// Says where a stream is, when that is news.
+    fn found(&mut self, origin: Option<Origin>, session: Option<SessionTag>, epoch: Option<u64>) {
+        static FOUND: Seldom = Seldom::events();
+        if self.key.2 != Asker::Watcher {
+            return;
+        }
+        *self.follower.session.lock().unwrap_or_else(PoisonError::into_inner) = session;
+        let now = Some((origin, session));
+        if self.found == now {
+            return;
+        }
+        let what = if self.found.is_none() { "found" } else { "moved" };
+        self.found = now;
+        let Some(held_back) = FOUND.pass() else { return };
+        let (origin, session) = self.found.clone().unwrap_or_default();
+        let (origin, session) = (text(origin), text(session));
+        tracing::info!(stream = %self.key.1, %session, %origin, epoch, held_back, "{what}");
     }
 
     fn tell(&self, status: Status) {

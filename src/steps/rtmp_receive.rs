@@ -7,10 +7,11 @@
 use super::announce::Announced;
 use super::parameters::{ParameterError, Parameters};
 use super::reactors::{Asker, Publishing, Reactors, Status, next_status};
-use crate::ids::{Identity, StreamName};
+use crate::ids::{Identity, SessionTag, StreamName};
 use crate::net::routes::{Place, Publication, PublishRequest, PublishRoute, Refused, RouteGuard, Routes};
 use crate::published::{Published, Registration};
 use crate::relay::FeedRef;
+use crate::telemetry::Seldom;
 use futures::future::BoxFuture;
 use mmids_core::workflows::definitions::WorkflowStepDefinition;
 use mmids_core::workflows::steps::factory::StepGenerator;
@@ -87,11 +88,27 @@ struct ReceiveStep {
 struct Publisher {
     name: StreamName,
     identity: Option<Identity>,
+    session: SessionTag,
+    /// Given by a reactor.
+    epoch: Option<u64>,
     /// Ends the waiting for the reactor's word, and with it the interest.
     stop: CancellationToken,
     /// In the list of the node's publishers, with the session that the reactor knows.
     registration: Registration,
     state: State,
+}
+
+impl Publisher {
+    /// Says that a reactor knows it now, once.
+    fn registered(&mut self, epoch: u64) {
+        static REGISTERED: Seldom = Seldom::events();
+        if self.epoch.replace(epoch) == Some(epoch) {
+            return;
+        }
+        if let Some(held_back) = REGISTERED.pass() {
+            tracing::info!(stream = %self.name, session = %self.session, epoch, held_back, "registered");
+        }
+    }
 }
 
 enum State {
@@ -163,7 +180,15 @@ impl ReceiveStep {
         let stop = self.stop.child_token();
         let registration = self.published.register(&name, session, identity, evict);
         let state = State::Asking { feed, reply };
-        let publisher = Publisher { name: name.clone(), identity, stop: stop.clone(), registration, state };
+        let publisher = Publisher {
+            name: name.clone(),
+            identity,
+            session: session.tag(),
+            epoch: None,
+            stop: stop.clone(),
+            registration,
+            state,
+        };
         self.publishers.insert(id, publisher);
         outputs.futures.push(wait_end(id, gone, evicted, stop.clone()));
         match &self.reactor {
@@ -248,8 +273,9 @@ impl ReceiveStep {
                     // Publishers are let in then.
                     Status::Asking | Status::Unknown => {}
                     &Status::Valid { epoch, .. } => {
-                        if let (Some(epoch), Some(publisher)) = (epoch, self.publishers.get(&id)) {
+                        if let (Some(epoch), Some(publisher)) = (epoch, self.publishers.get_mut(&id)) {
                             publisher.registration.set_epoch(epoch);
+                            publisher.registered(epoch);
                         }
                         self.accept(id, epoch, outputs);
                     }

@@ -208,7 +208,10 @@ impl WatchStep {
         };
         match (name, announce::feed(&self.feeds, stream)) {
             (Ok(name), Some(feed)) => {
-                let source = self.hub.attach(&name, feed.upstream()).charged_to(feed.holder());
+                // A pull brings whatever publish the reactor named last.
+                let session = feed.session().or_else(|| self.reactors.session(&name));
+                let source = self.hub.attach(&name, feed.upstream());
+                let source = source.charged_to(feed.holder()).of_session(session);
                 self.attached.insert(stream.clone(), feed.attach(Box::new(source)));
             }
             // It ended before the workflow heard that it began.

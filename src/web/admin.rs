@@ -1,10 +1,9 @@
 //! The admin port: health, metrics and the workflows of this process. Read only.
 
-use super::request::{Failure, Request, request};
+use super::request::{Failure, Request, decoded, request};
 use super::{Routes, probes};
 use crate::health::Health;
 use futures::future::BoxFuture;
-use percent_encoding::percent_decode_str;
 use serde_json::Value;
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -53,7 +52,7 @@ impl Admin {
         request.expect("GET")?;
         Ok(match path {
             "/livez" => probes::live(),
-            "/readyz" => probes::ready(&self.health.reasons(), &[]),
+            "/readyz" => probes::ready(&self.health),
             "/metrics" => {
                 let mut response = (self.metrics)().into_response();
                 let format = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
@@ -69,27 +68,5 @@ impl Admin {
                 }
             },
         })
-    }
-}
-
-/// Undoes percent-encoding (RFC 3986, section 2.1). The name of a workflow may hold slashes, as those of streams do.
-fn decoded(text: &str) -> Option<String> {
-    let decoded = percent_decode_str(text).decode_utf8().ok()?;
-    // The crate leaves what is no escape as it stands; each that is one is two bytes shorter now.
-    let escapes = text.matches('%').count();
-    (decoded.len() + 2 * escapes == text.len()).then(|| decoded.into_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::decoded;
-
-    #[test]
-    fn percent_encoding_is_undone_or_refused() {
-        assert_eq!(decoded("ingest_live%2Fa/b").as_deref(), Some("ingest_live/a/b"));
-        assert_eq!(decoded("%C3%A9").as_deref(), Some("é"));
-        for bad in ["%", "%2", "%zz", "%ff"] {
-            assert_eq!(decoded(bad), None, "{bad}");
-        }
     }
 }

@@ -2,23 +2,23 @@
 
 use super::door::{Caller, Door};
 use super::metrics::ReactorMetrics;
-use super::request::{Failure, Request, empty, request};
+use super::request::{Failure, Request, decoded, empty, request};
 use super::template::Template;
 use super::{Routes, events, probes};
 use crate::api::{
     ACCEPT_RTMP_PULL, EPOCH_HEADER, HEARTBEAT_STREAMS, Heartbeat, LIST_MAX, NodeList, ORIGIN_HEADER,
-    PublisherLookup, PublisherRelease, StreamEntry, StreamList, WatcherLookup,
+    PublisherLookup, PublisherRelease, SESSION_HEADER, StreamEntry, StreamList, WatcherLookup,
 };
-use crate::health::Health;
-use crate::ids::{NodeId, Origin, STREAM_NAME_MAX, SessionId};
-use crate::registry::{Claim, Error, Registry, Status};
+use crate::health::{Health, Verdict};
+use crate::ids::{NodeId, Origin, STREAM_NAME_MAX, SessionId, StreamName};
+use crate::registry::{Claim, Error, Lease, Registry, Status};
 use std::convert::Infallible;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use warp::http::StatusCode;
-use warp::http::header::HeaderValue;
+use warp::http::header::{HeaderName, HeaderValue};
 use warp::reply::Response;
 use warp::{Filter, Reply};
 
@@ -49,7 +49,7 @@ pub struct Reactor {
     pub door: Door,
     /// Counts of lookups.
     pub metrics: ReactorMetrics,
-    /// Behind `/readyz`, together with the registry's own status.
+    /// Behind `/readyz`; the registry's own status is added.
     pub health: Health,
     /// Ends the event streams; the same as the server's.
     pub stop: CancellationToken,
@@ -57,6 +57,10 @@ pub struct Reactor {
 
 /// The routes of a reactor: those of [`crate::api`], and `GET /livez` and `/readyz`, which need no token.
 pub fn routes(reactor: Reactor) -> Routes {
+    let registry = Arc::downgrade(&reactor.registry);
+    reactor
+        .health
+        .look("registry", move || registry.upgrade().map_or(Verdict::Ready, |registry| verdict(&registry)));
     let reactor = Arc::new(Handler { reactor, warned: Mutex::new(None) });
     request()
         .and_then(move |request: Request| {
@@ -86,14 +90,9 @@ impl Handler {
             }
             "/streams" => {
                 let caller = self.admit(&request, "GET")?;
-                let entry = |lease| {
-                    let entry = StreamEntry::from(lease);
-                    // Whoever knows a session can end its publish.
-                    StreamEntry { session: entry.session.filter(|_| caller.proven), ..entry }
-                };
                 let page = Page::read(&request.query)?;
                 let (leases, next) = page.of(registry.list().await?, |lease| &lease.name);
-                let streams = leases.into_iter().map(entry).collect();
+                let streams = leases.into_iter().map(|lease| entry(lease, caller)).collect();
                 Ok(warp::reply::json(&StreamList { streams, next }).into_response())
             }
             "/nodes" => {
@@ -103,12 +102,47 @@ impl Handler {
                 Ok(warp::reply::json(&NodeList { nodes, next }).into_response())
             }
             "/livez" => request.expect("GET").map(|()| probes::live()),
-            "/readyz" => request.expect("GET").map(|()| self.ready()),
-            _ => match path.strip_prefix("/nodes/").filter(|node| !node.is_empty() && !node.contains('/')) {
-                Some(node) => self.node(node, request).await,
-                None => Err(Failure::no_path(&path)),
-            },
+            "/readyz" => request.expect("GET").map(|()| probes::ready(&self.reactor.health)),
+            _ => self.one(&path, request).await,
         }
+    }
+
+    /// What is asked of one node or stream.
+    async fn one(&self, path: &str, request: Request) -> Result<Response, Failure> {
+        if let Some(node) =
+            path.strip_prefix("/nodes/").filter(|node| !node.is_empty() && !node.contains('/'))
+        {
+            return self.node(node, request).await;
+        }
+        let name = path.strip_prefix("/streams/").and_then(decoded).filter(|name| !name.is_empty());
+        match name {
+            Some(name) => self.stream(&name, request).await,
+            None => Err(Failure::no_path(path)),
+        }
+    }
+
+    /// Shows a stream, or sends its publisher away: its node hears that the session has ended.
+    async fn stream(&self, name: &str, request: Request) -> Result<Response, Failure> {
+        let delete = request.method == "DELETE";
+        if !delete {
+            request.expect("GET").map_err(|_| Failure::method("GET, DELETE"))?;
+        }
+        let caller = self.reactor.door.admit(&request)?;
+        let name = StreamName::parse(name).map_err(|error| Failure::bad(error.to_string()))?;
+        let registry = &self.reactor.registry;
+        let Some(lease) = registry.owner(name.clone()).await? else {
+            return Err(Failure::new(StatusCode::NOT_FOUND, format!("stream '{name}' is not published")));
+        };
+        if !delete {
+            return Ok(warp::reply::json(&entry(lease, caller)).into_response());
+        }
+        let Some(session) = lease.session else {
+            let text = format!("stream '{name}' is published on a node that cannot be told");
+            return Err(Failure::new(StatusCode::CONFLICT, text));
+        };
+        registry.release(name.clone(), session).await?;
+        tracing::info!(stream = %name, session = %session.tag(), source = %caller.source, "publisher kicked");
+        Ok(empty(StatusCode::NO_CONTENT))
     }
 
     async fn publisher_lookup(&self, mut request: Request) -> Result<Response, Failure> {
@@ -147,6 +181,8 @@ impl Handler {
         if let Ok(origin) = HeaderValue::try_from(lease.origin.to_string()) {
             headers.insert(ORIGIN_HEADER, origin);
         }
+        let tag = lease.session.and_then(|session| HeaderValue::try_from(session.tag().to_string()).ok());
+        headers.extend(tag.map(|tag| (HeaderName::from_static(SESSION_HEADER), tag)));
         Ok(response)
     }
 
@@ -176,20 +212,6 @@ impl Handler {
         self.origin(heartbeat.origin.as_ref(), [heartbeat.rtmp_port, heartbeat.rtmps_port], caller)?;
         let reply = self.reactor.registry.heartbeat(node, heartbeat, caller.source).await?;
         Ok(warp::reply::json(&reply).into_response())
-    }
-
-    fn ready(&self) -> Response {
-        let mut reasons = self.reactor.health.reasons();
-        let mut remarks = Vec::new();
-        match self.reactor.registry.status() {
-            Status::Whole => {}
-            Status::WarmingUp(left) => {
-                reasons.push(format!("registry: warming up, {} s left", left.as_secs_f32().ceil()));
-            }
-            // Known streams are answered still, and other reactors would be no better off.
-            Status::Degraded => remarks.push("registry: the store cannot be reached".to_owned()),
-        }
-        probes::ready(&reasons, &remarks)
     }
 
     fn counted(&self, kind: &str, answer: Result<Response, Failure>) -> Result<Response, Failure> {
@@ -234,6 +256,24 @@ impl Handler {
         }
         Ok(origin)
     }
+}
+
+/// What stands against the registry.
+fn verdict(registry: &Registry) -> Verdict {
+    match registry.status() {
+        Status::Whole => Verdict::Ready,
+        Status::WarmingUp(left) => {
+            Verdict::Unready(format!("warming up, {} s left", left.as_secs_f32().ceil()))
+        }
+        // Known streams are answered still, and other reactors would be no better off.
+        Status::Degraded => Verdict::Remark("the store cannot be reached".to_owned()),
+    }
+}
+
+/// A stream as a caller may see it: whoever knows a session can end its publish.
+fn entry(lease: Lease, caller: Caller) -> StreamEntry {
+    let entry = StreamEntry::from(lease);
+    StreamEntry { session: entry.session.filter(|_| caller.proven), ..entry }
 }
 
 /// The part of a list that is asked for.

@@ -4,6 +4,7 @@ use super::server::Peer;
 use crate::api::{NODE_REFUSED_HEADER, Refusal};
 use bytes::Buf;
 use futures::stream::{BoxStream, Stream, StreamExt};
+use percent_encoding::percent_decode_str;
 use serde::de::DeserializeOwned;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -192,4 +193,26 @@ pub(super) fn empty(status: StatusCode) -> Response {
     let mut response = warp::reply().into_response();
     *response.status_mut() = status;
     response
+}
+
+/// Undoes percent-encoding (RFC 3986, section 2.1). The names of workflows and streams may hold slashes.
+pub(super) fn decoded(text: &str) -> Option<String> {
+    let decoded = percent_decode_str(text).decode_utf8().ok()?;
+    // The crate leaves what is no escape as it stands; each that is one is two bytes shorter now.
+    let escapes = text.matches('%').count();
+    (decoded.len() + 2 * escapes == text.len()).then(|| decoded.into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::decoded;
+
+    #[test]
+    fn percent_encoding_is_undone_or_refused() {
+        assert_eq!(decoded("ingest_live%2Fa/b").as_deref(), Some("ingest_live/a/b"));
+        assert_eq!(decoded("%C3%A9").as_deref(), Some("é"));
+        for bad in ["%", "%2", "%zz", "%ff"] {
+            assert_eq!(decoded(bad), None, "{bad}");
+        }
+    }
 }

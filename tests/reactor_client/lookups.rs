@@ -46,7 +46,7 @@ fn publish(name: &str, session: Option<SessionId>) -> PublisherLookup {
 
 fn found(fresh: bool) -> Answer {
     let origin = Some("10.0.0.1".parse().unwrap());
-    Answer::Found { text: TEXT.into(), epoch: Some(7), origin, fresh }
+    Answer::Found { text: TEXT.into(), epoch: Some(7), origin, session: None, fresh }
 }
 
 fn good() -> Deed {
@@ -67,7 +67,7 @@ async fn a_question_and_its_answer_are_those_of_the_contract() {
     let watchers = lookup(&format!("{}/watcher_lookup", server.url));
     assert_eq!(watchers.watcher(&watch("x"), false).await, found(true));
     let publishers = lookup(&format!("{}/publisher_lookup", server.url));
-    let plain = Answer::Found { text: "".into(), epoch: None, origin: None, fresh: true };
+    let plain = Answer::Found { text: "".into(), epoch: None, origin: None, session: None, fresh: true };
     assert_eq!(publishers.publisher(&publish("x", None)).await, plain);
     let requests = server.requests();
     assert_eq!(requests[0].body, r#"{"stream_name":"x"}"#);

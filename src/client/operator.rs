@@ -1,0 +1,118 @@
+//! What operators ask of a running cluster: its streams and nodes, and that a publisher be sent away.
+
+use super::error::Error;
+use super::http::{Http, Reply};
+use super::urls::{Urls, endpoint};
+use crate::api::{NodeEntry, NodeList, Refusal, StreamEntry, StreamList};
+use crate::ids::StreamName;
+use reqwest::{Method, StatusCode};
+use serde::de::DeserializeOwned;
+
+/// Whoever asks, with the reactors that are asked in order.
+#[derive(Debug)]
+pub struct Operator {
+    http: Http,
+    reactors: Urls,
+}
+
+/// Why there is no answer; one sentence for people.
+#[derive(Debug, thiserror::Error)]
+pub enum OperatorError {
+    /// No reactor answered.
+    #[error("no reactor answers: {0}")]
+    Away(String),
+    /// A reactor refused.
+    #[error("the reactor refuses ({0}): {1}")]
+    Refused(StatusCode, String),
+    /// The stream is not published.
+    #[error("the stream '{0}' is not published")]
+    Unknown(StreamName),
+    /// What came is no answer of a reactor.
+    #[error("what answers is no reactor of this version: {0}")]
+    Garbage(String),
+}
+
+impl Operator {
+    /// An operator who reaches reactors by these connections, with the token if they have one.
+    pub fn new(http: Http, reactors: Urls) -> Self {
+        Operator { http, reactors }
+    }
+
+    /// All streams, ordered by name.
+    ///
+    /// Errors: the first reactor that answers does not give them, or none answers.
+    pub async fn streams(&self) -> Result<Vec<StreamEntry>, OperatorError> {
+        let (mut all, mut after) = (Vec::new(), None);
+        loop {
+            let StreamList { streams, next } = self.list("streams", after.as_deref()).await?;
+            all.extend(streams);
+            match next {
+                Some(next) => after = Some(next.as_str().to_owned()),
+                None => return Ok(all),
+            }
+        }
+    }
+
+    /// All nodes, ordered by id.
+    ///
+    /// Errors: as of [`Operator::streams`].
+    pub async fn nodes(&self) -> Result<Vec<NodeEntry>, OperatorError> {
+        let (mut all, mut after) = (Vec::new(), None);
+        loop {
+            let NodeList { nodes, next } = self.list("nodes", after.as_deref()).await?;
+            all.extend(nodes);
+            match next {
+                Some(next) => after = Some(next.as_str().to_owned()),
+                None => return Ok(all),
+            }
+        }
+    }
+
+    /// Sends the publisher of a stream away. An encoder that reconnects is let in again.
+    ///
+    /// Errors: the stream is not published; and as of [`Operator::streams`].
+    pub async fn kick(&self, name: &StreamName) -> Result<(), OperatorError> {
+        let mut path = vec!["streams"];
+        path.extend(name.as_str().split('/'));
+        let reply = self.call(Method::DELETE, &path, None).await?;
+        match reply.status {
+            StatusCode::NOT_FOUND => Err(OperatorError::Unknown(name.clone())),
+            status if status.is_success() => Ok(()),
+            status => Err(refused(status, &reply)),
+        }
+    }
+
+    async fn list<T: DeserializeOwned>(&self, what: &str, after: Option<&str>) -> Result<T, OperatorError> {
+        let reply = self.call(Method::GET, &[what], after).await?;
+        if !reply.status.is_success() {
+            return Err(refused(reply.status, &reply));
+        }
+        serde_json::from_slice(&reply.body).map_err(|error| OperatorError::Garbage(error.to_string()))
+    }
+
+    /// The answer of the first reactor that gives one.
+    async fn call(&self, method: Method, path: &[&str], after: Option<&str>) -> Result<Reply, OperatorError> {
+        let mut errors = Vec::new();
+        for base in self.reactors.as_slice() {
+            let mut url = endpoint(base, path);
+            if let Some(after) = after {
+                url.query_pairs_mut().append_pair("after", after);
+            }
+            match self.http.call(method.clone(), &url, None).await {
+                // It may be warming up, or have lost its store: another one may be better off.
+                Ok(reply) if reply.status.is_server_error() => {
+                    errors.push(refused(reply.status, &reply).to_string())
+                }
+                Ok(reply) => return Ok(reply),
+                Err(error) => errors.push(Error::to_string(&error)),
+            }
+        }
+        Err(OperatorError::Away(errors.join("; ")))
+    }
+}
+
+fn refused(status: StatusCode, reply: &Reply) -> OperatorError {
+    let said = serde_json::from_slice::<Refusal>(&reply.body).map(|refusal| refusal.error);
+    let said = said.unwrap_or_else(|_| "it says no more".to_owned());
+    OperatorError::Refused(status, crate::telemetry::shown(&said))
+}
