@@ -122,6 +122,7 @@ fn a_stream_is_pulled_by_tls_from_a_server_whose_certificate_is_believed() {
 
 /// Asks an HTTPS server whose certificate is signed by the authority.
 fn get(url: &str, ca: &str) -> Result<(u16, String), String> {
+    lb::client::install_crypto_provider();
     let ca = reqwest::Certificate::from_pem(&std::fs::read(ca).unwrap()).unwrap();
     endpoint::runtime().block_on(async {
         let client =

@@ -43,9 +43,13 @@ fn pull_by(ffmpeg: &str, log: &str) -> Lb {
 }
 
 #[test]
-fn a_missing_ffmpeg_is_named_in_the_log() {
+fn an_ffmpeg_that_cannot_be_started_is_named_in_the_log() {
     let _machine = shared_machine();
-    drop(pull_by("/nonexistent/ffmpeg", "/nonexistent/ffmpeg"));
+    // It is there when the node starts, which looks for it.
+    let broken = program("");
+    std::fs::write(&broken, "#!/nonexistent/interpreter\n").unwrap();
+    let broken = broken.to_str().unwrap();
+    drop(pull_by(broken, &format!("ffmpeg not found at '{broken}'")));
 }
 
 #[test]
