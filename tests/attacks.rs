@@ -34,7 +34,7 @@ const BASE: u64 = 112 << 20;
 
 /// What may be left of it afterwards: what the allocator may keep (`node/memory.rs`), and what the node remembers of names and
 /// addresses for a while.
-const LEFT_OVER: u64 = 16 << 20;
+const LEFT_OVER: u64 = 32 << 20;
 
 /// The tests measure the machine, so one at a time.
 static MACHINE: Mutex<()> = Mutex::new(());
