@@ -21,7 +21,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::time::timeout;
 
 /// The longest that a test waits for anything.
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(45);
 
 /// What a user of the store may do, as docs/OPERATING.md says.
 const RIGHTS: &str =

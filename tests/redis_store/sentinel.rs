@@ -70,6 +70,10 @@ async fn the_store_follows_the_master_that_sentinels_name() {
     // It comes back as a replica of the other, and stays unused.
     let before = one.memory().unwrap();
     watched.master.restart();
+    // Sentinel tells it so as well, after 8 s at best and sometimes only after a minute, which is not what is tested.
+    let (host, port) = words(watched.replica.address());
+    let told = async || watched.master.try_cli(&["REPLICAOF", &host, &port]).ok();
+    eventually("the old master to listen", told).await;
     let demoted =
         async || watched.master.try_cli(&["ROLE"]).is_ok_and(|role| role.starts_with("slave")).then_some(());
     eventually("the old master as a replica", demoted).await;
