@@ -7,7 +7,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use lb::ids::StreamName;
 use lb::media::Packet;
 use lb::relay::ring::Ring;
-use lb::relay::{Admission, Batching, Feeds, Hub, Settings, Sink};
+use lb::relay::{Admission, Batching, Feeds, Format, Hub, Settings, Sink};
 use lb::telemetry::Metrics;
 use std::hint::black_box;
 use std::io::{self, IoSlice};
@@ -86,7 +86,7 @@ fn ring(criterion: &mut Criterion) {
                 if ring.is_due(time, None) {
                     let from = ring.end();
                     ring.seal();
-                    ring.since(from).for_each(|block| drop(black_box(block.wire.clone())));
+                    ring.since(from, Format::Rtmp).for_each(|block| drop(black_box(block.wire.clone())));
                 }
                 time += Duration::from_micros(13_700);
             }
@@ -109,7 +109,7 @@ fn pump(criterion: &mut Criterion) {
     let sinks: Vec<Arc<Counter>> = (0..VIEWERS).map(|_| Arc::default()).collect();
     for sink in &sinks {
         let interest = hub.join(&name).expect("the stream is there");
-        let mut viewer = interest.watch(sink.clone(), Bytes::new());
+        let mut viewer = interest.watch(sink.clone(), Bytes::new(), Format::Rtmp);
         runtime.spawn(async move { viewer.turn().await });
     }
     let mut group = criterion.benchmark_group("pump");
@@ -140,7 +140,8 @@ fn feed(criterion: &mut Criterion) {
     let packets = second();
     feed.push(&packets[..1]);
     let sink: Arc<Counter> = Arc::default();
-    let mut viewer = hub.join(&name).expect("the stream is there").watch(sink.clone(), Bytes::new());
+    let mut viewer =
+        hub.join(&name).expect("the stream is there").watch(sink.clone(), Bytes::new(), Format::Rtmp);
     runtime.spawn(async move { viewer.turn().await });
     let bytes: usize = packets.iter().map(|packet| packet.body.len()).sum();
     let mut group = criterion.benchmark_group("feed");

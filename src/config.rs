@@ -27,6 +27,9 @@ const DEFAULT_REACTOR_URL: &str = "http://127.0.0.1:8080";
 /// The port of a reactor when nobody said.
 pub const DEFAULT_REACTOR_PORT: u16 = 8080;
 
+/// The port of viewers over HTTP when nobody said.
+const DEFAULT_HTTP_PORT: u16 = 8081;
+
 /// The file of the token among what the service manager hands over (systemd's `LoadCredential=`).
 const TOKEN_CREDENTIAL: &str = "reactor.token";
 
@@ -107,6 +110,8 @@ pub struct Plan {
     pub reactor_listen: Option<SocketAddr>,
     /// Where the admin port listens, if there is one.
     pub admin_listen: Option<SocketAddr>,
+    /// Where viewers are served over HTTP, if they are.
+    pub http_listen: Option<SocketAddr>,
     /// The token between nodes and reactors.
     pub token: Option<String>,
     /// The reactor's reply to watcher lookups.
@@ -128,6 +133,17 @@ impl Plan {
             Some(text) => Some(address("--admin-listen", text)?),
             None => Some((Ipv4Addr::LOCALHOST, roles.admin_port()).into()),
         };
+        let http_listen = match args.http_listen.as_deref() {
+            Some("off") => None,
+            Some(text) => Some(address("--http-listen", text)?),
+            None => roles.has(Role::Playback).then(|| (Ipv6Addr::UNSPECIFIED, DEFAULT_HTTP_PORT).into()),
+        };
+        if http_listen.is_some() && !roles.is_node() {
+            return Err(flag(
+                "--http-listen",
+                "only nodes serve viewers; the reactor is at --reactor-listen".to_owned(),
+            ));
+        }
         let token = token(&args.reactor)?;
         if let Some(token) = &token {
             Secret::new(token).map_err(|error| flag("--reactor-token", error.to_string()))?;
@@ -169,7 +185,7 @@ impl Plan {
             let why = "the nodes of this process need a name that the certificate is for; --reactor-url https://NAME:PORT is needed";
             return Err(flag("--https", why.to_owned()));
         }
-        let plan = Plan { roles, reactor_listen, admin_listen, token, template, sources, args };
+        let plan = Plan { roles, reactor_listen, admin_listen, http_listen, token, template, sources, args };
         plan.reactor_urls(None)?;
         Ok(plan)
     }

@@ -94,6 +94,11 @@ pub struct Args {
     )]
     pub rtmp_port: u16,
 
+    /// Where viewers play over HTTP, as FLV (/live/NAME.flv) or by WebSocket, or 'off' [default: [::]:8081 of a playback node,
+    /// else off]
+    #[arg(long, env = "LB_HTTP_LISTEN", value_name = "ADDR:PORT", help_heading = "Topology")]
+    pub http_listen: Option<String>,
+
     /// The origin this ingest node registers [default: the address its requests come from, and its RTMP port]
     #[arg(long, env = "LB_ADVERTISE", value_name = "HOST[:PORT]", help_heading = "Topology")]
     pub advertise: Option<String>,

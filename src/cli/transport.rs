@@ -18,7 +18,7 @@ pub struct TransportArgs {
     )]
     pub rtmps_port: Option<u16>,
 
-    /// Let the reactor and the admin port speak HTTPS only
+    /// Let the reactor, the admin port and the port of viewers over HTTP speak HTTPS only
     #[arg(long, env = "LB_HTTPS", requires = "tls_cert", help_heading = "TLS and proxies")]
     pub https: bool,
 

@@ -157,17 +157,28 @@ pub fn write_header(out: &mut impl BufMut, audio: bool, video: bool) {
 /// Appends a packet as a tag. A body of more than [`TAG_SIZE_MAX`] bytes cannot be written and gives `false`.
 #[must_use]
 pub fn write_tag(out: &mut impl BufMut, packet: &Packet) -> bool {
-    let size = packet.body.len();
+    write_tag_of(out, packet.type_id(), packet.timestamp, packet.body.len(), [&*packet.body])
+}
+
+/// The same for a body of `size` bytes that lies in pieces.
+#[must_use]
+pub fn write_tag_of<'a>(
+    out: &mut impl BufMut,
+    tag_type: u8,
+    timestamp: u32,
+    size: usize,
+    body: impl IntoIterator<Item = &'a [u8]>,
+) -> bool {
     if size > TAG_SIZE_MAX {
         return false;
     }
-    out.put_u8(packet.type_id());
+    out.put_u8(tag_type);
     out.put_uint(size as u64, 3);
-    let [extension, timestamp @ ..] = packet.timestamp.to_be_bytes();
+    let [extension, timestamp @ ..] = timestamp.to_be_bytes();
     out.put_slice(&timestamp);
     out.put_u8(extension);
     out.put_uint(0, 3);
-    out.put_slice(&packet.body);
+    body.into_iter().for_each(|piece| out.put_slice(piece));
     out.put_u32((size + TAG_HEADER_SIZE) as u32);
     true
 }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// How long a graceful close may take for each of its two steps: sending what is pending, and waiting for the peer's close.
+/// How long the pending output may take before a close.
 const GRACEFUL_CLOSE: Duration = Duration::from_secs(1);
 
 /// What a publisher is charged at least for unfinished messages, so that its charge changes with the largest keyframes only.
@@ -83,18 +83,10 @@ impl Connection<'_> {
         Error::Refused(text.to_owned())
     }
 
-    /// Closes gracefully: sends what is pending, ends the sending side, and reads until the peer closes or the time is up. A
-    /// close with unread input would be a reset, and could cost the peer what was sent last.
+    /// Sends what is pending, and closes gracefully.
     pub async fn close_gracefully(&mut self) {
         if let Ok(Ok(())) = tokio::time::timeout(GRACEFUL_CLOSE, self.flush()).await {
-            if let Err(error) = self.transport.finish() {
-                tracing::debug!(id = self.id, %error, "shutdown");
-                return;
-            }
-            let ignore = |_: &[u8]| Ok::<(), io::Error>(());
-            let drained = async { while matches!(self.transport.receive(ignore).await, Ok(n) if n > 0) {} };
-            // After the timeout the connection is closed all the same.
-            drop(tokio::time::timeout(GRACEFUL_CLOSE, drained).await);
+            self.transport.linger().await;
         }
     }
 

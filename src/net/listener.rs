@@ -1,7 +1,7 @@
 //! Takes connections from RTMP ports, within limits.
 
 use super::addresses::Slot;
-use super::server::{Entrance, Negotiating, Server};
+use super::server::{Entrance, Negotiating, Protocol, Server};
 use super::{proxy, serve, socket};
 use crate::telemetry::{Counted, Seldom};
 use std::io;
@@ -19,7 +19,7 @@ impl Server {
     /// Takes connections from a listener, which is for the routes of its port: see [`Server::listen_for`].
     pub fn listen(self: &Arc<Self>, listener: TcpListener) -> io::Result<()> {
         let port = listener.local_addr()?.port();
-        self.listen_for(listener, Entrance { port, tls: None })
+        self.listen_for(listener, Entrance { port, protocol: Protocol::Rtmp, tls: None })
     }
 
     /// Takes connections from a listener until the node drains, and owns their tasks until they have ended or the node ends.

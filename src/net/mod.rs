@@ -5,8 +5,10 @@
 
 pub mod acl;
 mod addresses;
+mod admission;
 pub mod certificate;
 mod connection;
+mod flv;
 mod listener;
 pub mod location;
 mod low_water;
@@ -23,7 +25,7 @@ mod socket;
 mod tls;
 mod transport;
 
-pub use server::{Entrance, Limits, Parts, Server};
+pub use server::{Entrance, Limits, Parts, Protocol, Server};
 
 /// Random bytes for a handshake.
 fn nonce() -> crate::rtmp::Nonce {

@@ -1,12 +1,13 @@
 //! A connection that plays.
 
+use super::admission::{self, Admitted};
 use super::connection::{Connection, Error};
 use super::routes::PlayRoute;
 use crate::auth::Grant;
 use crate::relay::stream::End;
-use crate::relay::{Admission, Interest, JoinError, Turn, Viewer};
+use crate::relay::{Admission, Format, Interest, Turn, Viewer};
 use crate::rtmp::session::Event;
-use crate::telemetry::{Counted, Seldom, shown};
+use crate::telemetry::{Seldom, shown};
 use futures::FutureExt;
 use std::pin::Pin;
 use std::time::Duration;
@@ -21,56 +22,29 @@ pub(super) async fn run(connection: &mut Connection<'_>, playing: Playing) -> Re
     static PULLED: Seldom = Seldom::events();
     let Playing { grant, looped, node } = playing;
     let (name, begun) = (grant.name.clone(), Instant::now());
-    let route = connection.server.routes.play(connection.port, &connection.app, &name, connection.peer);
-    let route = match route {
-        Ok(route) => route,
-        Err(no) => return connection.refuse_play(no.reason(), &no.to_string()).await.map(|()| false),
+    let admitted =
+        admission::admit(connection.server, connection.port, &connection.app, &name, connection.peer);
+    let Admitted { route, interest, _counted } = match admitted {
+        Ok(admitted) => admitted,
+        Err(no) => return connection.refuse_play(no.reason, &no.text).await.map(|()| false),
     };
     if looped && route.hub.admission() == Admission::OnDemand {
         // A stream that is published here may be pulled from here; one that is not would be pulled in a loop.
         return connection.refuse_play("loop", "this node would pull from itself").await.map(|()| false);
     }
-    let server = connection.server;
-    let taken = usize::try_from(server.metrics.connections.get()).unwrap_or(0);
-    let (connections, reserve) = (server.limits.connections, server.limits.reserve);
-    if !route.pulls && taken > connections.saturating_sub(reserve.min(connections / 10)) {
-        let text = "this node is full";
-        return connection.refuse_play("reserve", text).await.map(|()| false);
-    }
-    let gauge = match route.pulls {
-        true => &connection.server.metrics.pulls_out,
-        false => &connection.server.metrics.viewers,
-    };
-    let _counted = Counted::new(gauge);
-    let interest = match route.hub.join(&name) {
-        Ok(interest) => interest,
-        Err(error) => {
-            let reason = match error {
-                JoinError::Unknown => "unknown_stream",
-                JoinError::Full => "names",
-                JoinError::Closed => "closed",
-            };
-            return connection.refuse_play(reason, &error.to_string()).await.map(|()| false);
-        }
-    };
     match Box::pin(wait(connection, &interest)).await? {
         Waited::Ready => {}
         Waited::Stopped => return Ok(true),
         Waited::Left => return Ok(false),
         Waited::Ended(end) => {
-            let (reason, text) = match &end {
-                End::Refused(text) => ("unknown_stream", text.as_str()),
-                End::Unknown => ("reactor", "it cannot be found out now where this stream is, try again"),
-                End::Unpublished => ("unpublished", "the stream has ended"),
-                End::Closed => ("closed", "the node is stopping"),
-            };
-            return connection.refuse_play(reason, text).await.map(|()| false);
+            let no = admission::refusal(&end);
+            return connection.refuse_play(no.reason, &no.text).await.map(|()| false);
         }
     }
     connection.session.accept_play(Some(interest.stream().id().0));
     let prelude = connection.session.output();
     let session = interest.stream().session().map_or_else(|| "unknown".to_owned(), |tag| tag.to_string());
-    let mut viewer = Box::new(interest.watch(connection.transport.sink(), prelude));
+    let mut viewer = Box::new(interest.watch(connection.transport.sink(), prelude, Format::Rtmp));
     let (id, peer) = (connection.id, connection.peer);
     if route.pulls {
         if let Some(held_back) = PULLED.pass() {

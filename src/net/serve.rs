@@ -4,9 +4,9 @@ use super::connection::{Connection, Error};
 use super::play::Playing;
 use super::publish::Publishing;
 use super::rate::Rate;
-use super::server::{Entrance, Negotiating, Server};
+use super::server::{Entrance, Negotiating, Protocol, Server};
 use super::transport::Transport;
-use super::{play, publish};
+use super::{flv, play, publish};
 use crate::auth::{Action, Denied, Grant, Request};
 use crate::ids::SessionId;
 use crate::rtmp::session::{Event, Server as Session};
@@ -41,6 +41,9 @@ pub(super) async fn serve(
         Ok(transport) => transport,
         Err(error) => return no_transport(server, peer, id, &error),
     };
+    if entrance.protocol == Protocol::Http {
+        return flv::serve(server, transport, peer, entrance.port, id).await;
+    }
     static MISBEHAVED: Seldom = Seldom::new(Duration::from_secs(1));
     static EVICTED: Seldom = Seldom::new(Duration::from_secs(1));
     let holder = server.feeds.budget().holder();

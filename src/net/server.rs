@@ -91,12 +91,23 @@ pub struct Parts {
     pub drain_spread: Duration,
 }
 
+/// What the peers of a listener speak.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// RTMP: they publish or play.
+    Rtmp,
+    /// HTTP: they play FLV.
+    Http,
+}
+
 /// What a listener leads to.
 #[derive(Clone, Debug)]
 pub struct Entrance {
     /// The routes of this port.
     pub port: u16,
-    /// Peers speak TLS.
+    /// What peers speak.
+    pub protocol: Protocol,
+    /// They speak it through TLS.
     pub tls: Option<Arc<ServerConfig>>,
 }
 

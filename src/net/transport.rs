@@ -6,7 +6,11 @@ use crate::relay::Sink;
 use bytes::{Buf, Bytes};
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::TcpStream;
+
+/// How long a peer may take to close after this side has.
+const LINGER: Duration = Duration::from_secs(1);
 
 /// The bytes of one connection, in both directions.
 #[derive(Debug)]
@@ -70,6 +74,19 @@ impl Transport {
             Transport::Plain(socket) => socket::finish(socket),
             Transport::Tls(stream) => stream.finish(),
         }
+    }
+
+    /// Closes gracefully: ends the sending side, and reads until the peer closes or the time is up. A close with unread
+    /// input would be a reset, and could cost the peer what was sent last.
+    pub async fn linger(&self) {
+        if let Err(error) = self.finish() {
+            tracing::debug!(%error, "shutdown");
+            return;
+        }
+        let ignore = |_: &[u8]| Ok::<(), io::Error>(());
+        let drained = async { while matches!(self.receive(ignore).await, Ok(n) if n > 0) {} };
+        // After the timeout the connection is closed all the same.
+        drop(tokio::time::timeout(LINGER, drained).await);
     }
 
     /// What the relay writes a viewer's media to.

@@ -3,7 +3,7 @@
 use super::error::Error;
 use super::listen;
 use crate::config::Plan;
-use crate::net::Entrance;
+use crate::net::{Entrance, Protocol};
 use crate::steps::engine;
 use rustls::ServerConfig;
 use std::io::{self, Write};
@@ -23,10 +23,11 @@ pub(super) struct Sockets {
     pub addresses: Addresses,
 }
 
-/// A port for RTMP or RTMPS.
+/// A port for publishers and viewers.
 pub(super) struct Rtmp {
     listener: TcpListener,
     address: SocketAddr,
+    protocol: Protocol,
     tls: bool,
     /// The port whose routes it leads to.
     routes: u16,
@@ -39,6 +40,7 @@ pub(super) struct Addresses {
     rtmps: Vec<SocketAddr>,
     pub reactor: Option<SocketAddr>,
     admin: Option<SocketAddr>,
+    pub http: Option<SocketAddr>,
 }
 
 impl Sockets {
@@ -70,6 +72,12 @@ impl Sockets {
             let list = if bound.tls { &mut addresses.rtmps } else { &mut addresses.rtmp };
             list.push(bound.address);
         }
+        if let Some(address) = plan.http_listen {
+            let (listener, address) = bind("HTTP-FLV", address)?;
+            let (protocol, tls) = (Protocol::Http, plan.args.transport.https);
+            rtmp.push(Rtmp { listener, address, protocol, tls, routes: rtmp_port });
+            addresses.http = Some(address);
+        }
         let listener = |bound: Option<(TcpListener, SocketAddr)>| bound.map(|(listener, _)| listener);
         let (reactor, admin) = (listener(reactor), listener(admin));
         Ok(Sockets { rtmp, rtmp_port, rtmps_port, reactor, admin, addresses })
@@ -80,7 +88,7 @@ impl Rtmp {
     fn bind(port: u16, tls: bool) -> Result<Self, Error> {
         let what = if tls { "RTMPS" } else { "RTMP" };
         let (listener, address) = bind(what, SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)))?;
-        Ok(Rtmp { listener, address, tls, routes: address.port() })
+        Ok(Rtmp { listener, address, protocol: Protocol::Rtmp, tls, routes: address.port() })
     }
 
     /// The listener, and what it leads to.
@@ -88,9 +96,9 @@ impl Rtmp {
         let tls = certificate.filter(|_| self.tls).cloned();
         if self.tls && tls.is_none() {
             // The plan saw to it.
-            return Err(Error::Start("a port for RTMPS needs --tls-cert".to_owned()));
+            return Err(Error::Start("a port for TLS needs --tls-cert".to_owned()));
         }
-        Ok((self.listener, Entrance { port: self.routes, tls }))
+        Ok((self.listener, Entrance { port: self.routes, protocol: self.protocol, tls }))
     }
 }
 
@@ -109,6 +117,7 @@ impl Addresses {
         let one = |name: &str, address: &SocketAddr| format!(" {name}={address}");
         self.rtmp.iter().for_each(|address| line += &one("rtmp", address));
         self.rtmps.iter().for_each(|address| line += &one("rtmps", address));
+        self.http.iter().for_each(|address| line += &one("http", address));
         self.admin.iter().for_each(|address| line += &one("admin", address));
         self.reactor.iter().for_each(|address| line += &one("reactor", address));
         // Whoever closed our output does not want the line; the service goes on.

@@ -1,6 +1,7 @@
 //! What a viewer must have before its first frame: metadata, the sequence headers of each track, and what describes their
 //! media (HDR colours, channel order).
 
+use super::format::Format;
 use super::ring;
 use crate::media::{Content, Packet, PacketKind};
 use crate::rtmp::message::{AUDIO, VIDEO};
@@ -25,6 +26,8 @@ pub struct Headers {
     version: u64,
     /// What [`Headers::wire`] made last, and for which time: all viewers that join at one keyframe share it.
     wire: Option<(u32, Bytes)>,
+    /// The same in the derived formats.
+    derived: [Option<(u32, Bytes)>; Format::DERIVED],
 }
 
 #[derive(Debug)]
@@ -105,6 +108,7 @@ impl Headers {
     fn change(&mut self) {
         self.version += 1;
         self.wire = None;
+        self.derived = Default::default();
     }
 
     /// The next packets come from another source, or from the same after a break.
@@ -144,12 +148,28 @@ impl Headers {
 
     /// What they take in memory, with the copy that viewers share.
     pub fn held(&self) -> usize {
-        self.bytes + self.wire.as_ref().map_or(0, |(_, wire)| wire.len())
+        let shared = self.derived.iter().chain([&self.wire]).flatten();
+        self.bytes + shared.map(|(_, wire)| wire.len()).sum::<usize>()
     }
 
     /// All of them, in the order in which a viewer gets them.
     pub fn packets(&self) -> impl Iterator<Item = &Packet> {
         self.list.iter().map(|header| &header.packet)
+    }
+
+    /// Whether there are headers of audio.
+    pub fn has_audio(&self) -> bool {
+        self.packets().any(|packet| packet.type_id() == AUDIO)
+    }
+
+    /// [`Headers::wire`] in this format.
+    pub fn formed(&mut self, timestamp: u32, format: Format) -> Bytes {
+        let wire = self.wire(timestamp);
+        let Some(form) = format.derived().and_then(|at| self.derived.get_mut(at)) else { return wire };
+        match form {
+            Some((of, formed)) if *of == timestamp => formed.clone(),
+            _ => form.insert((timestamp, format.of(&wire))).1.clone(),
+        }
     }
 
     /// All of them as wire-ready bytes. Audio and video headers carry `timestamp`. Metadata carries 0: with another time

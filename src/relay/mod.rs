@@ -2,7 +2,7 @@
 //!
 //! A [`Feed`] is media on its way in; it goes to outlets, of which a stream is one.
 //! A [`Hub`] knows the streams of one watch point by name and says which of them have viewers. A [`Stream`] keeps one
-//! [`ring`] of recent messages as wire-ready bytes. A [`Viewer`] is a place in that ring and a socket: no queue of its
+//! [`ring`] of recent messages as wire-ready bytes, in the [`Format`] that a viewer wants. A [`Viewer`] is a place in that ring and a socket: no queue of its
 //! own, no copy, no serialisation. A pump per stream writes new blocks to all viewers at the live edge; a viewer whose
 //! socket is full writes from the ring by itself until it is at the live edge again.
 //!
@@ -23,7 +23,7 @@
 //! ```
 //! **Ring.** Messages are pending until they share a block; the *live edge* is the place behind the newest block. A
 //! viewer's place and a pump's *frontier* lie between two blocks. Each viewer belongs to one pump from its start to its end;
-//! a stream has another pump for each [`Settings::pump_viewers`] viewers.
+//! a stream has pumps for each format, and another for each [`Settings::pump_viewers`] viewers.
 //!
 //! **Who may write to a viewer's socket** is one task at any time:
 //! 1. The viewer's task, from [`Interest::watch`] on while the viewer is waiting or behind. It writes up to the frontier and
@@ -56,6 +56,7 @@
 //! write to a socket.
 
 pub mod feed;
+pub mod format;
 pub mod headers;
 pub mod hub;
 mod pump;
@@ -68,6 +69,7 @@ mod unsent;
 pub mod viewer;
 
 pub use feed::{Attachment, Feed, FeedId, FeedRef, Feeds, Outlet, PullEvent};
+pub use format::Format;
 pub use hub::{Admission, Demand, Hub, Interest, JoinError, Source};
 pub use seat::Sink;
 pub use settings::{Batching, Settings};

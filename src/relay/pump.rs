@@ -4,6 +4,7 @@
 //! caught up. The pump never waits for a viewer and keeps nothing for one. How it shares the sockets with the viewers'
 //! tasks is written at the head of [`crate::relay`].
 
+use super::format::Format;
 use super::ring::Mark;
 use super::seat::{Handover, Member, Seat};
 use super::stream::{Pump, State, Stream};
@@ -19,13 +20,14 @@ const YIELD_EVERY: usize = 128;
 
 impl Stream {
     /// The pump of a new viewer.
-    pub(super) fn enter(&self) -> usize {
+    pub(super) fn enter(&self, format: Format) -> usize {
         let mut state = self.lock();
         let limit = self.settings.pump_viewers;
-        let free = state.pumps.iter().position(|pump| pump.viewers < limit);
+        let free = state.pumps.iter().position(|pump| pump.format == format && pump.viewers < limit);
         let index = free.unwrap_or_else(|| {
             let frontier = state.ring.live_edge();
             state.pumps.push(Pump {
+                format,
                 frontier,
                 inbox: Vec::new(),
                 called: Vec::new(),
@@ -69,7 +71,7 @@ impl Stream {
         if !pump.running {
             pump.running = true;
             self.metrics.pumps.inc();
-            self.tasks.spawn(run(self.clone(), index, pump.wake.clone()));
+            self.tasks.spawn(run(self.clone(), index, pump.format, pump.wake.clone()));
         }
     }
 }
@@ -93,7 +95,7 @@ struct Look {
 }
 
 /// Runs a stream's pump until it has no viewers. Owned by the tracker of the stream's hub.
-pub(super) async fn run(stream: Arc<Stream>, index: usize, wake: Arc<Notify>) {
+pub(super) async fn run(stream: Arc<Stream>, index: usize, format: Format, wake: Arc<Notify>) {
     let mut members: Vec<Member> = Vec::new();
     let ping_every = stream.settings.ping;
     let mut ping_at = super::now() + ping_every;
@@ -112,7 +114,7 @@ pub(super) async fn run(stream: Arc<Stream>, index: usize, wake: Arc<Notify>) {
             }
             Step::Wait(_) if now >= ping_at => {
                 ping_at = now + ping_every;
-                write_all(&stream, &mut members, &ping(), at, at).await;
+                write_all(&stream, &mut members, &format.ping(), at, at).await;
             }
             Step::Wait(armed) => {
                 let until = armed.map_or(ping_at, |armed| armed.min(ping_at));
@@ -137,7 +139,7 @@ fn look(state: &mut State, index: usize, members: &mut Vec<Member>, now: Instant
     if state.ring.is_due(now, armed) {
         state.ring.seal();
     }
-    let (ring, ended) = (&state.ring, state.ended.is_some());
+    let (ring, ended) = (&mut state.ring, state.ended.is_some());
     let live_edge = ring.live_edge();
     let pump = state.pumps.get_mut(index)?;
     let at = pump.frontier;
@@ -153,7 +155,7 @@ fn look(state: &mut State, index: usize, members: &mut Vec<Member>, now: Instant
         // The ring turned over while the pump had no turn: its members have fallen off.
         members.drain(..).for_each(|member| member.seat.hand(Handover::at(at)));
     } else if at != live_edge {
-        let blocks = ring.since(at.number).map(|block| block.wire.clone()).collect();
+        let blocks = ring.since(at.number, pump.format).map(|block| block.wire).collect();
         // The next flush will most likely come within a period, brought by a push that wakes this pump. Looking by itself
         // at that time catches what waits without a frame that follows, and saves a wake-up for each that does not.
         pump.armed = Some(now + ring.period());
@@ -227,20 +229,4 @@ async fn write_all(stream: &Stream, members: &mut Vec<Member>, wire: &Bytes, fro
         }
     }
     stream.metrics.sent_bytes_total.inc_by(sent as u64);
-}
-
-/// A ping request (RTMP 1.0, 7.1.7), the same bytes for every viewer. Its time is of no use to anybody: zero.
-fn ping() -> Bytes {
-    let mut wire = BytesMut::new();
-    let ping_request = [0, 6, 0, 0, 0, 0];
-    crate::rtmp::chunk::write_message(
-        &mut wire,
-        2,
-        0,
-        4,
-        0,
-        &ping_request,
-        crate::rtmp::session::OUT_CHUNK_SIZE,
-    );
-    wire.freeze()
 }

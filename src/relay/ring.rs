@@ -4,6 +4,7 @@
 //! into one piece of memory of just that size which every viewer shares. A viewer's place is a block's number; a join
 //! starts at a block too. Pure: time comes in as a value.
 
+use super::format::Format;
 use super::settings::{Batching, Settings};
 use crate::media::{Packet, PacketKind};
 use crate::rtmp;
@@ -16,7 +17,7 @@ const BLOCK: usize = 64 << 10;
 
 /// What a block takes beyond its bytes: itself, and what the allocator adds to them. A ring of the smallest messages with a
 /// block each would otherwise be ten times its limit.
-const BLOCK_COST: usize = size_of::<Block>() + 64;
+const BLOCK_COST: usize = size_of::<Entry>() + 64;
 
 /// The longest that audio waits for a video frame: at fewer frames a second it stops waiting.
 const FRAME_MAX: Duration = Duration::from_millis(50);
@@ -48,6 +49,13 @@ pub struct Block {
     index: u64,
 }
 
+/// A block, and the forms of it that viewers wanted beside the one it was written in.
+#[derive(Debug)]
+struct Entry {
+    block: Block,
+    derived: [Option<Bytes>; Format::DERIVED],
+}
+
 /// A place between two blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mark {
@@ -74,10 +82,13 @@ pub struct Ring {
     batching: Batching,
     limit: usize,
     lag: Duration,
-    blocks: VecDeque<Block>,
+    blocks: VecDeque<Entry>,
     /// The number of the first block.
     first: u64,
     bytes: usize,
+    /// The bytes of all derived forms. They count for the memory that the ring is charged for and not for its limit: how far back a ring
+    /// goes does not change with the form in which somebody watches.
+    derived: usize,
     /// The number of the newest block that starts with a keyframe, while it is there.
     keyframe: Option<u64>,
     /// The time of the keyframe that came last, while viewers may start there.
@@ -86,6 +97,8 @@ pub struct Ring {
     /// known.
     pending: Vec<(Packet, u32)>,
     batch: Option<Batch>,
+    /// Whether audio came since the source began.
+    audio: bool,
     /// When the last video came, and its time on the viewers' clock.
     video: Option<(Instant, u32)>,
     /// The time between frames, smoothed.
@@ -142,10 +155,12 @@ impl Ring {
             blocks: VecDeque::new(),
             first: 0,
             bytes: 0,
+            derived: 0,
             keyframe: None,
             keyframe_time: None,
             pending: Vec::new(),
             batch: None,
+            audio: false,
             video: None,
             frame: FRAME_DEFAULT,
             messages: 0,
@@ -161,6 +176,7 @@ impl Ring {
         let keyframe = packet.kind.is_keyframe() && self.keyframe_time != Some(timestamp);
         let frame = packet.kind.is_video_frame();
         let video = matches!(packet.kind, PacketKind::Video { .. });
+        self.audio |= packet.kind.is_audio_frame();
         let alone = self.video.is_none() && !video && !packet.kind.is_header();
         // A viewer starts at a block's first byte, and a block should not grow without end.
         let overdue = self.due().is_some_and(|due| now > due + UNWATCHED);
@@ -212,7 +228,7 @@ impl Ring {
         };
         self.messages += messages;
         self.bytes += block.cost();
-        self.blocks.push_back(block);
+        self.blocks.push_back(Entry { block, derived: Default::default() });
         self.evict(batch.since);
     }
 
@@ -264,18 +280,30 @@ impl Ring {
 
     /// The same with what waits to become a block.
     pub fn held(&self) -> usize {
-        self.bytes + self.batch.as_ref().map_or(0, |batch| batch.bytes)
+        self.bytes + self.derived + self.batch.as_ref().map_or(0, |batch| batch.bytes)
     }
 
     /// The block with a number, if it is still here.
     pub fn block(&self, number: u64) -> Option<&Block> {
-        self.blocks.get(usize::try_from(number.checked_sub(self.first)?).ok()?)
+        let entry = self.blocks.get(usize::try_from(number.checked_sub(self.first)?).ok()?)?;
+        Some(&entry.block)
     }
 
-    /// Blocks from a number on.
-    pub fn since(&self, number: u64) -> impl Iterator<Item = &Block> {
+    /// Blocks from a number on, in this format.
+    pub fn since(&mut self, number: u64, format: Format) -> impl Iterator<Item = Block> {
         let skip = usize::try_from(number.saturating_sub(self.first)).unwrap_or(usize::MAX);
-        self.blocks.iter().skip(skip)
+        let derived = &mut self.derived;
+        self.blocks.iter_mut().skip(skip).map(move |entry| {
+            let Some(form) = format.derived().and_then(|at| entry.derived.get_mut(at)) else {
+                return entry.block.clone();
+            };
+            let wire = form.get_or_insert_with(|| {
+                let wire = format.of(&entry.block.wire);
+                *derived += wire.len();
+                wire
+            });
+            Block { wire: wire.clone(), ..entry.block.clone() }
+        })
     }
 
     /// How many messages of the stream stand before the block with this number.
@@ -298,8 +326,8 @@ impl Ring {
             Some(number) => number,
             None if self.video.is_some() => return None,
             None => {
-                let newest = self.blocks.back()?.at;
-                let recent = |block: &&Block| {
+                let newest = self.blocks.back()?.block.at;
+                let recent = |Entry { block, .. }: &&Entry| {
                     block.starts && newest.saturating_duration_since(block.at) <= AUDIO_START
                 };
                 let count = self.blocks.iter().rev().take_while(recent).count();
@@ -317,7 +345,7 @@ impl Ring {
         // Asked for each push, so it does not look at a block that has long left the processor's caches.
         self.keyframe.is_some()
             || self.batch.as_ref().is_some_and(starts)
-            || alone && self.blocks.back().is_some_and(|block| block.starts)
+            || alone && self.blocks.back().is_some_and(|entry| entry.block.starts)
     }
 
     /// Frames from before this moment can be no viewer's first: the decoder's configuration changed, or the source.
@@ -325,8 +353,8 @@ impl Ring {
         self.seal();
         self.keyframe = None;
         self.keyframe_time = None;
-        for block in &mut self.blocks {
-            block.starts = false;
+        for entry in &mut self.blocks {
+            entry.block.starts = false;
         }
     }
 
@@ -335,12 +363,13 @@ impl Ring {
         self.forget_start();
         self.first = self.end();
         self.blocks = VecDeque::new();
-        self.bytes = 0;
+        (self.bytes, self.derived) = (0, 0);
     }
 
     /// The source changed: what is known of its rhythm counts no more.
     pub fn source_changed(&mut self) {
         self.forget_start();
+        self.audio = false;
         self.video = None;
         self.frame = FRAME_DEFAULT;
     }
@@ -348,6 +377,16 @@ impl Ring {
     /// Video is a part of this stream although no frame was seen yet, so audio alone is no place to start.
     pub fn expect_video(&mut self, timestamp: u32, now: Instant) {
         self.video.get_or_insert((now, timestamp));
+    }
+
+    /// Whether audio came since the source began.
+    pub fn has_audio(&self) -> bool {
+        self.audio
+    }
+
+    /// Whether there is video, as far as is known.
+    pub fn has_video(&self) -> bool {
+        self.video.is_some()
     }
 
     fn measure_frame(&mut self, timestamp: u32, now: Instant) {
@@ -362,7 +401,7 @@ impl Ring {
     }
 
     fn evict(&mut self, now: Instant) {
-        while let Some(oldest) = self.blocks.front() {
+        while let Some(Entry { block: oldest, derived }) = self.blocks.front() {
             let needed = match self.keyframe {
                 Some(keyframe) => self.first >= keyframe,
                 None => false,
@@ -372,6 +411,7 @@ impl Ring {
                 break;
             }
             self.bytes -= oldest.cost();
+            self.derived -= derived.iter().flatten().map(Bytes::len).sum::<usize>();
             self.blocks.pop_front();
             self.first += 1;
         }

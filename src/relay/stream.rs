@@ -1,5 +1,6 @@
 //! One stream: its ring, its clock, its headers, and the pumps that serve its viewers.
 
+use super::format::Format;
 use super::headers::{Headers, Seen};
 use super::ring::{Mark, Ring};
 use super::seat::{Member, Seat};
@@ -76,6 +77,8 @@ pub(super) struct State {
 /// What a stream knows of one of its pumps; the head of [`crate::relay`] says who reads and writes what.
 #[derive(Debug)]
 pub(super) struct Pump {
+    /// What its viewers get.
+    pub format: Format,
     /// All blocks before this place were written to the pump's members, or left to viewers that are behind.
     pub frontier: Mark,
     /// Viewers that reached the live edge since the pump last looked, and where they stand: at the frontier, or beyond it
@@ -310,6 +313,16 @@ impl State {
         }
         self.ring.push(packet, timestamp, now);
         (seen == Seen::Refused).then_some(Loss::Headers)
+    }
+
+    /// Whether there is, or most likely will be, audio.
+    pub fn has_audio(&self) -> bool {
+        self.headers.has_audio() || self.ring.has_audio()
+    }
+
+    /// Whether there is, or most likely will be, video.
+    pub fn has_video(&self) -> bool {
+        self.headers.has_video() || self.ring.has_video()
     }
 
     /// How far a viewer of this pump writes by itself; what is beyond, the pump writes. While it does not run that is

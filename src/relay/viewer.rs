@@ -11,6 +11,7 @@
 //! In the first two states the viewer's task writes, at the live edge the pump does: the head of [`crate::relay`] says how
 //! they hand over. A viewer's task calls [`Viewer::turn`] for as long as it plays; at the live edge that costs nothing.
 
+use super::format::Format;
 use super::hub::Interest;
 use super::ring::{Block, Mark};
 use super::seat::{Handover, Member, Seat, Sink};
@@ -44,6 +45,7 @@ pub enum Turn {
 pub struct Viewer {
     interest: Interest,
     sink: Arc<dyn Sink>,
+    format: Format,
     seat: Arc<Seat>,
     /// The pump that serves it at the live edge.
     pump: usize,
@@ -91,21 +93,22 @@ enum Next {
 
 impl Interest {
     /// Starts to write to a socket: `prelude` and the start of the stream go out together.
-    pub fn watch(self, sink: Arc<dyn Sink>, prelude: Bytes) -> Viewer {
-        Viewer::new(self, sink, prelude)
+    pub fn watch(self, sink: Arc<dyn Sink>, prelude: Bytes, format: Format) -> Viewer {
+        Viewer::new(self, sink, prelude, format)
     }
 }
 
 impl Viewer {
     /// A viewer that gets `prelude` (the replies to its `play`) and the start of the stream in its first write.
-    fn new(interest: Interest, sink: Arc<dyn Sink>, prelude: Bytes) -> Self {
-        let pump = interest.stream().enter();
+    fn new(interest: Interest, sink: Arc<dyn Sink>, prelude: Bytes, format: Format) -> Self {
+        let pump = interest.stream().enter(format);
         let mut unsent = Unsent::default();
         unsent.push(prelude);
         Viewer {
             seat: Arc::default(),
             interest,
             sink,
+            format,
             pump,
             state: State::Waiting { unsent, fell: None },
             flow: Flow::Playing,
@@ -294,8 +297,11 @@ impl Viewer {
         let mut state = stream.lock();
         let Some((at, timestamp)) = state.start() else { return false };
         let version = Some(state.headers.version());
+        if self.headers.is_none() {
+            unsent.push(self.format.opening(state.has_audio(), state.has_video()));
+        }
         if std::mem::replace(&mut self.headers, version) != version {
-            unsent.push(state.headers.wire(timestamp));
+            unsent.push(state.headers.formed(timestamp, self.format));
         }
         drop(state);
         let (unsent, fell) = (std::mem::take(unsent), fell.take());
@@ -356,7 +362,7 @@ impl Viewer {
         let limit = if at.number > frontier { live_edge.number } else { frontier };
         let room = if self.flow == Flow::Playing { unsent.room() } else { 0 };
         let count = usize::try_from(limit.saturating_sub(at.number)).unwrap_or(usize::MAX).min(room);
-        blocks.extend(state.ring.since(at.number).take(count).cloned());
+        blocks.extend(state.ring.since(at.number, self.format).take(count));
         let number = at.number + count as u64;
         Next::Write(Mark { number, index: state.ring.index(number) })
     }

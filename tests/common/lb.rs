@@ -101,6 +101,11 @@ impl Lb {
         if !named("--admin-listen", "LB_ADMIN_LISTEN") {
             command.args(["--admin-listen", "127.0.0.1:0"]);
         }
+        let playback =
+            args.iter().any(|arg| arg.contains("playback") && !arg.contains("--")) || args.contains(&"all");
+        if playback && !named("--http-listen", "LB_HTTP_LISTEN") {
+            command.args(["--http-listen", "[::]:0"]);
+        }
         let reactor =
             args.iter().any(|arg| arg.contains("reactor") && !arg.contains("--")) || args.contains(&"all");
         if reactor && !named("--reactor-listen", "LB_REACTOR_LISTEN") {
@@ -179,6 +184,18 @@ impl Lb {
     #[track_caller]
     pub fn rtmp_url(&self, app: &str, key: &str) -> String {
         format!("rtmp://{}/{app}/{key}", self.rtmp())
+    }
+
+    /// Where its viewers over HTTP are served.
+    #[track_caller]
+    pub fn http(&self) -> SocketAddr {
+        self.address("http")
+    }
+
+    /// A URL for players over HTTP.
+    #[track_caller]
+    pub fn http_url(&self, app: &str, key: &str) -> String {
+        format!("http://{}/{app}/{key}.flv", self.http())
     }
 
     /// Where its admin endpoint listens.

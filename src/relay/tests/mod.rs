@@ -8,7 +8,7 @@ mod ring;
 mod splice;
 mod viewers;
 
-use super::{Admission, Batching, Hub, RelayId, Settings, Sink, Source, Turn};
+use super::{Admission, Batching, Format, Hub, RelayId, Settings, Sink, Source, Turn};
 use crate::ids::StreamName;
 use crate::media::Packet;
 use crate::rtmp::message::{self, Message};
@@ -58,7 +58,7 @@ impl World {
 
     /// A viewer with a task of its own, as the network floor runs it.
     fn watch(&self, socket: &Arc<Socket>) -> Watcher {
-        let viewer = self.hub.join(&name()).unwrap().watch(socket.clone(), Bytes::new());
+        let viewer = self.hub.join(&name()).unwrap().watch(socket.clone(), Bytes::new(), Format::Rtmp);
         Watcher::run(viewer, socket.clone())
     }
 

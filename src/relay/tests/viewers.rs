@@ -339,7 +339,7 @@ async fn an_ended_stream_delivers_everything_first() {
     source.push(&[video(80, "3")]);
     world.hub.close();
     world.settle().await;
-    let late = Watcher::run(prelude.watch(Socket::open(), reply()), Socket::open());
+    let late = Watcher::run(prelude.watch(Socket::open(), reply(), Format::Rtmp), Socket::open());
     assert!(!behind.task.is_finished(), "what it has not is still to come");
     narrow.room(usize::MAX);
     world.settle().await;

@@ -5,9 +5,11 @@
 
 mod reader;
 mod writer;
+mod written;
 
 pub use reader::Reader;
 pub use writer::{wire_len, write_message};
+pub use written::{Written, written};
 
 /// The chunk size of either direction until it is set (§5.4.1).
 pub const DEFAULT_CHUNK_SIZE: usize = 128;

@@ -1,0 +1,137 @@
+//! The forms in which viewers get a stream: as RTMP chunks, or as FLV over HTTP or WebSocket.
+//!
+//! A ring is written once, as RTMP. The other forms of a block are made from it when the first viewer wants them, and
+//! are shared by all who do, so that a stream that nobody watches in a form costs nothing for it.
+
+use crate::media::flv;
+use crate::rtmp::{chunk, session};
+use bytes::{Bytes, BytesMut};
+use tungstenite::protocol::frame::FrameHeader;
+use tungstenite::protocol::frame::coding::{Control, Data, OpCode};
+
+/// How a viewer gets the stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// Chunked RTMP messages.
+    Rtmp,
+    /// FLV tags, one after another: HTTP-FLV.
+    Flv,
+    /// The same in binary messages of a WebSocket (RFC 6455), one a block.
+    WebSocket,
+}
+
+/// What an FLV tag takes beside its body, less what the message takes as RTMP: for the size of a buffer.
+const GROWTH: usize = 16;
+
+impl Format {
+    /// The forms that are made from the one of the ring.
+    pub(super) const DERIVED: usize = 2;
+
+    /// Its place among the derived ones.
+    pub(super) fn derived(self) -> Option<usize> {
+        match self {
+            Format::Rtmp => None,
+            Format::Flv => Some(0),
+            Format::WebSocket => Some(1),
+        }
+    }
+
+    /// What is RTMP on the wire, in this form.
+    pub(super) fn of(self, wire: &Bytes) -> Bytes {
+        match self {
+            Format::Rtmp => wire.clone(),
+            Format::Flv => tags(wire),
+            Format::WebSocket => framed(OpCode::Data(Data::Binary), &tags(wire)),
+        }
+    }
+
+    /// What comes before all else: which media there is.
+    pub(super) fn opening(self, audio: bool, video: bool) -> Bytes {
+        let mut header = BytesMut::new();
+        flv::write_header(&mut header, audio, video);
+        match self {
+            Format::Rtmp => Bytes::new(),
+            Format::Flv => header.freeze(),
+            Format::WebSocket => framed(OpCode::Data(Data::Binary), &header),
+        }
+    }
+
+    /// What makes a peer answer, so that one that is gone is found; FLV has nothing of the kind, and leaves it to TCP.
+    pub(super) fn ping(self) -> Bytes {
+        match self {
+            Format::Rtmp => rtmp_ping(),
+            Format::Flv => Bytes::new(),
+            Format::WebSocket => framed(OpCode::Control(Control::Ping), &[]),
+        }
+    }
+}
+
+fn tags(wire: &[u8]) -> Bytes {
+    let mut out = BytesMut::with_capacity(wire.len() + GROWTH);
+    for message in chunk::written(wire, session::OUT_CHUNK_SIZE) {
+        // Its size is within what a message can have, which is what a tag can have.
+        let _fits =
+            flv::write_tag_of(&mut out, message.type_id, message.timestamp, message.length, message.body);
+    }
+    out.freeze()
+}
+
+/// A whole WebSocket message from a server.
+pub fn framed(opcode: OpCode, payload: &[u8]) -> Bytes {
+    let header = FrameHeader { is_final: true, opcode, ..FrameHeader::default() };
+    let mut out = Vec::with_capacity(header.len(payload.len() as u64) + payload.len());
+    // Writing to memory does not fail.
+    let _written = header.format(payload.len() as u64, &mut out);
+    out.extend_from_slice(payload);
+    out.into()
+}
+
+/// A ping request (RTMP 1.0, 7.1.7), the same bytes for every viewer. Its time is of no use to anybody: zero.
+fn rtmp_ping() -> Bytes {
+    let mut wire = BytesMut::new();
+    let ping_request = [0, 6, 0, 0, 0, 0];
+    chunk::write_message(&mut wire, 2, 0, 4, 0, &ping_request, session::OUT_CHUNK_SIZE);
+    wire.freeze()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::media::Packet;
+    use crate::relay::ring::write_wire;
+
+    fn packets() -> Vec<Packet> {
+        vec![
+            Packet::data(0, Bytes::from_static(b"\x02\0\x0aonMetaData\x05")),
+            Packet::video(5, Bytes::from(vec![0x17; 150_000])),
+            Packet::audio(0x0100_0000, Bytes::from_static(&[0xaf, 1, 3])),
+        ]
+    }
+
+    fn wire() -> Bytes {
+        let mut wire = BytesMut::new();
+        packets().iter().for_each(|packet| write_wire(&mut wire, packet, packet.timestamp));
+        wire.freeze()
+    }
+
+    #[test]
+    fn a_block_as_flv_has_the_same_packets() {
+        let mut all = BytesMut::from(&Format::Flv.opening(true, true)[..]);
+        all.extend_from_slice(&Format::Flv.of(&wire()));
+        let (mut reader, mut input) = (flv::Reader::new(1 << 20), &all[..]);
+        for packet in packets() {
+            assert_eq!(reader.read(&mut input).unwrap(), Some(packet));
+        }
+        assert!(matches!(reader.read(&mut input), Ok(None)) && input.is_empty());
+    }
+
+    #[test]
+    fn a_block_is_one_websocket_message() {
+        let message = Format::WebSocket.of(&wire());
+        let (header, length) = FrameHeader::parse(&mut std::io::Cursor::new(&message)).unwrap().unwrap();
+        assert!(header.is_final && header.mask.is_none());
+        assert_eq!(header.opcode, OpCode::Data(Data::Binary));
+        assert_eq!(&message[message.len() - length as usize..], &Format::Flv.of(&wire())[..]);
+        assert_eq!(&Format::WebSocket.ping()[..], [0x89, 0]);
+    }
+}
