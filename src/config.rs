@@ -154,6 +154,10 @@ impl Plan {
         };
         check_log(&args.log).map_err(|why| flag("--log", why))?;
         args.origin(1935).map_err(|error| flag("--advertise", error.to_string()))?;
+        if let Some(text) = &args.http_advertise {
+            Origin::parse(text, DEFAULT_HTTP_PORT)
+                .map_err(|error| flag("--http-advertise", error.to_string()))?;
+        }
         let (template_file, template) = match &args.reactor.watcher_template {
             Some(file) => (file.display().to_string(), read(file)?),
             None => ("watcher_reply.mmids".to_owned(), WATCHER_REPLY.to_owned()),

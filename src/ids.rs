@@ -280,7 +280,8 @@ impl SessionId {
 
 /// The first twelve digits of a [`SessionId`]: they tell sessions apart in the logs of all nodes, and are not enough to end
 /// the publish, as the whole id is.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct SessionTag(u64);
 
 impl SessionTag {
@@ -296,6 +297,19 @@ impl fmt::Display for SessionTag {
 impl fmt::Debug for SessionTag {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
+    }
+}
+
+impl TryFrom<String> for SessionTag {
+    type Error = IdError;
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<SessionTag> for String {
+    fn from(tag: SessionTag) -> String {
+        tag.to_string()
     }
 }
 

@@ -9,15 +9,18 @@ pub mod listen;
 mod memory;
 mod reactor;
 mod sockets;
+mod streams;
 
 pub use error::Error;
 
 use crate::api::Heartbeat;
+use crate::api::report::HttpPlay;
 use crate::auth::{Action, Gate, PullKey};
 use crate::budget::Budget;
 use crate::cli::PullBy;
 use crate::client::{
-    Agent, AgentSettings, ClientMetrics, Contact, Event, Events, EventsSettings, Http, KEEP_ALIVE, Urls,
+    Agent, AgentSettings, ClientMetrics, Contact, Event, Events, EventsSettings, Http, KEEP_ALIVE, Reporter,
+    Urls,
 };
 use crate::config::{Checked, Plan};
 use crate::drain::Drain;
@@ -35,8 +38,11 @@ use error::start_error;
 use futures::FutureExt;
 use serde_json::json;
 use sockets::Sockets;
+use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
+use streams::{Reports, StreamMetrics};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
@@ -82,13 +88,14 @@ pub async fn run(plan: Plan) -> Result<(), Error> {
             let entrances: Result<Vec<_>, Error> =
                 sockets.rtmp.into_iter().map(|rtmp| rtmp.entrance(tls.as_ref())).collect();
             let shared = Shared::new(&plan, &urls, sockets.rtmp_port, pulled_at, &metrics)?;
-            Some(Node::start(&plan, shared, configs, entrances?, &health).await?)
+            Some(Node::start(&plan, shared, configs, entrances?, &health, addresses.http).await?)
         }
         false => None,
     };
     if let Some(listener) = sockets.admin {
         let engine = node.as_ref().map(|node| node.engine.clone());
-        let routes = admin::routes(admin_view(engine, &metrics, &health));
+        let streams = node.as_ref().map(|node| node.stream_metrics.clone());
+        let routes = admin::routes(admin_view(engine, &metrics, streams, &health));
         servers.spawn(web::server::serve(http, listener, routes, stop.clone()));
     }
     serving.set_ready();
@@ -121,11 +128,19 @@ pub async fn run(plan: Plan) -> Result<(), Error> {
     outcome
 }
 
-fn admin_view(engine: Option<Arc<Engine>>, metrics: &Arc<Metrics>, health: &Health) -> admin::Admin {
+fn admin_view(
+    engine: Option<Arc<Engine>>,
+    metrics: &Arc<Metrics>,
+    streams: Option<Arc<StreamMetrics>>,
+    health: &Health,
+) -> admin::Admin {
     let (metrics, of_one) = (metrics.clone(), engine.clone());
     admin::Admin {
         health: health.clone(),
-        metrics: Arc::new(move || metrics.text()),
+        metrics: Arc::new(move || match &streams {
+            Some(streams) => streams.filled(|| metrics.text()),
+            None => metrics.text(),
+        }),
         workflows: Arc::new(move || {
             let engine = engine.clone();
             async move {
@@ -153,6 +168,8 @@ struct Node {
     _events: (Events, AbortOnDropHandle<()>),
     _contact: AbortOnDropHandle<()>,
     _trimming: AbortOnDropHandle<()>,
+    _reporter: Option<Reporter>,
+    stream_metrics: Arc<StreamMetrics>,
 }
 
 /// What the parts of a node share.
@@ -238,6 +255,25 @@ impl<'a> Shared<'a> {
             interval: self.args.reactor.heartbeat,
         };
         Agent::start(settings, self.published.clone(), move || beat.load(), self.client_metrics.clone())
+    }
+
+    /// Where browsers play from this node.
+    fn http_play(&self, bound: SocketAddr) -> Result<HttpPlay, Error> {
+        let named = self.args.http_advertise.as_deref();
+        let named = named.map(|text| Origin::parse(text, bound.port())).transpose().map_err(start_error)?;
+        let port = named.as_ref().map_or(bound.port(), Origin::port);
+        let host = named.map(|named| named.host().to_owned());
+        Ok(HttpPlay { host, port, tls: self.args.transport.https, app: String::new() })
+    }
+
+    /// Tells reactors how the streams are doing, unless nobody wants to know.
+    fn reporter(&self, http: Option<HttpPlay>) -> Option<Reporter> {
+        let every = Some(self.args.reactor.report_interval).filter(|every| !every.is_zero())?;
+        self.metrics.journal.keep();
+        let (routes, metrics) = (self.routes.clone(), self.metrics.clone());
+        let mut reports = Reports { routes, metrics, http, every, before: HashMap::new() };
+        let (node, urls, counted) = (self.node.clone(), self.urls, self.client_metrics.clone());
+        Some(Reporter::start(self.http.clone(), urls, node, every, move || reports.next(), counted))
     }
 
     fn engine_parts(&self, agent: &Agent, health: &Health) -> Parts {
@@ -355,6 +391,7 @@ impl Node {
         configs: Vec<Checked>,
         entrances: Vec<(TcpListener, Entrance)>,
         health: &Health,
+        http: Option<SocketAddr>,
     ) -> Result<Self, Error> {
         let drain = Drain::new();
         let agent = shared.agent(plan);
@@ -364,7 +401,13 @@ impl Node {
         let contact = tokio::spawn(watch_contact(agent.contact(), health.register("reactor")));
         let contact = AbortOnDropHandle::new(contact);
         let trimming = AbortOnDropHandle::new(tokio::spawn(memory::give_back()));
+        let http = http.map(|address| shared.http_play(address)).transpose()?;
+        let reporter = shared.reporter(http);
+        let most = shared.args.limits.stream_metrics;
+        let stream_metrics = StreamMetrics::register(shared.routes.clone(), most, shared.metrics.registry());
         Ok(Node {
+            _reporter: reporter,
+            stream_metrics: Arc::new(stream_metrics.map_err(start_error)?),
             drain,
             engine,
             agent,

@@ -2,8 +2,11 @@
 //!
 //! Names follow the Prometheus conventions: a base unit, and `_total` on what only rises.
 
+use crate::journal::Journal;
+use prometheus::process_collector::ProcessCollector;
 use prometheus::{
-    IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder, core::Collector,
+    Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    core::Collector,
 };
 use std::sync::Mutex;
 use std::time::Duration;
@@ -82,8 +85,14 @@ pub struct Metrics {
     lost_log: [Seldom; Loss::ALL.len()],
     /// Streams a relay holds, live or in their grace time.
     pub streams: IntGauge,
-    /// Pumps that run: one for each stream that somebody watches, more for a huge audience.
+    /// Pumps that run: one for each stream and format that somebody watches, more for a huge audience.
     pub pumps: IntGauge,
+    /// From a viewer's play to its first keyframe.
+    pub first_picture: Histogram,
+    /// How long viewers saw nothing new while their stream came from elsewhere.
+    pub switch_gap: Histogram,
+    /// What happened to streams.
+    pub journal: Journal,
 }
 
 impl Metrics {
@@ -145,10 +154,19 @@ impl Metrics {
             )?,
             streams: gauge("lb_streams", "Streams held, live or in their grace time")?,
             pumps: gauge("lb_pumps", "Pumps that serve viewers")?,
+            first_picture: histogram(
+                "lb_first_picture_seconds",
+                "From a viewer's play to its first keyframe",
+            )?,
+            switch_gap: histogram(
+                "lb_switch_gap_seconds",
+                "How long viewers saw nothing new while their stream came from elsewhere",
+            )?,
+            journal: Journal::default(),
             lost_log: Default::default(),
             registry,
         };
-        let all: [Box<dyn Collector>; 20] = [
+        let all: [Box<dyn Collector>; 24] = [
             Box::new(made.connections.clone()),
             Box::new(made.connections_total.clone()),
             Box::new(made.publishers.clone()),
@@ -169,6 +187,10 @@ impl Metrics {
             Box::new(made.lost_messages_total.clone()),
             Box::new(made.streams.clone()),
             Box::new(made.pumps.clone()),
+            Box::new(made.first_picture.clone()),
+            Box::new(made.switch_gap.clone()),
+            Box::new(build_info()?),
+            Box::new(ProcessCollector::for_self()),
         ];
         for collector in all {
             made.registry.register(collector)?;
@@ -218,6 +240,23 @@ impl Metrics {
     pub fn http_refused(&self, reason: &str) {
         self.http_refusals_total.with_label_values(&[reason]).inc();
     }
+}
+
+/// What this program is, as labels; the value is 1.
+fn build_info() -> Result<IntGaugeVec, prometheus::Error> {
+    let info = IntGaugeVec::new(
+        Opts::new("lb_build_info", "What this program is; always 1"),
+        &["version", "commit", "target"],
+    )?;
+    info.with_label_values(&[env!("CARGO_PKG_VERSION"), env!("LB_COMMIT"), env!("LB_TARGET")]).set(1);
+    Ok(info)
+}
+
+/// From a hundredth of a second, which is next to nothing, to half a minute, when viewers have left.
+const SECONDS: [f64; 12] = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0];
+
+fn histogram(name: &str, help: &str) -> Result<Histogram, prometheus::Error> {
+    Histogram::with_opts(HistogramOpts::new(name, help).buckets(SECONDS.to_vec()))
 }
 
 fn gauge(name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {

@@ -772,6 +772,7 @@ impl Service {
         let registry = Registry::start(store, setup.settings);
         let (metrics, stop) = (prometheus::Registry::new(), CancellationToken::new());
         let reactor = Reactor {
+            observed: Default::default(),
             metrics: ReactorMetrics::register(&metrics, &registry).unwrap(),
             registry,
             template: setup.template,

@@ -58,6 +58,16 @@ pub struct LimitArgs {
     )]
     pub max_message_bytes: usize,
 
+    /// The most streams that have metrics of their own; 0 for none
+    #[arg(
+        long,
+        env = "LB_STREAM_METRICS",
+        value_name = "N",
+        default_value_t = 1_000,
+        help_heading = "Limits"
+    )]
+    pub stream_metrics: usize,
+
     /// How long a stop may take until connections are cut
     #[arg(
         long,

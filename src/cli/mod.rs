@@ -99,6 +99,10 @@ pub struct Args {
     #[arg(long, env = "LB_HTTP_LISTEN", value_name = "ADDR:PORT", help_heading = "Topology")]
     pub http_listen: Option<String>,
 
+    /// The host, with or without a port, under which browsers reach --http-listen [default: the address that reactors see]
+    #[arg(long, env = "LB_HTTP_ADVERTISE", value_name = "HOST[:PORT]", help_heading = "Topology")]
+    pub http_advertise: Option<String>,
+
     /// The origin this ingest node registers [default: the address its requests come from, and its RTMP port]
     #[arg(long, env = "LB_ADVERTISE", value_name = "HOST[:PORT]", help_heading = "Topology")]
     pub advertise: Option<String>,

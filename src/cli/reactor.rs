@@ -37,6 +37,17 @@ pub struct ReactorArgs {
     )]
     pub heartbeat: Duration,
 
+    /// How often nodes tell reactors how their streams are doing, for the page, 'lb top' and 'lb explain'; 0 for never
+    #[arg(
+        long,
+        env = "LB_REPORT_INTERVAL",
+        value_name = "TIME",
+        default_value = "2s",
+        value_parser = duration,
+        help_heading = "Reactor"
+    )]
+    pub report_interval: Duration,
+
     /// The reactor's store: 'memory', redis://[USER:PASSWORD@]HOST[:PORT][/DB], rediss:// with TLS, or
     /// redis+sentinel://HOST[,HOST...]/MASTER-NAME or redis+cluster://HOST[,HOST...]; see docs/OPERATING.md
     #[arg(

@@ -15,6 +15,8 @@ pub struct ClientMetrics {
     pub(super) releases: IntCounterVec,
     /// `lb_sign_offs_total{result}`.
     pub(super) sign_offs: IntCounterVec,
+    /// `lb_reports_total{result}`.
+    pub(super) reports: IntCounterVec,
     /// `lb_reactor_events_total{event}`.
     pub(super) events: IntCounterVec,
 }
@@ -53,6 +55,11 @@ impl ClientMetrics {
             sign_offs: counter(
                 "lb_sign_offs_total",
                 "Times a node that stops said so, by result (ok, failed, timeout).",
+                &["result"],
+            )?,
+            reports: counter(
+                "lb_reports_total",
+                "Reports on streams, by result (ok, failed, plain: no reactor, or an older one).",
                 &["result"],
             )?,
             events: counter(

@@ -10,6 +10,7 @@
 //! | [`Lookup`] | who may publish, and where a stream can be pulled from |
 //! | [`Agent`] | heartbeats and releases of what [`crate::published::Published`] lists |
 //! | [`Events`] | changes of ownership, as they happen |
+//! | [`Reporter`] | how streams are doing, for people |
 //! | [`Operator`] | what an operator's commands ask |
 //!
 //! It deliberately does not know workflows, RTMP or what a node does with an answer.
@@ -25,6 +26,7 @@ mod metrics;
 mod operator;
 mod question;
 mod releases;
+mod reporter;
 mod retry;
 mod targets;
 mod urls;
@@ -39,5 +41,6 @@ pub use http::{
 pub use lookup::{Answer, Lookup};
 pub use metrics::ClientMetrics;
 pub use operator::{Operator, OperatorError};
+pub use reporter::{REPORTS, Reporter};
 pub use targets::PLAIN_SERVER_RETRY;
 pub use urls::Urls;

@@ -5,8 +5,10 @@ use super::low_water::LowWater;
 use super::rate::Rate;
 use super::routes::{Publication, PublishRequest, Refused};
 use super::server::Limits;
+use crate::api::report::Happening;
 use crate::auth::Grant;
 use crate::ids::{SessionId, SessionTag, StreamName};
+use crate::journal::Note;
 use crate::media::Packet;
 use crate::relay::{Feed, FeedRef};
 use crate::rtmp::session::Event;
@@ -60,7 +62,11 @@ pub(super) async fn run(connection: &mut Connection<'_>, publishing: Publishing)
     if let Some(held_back) = BEGUN.pass() {
         tracing::info!(id, %peer, stream = %name, %session, held_back, "publish");
     }
+    let journal = &connection.server.metrics.journal;
+    let note = |event| Note::of(event).session(Some(session));
+    journal.note(&name, note(Happening::Published).detail(peer.ip().to_string()));
     let result = relay(connection, &mut feed, publication, (&name, session), grant.until).await;
+    connection.server.metrics.journal.note(&name, note(Happening::Unpublished));
     if let Some(held_back) = ENDED.pass() {
         tracing::info!(id, %peer, stream = %name, %session, held_back, "unpublish");
     }

@@ -233,6 +233,16 @@ impl Routes {
         Ok(RouteGuard { routes: self.clone(), at, id })
     }
 
+    /// Where viewers and nodes play, by app.
+    pub fn watch_points(&self) -> Vec<(String, PlayRoute)> {
+        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        let plays = |((_, name), app): (&(u16, String), &App)| {
+            let routes: Vec<_> = app.play.iter().map(|(_, _, route)| (name.clone(), route.clone())).collect();
+            routes
+        };
+        table.apps.iter().flat_map(plays).collect()
+    }
+
     /// Whether all viewers of this node get audio together with the next video frame. Only then may a publisher's audio wait
     /// in its socket for that frame.
     pub fn audio_waits_for_video(&self) -> bool {

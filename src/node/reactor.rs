@@ -1,15 +1,17 @@
 //! The reactor of a process, put together.
 
 use super::error::{Error, start_error};
+use crate::api::report::{Happening, StreamEvent};
 use crate::config::{self, Plan};
 use crate::health::Health;
+use crate::observed::Observed;
 use crate::registry::store::Store;
-use crate::registry::{self, Memory, Redis, Registry};
+use crate::registry::{self, Memory, Notice, Redis, Registry};
 use crate::telemetry::Metrics;
 use crate::web::reactor::{self, Reactor};
 use crate::web::{self, Door, ReactorMetrics, Secret};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 /// A heartbeat is up to a tenth later than its interval.
@@ -51,8 +53,14 @@ pub(super) fn start(
         allowed_origins: args.allowed_origins.clone(),
     };
     let warning = say_who_is_heard(&door, args.insecure, stop.clone());
+    let observed = Arc::<Observed>::default();
+    let noting = note_changes(registry.clone(), observed.clone(), stop.clone());
+    let warning = async move {
+        tokio::join!(warning, noting);
+    };
     let reactor = Reactor {
         registry,
+        observed,
         template: plan.template.clone(),
         door,
         metrics,
@@ -60,6 +68,35 @@ pub(super) fn start(
         stop: stop.clone(),
     };
     Ok((reactor::routes(reactor), warning))
+}
+
+/// Takes note of what this reactor sees happen to streams.
+async fn note_changes(registry: Arc<Registry>, observed: Arc<Observed>, stop: CancellationToken) {
+    let mut changes = registry.changes();
+    loop {
+        let notice = tokio::select! {
+            () = stop.cancelled() => return,
+            notice = changes.next() => notice,
+        };
+        let change = match notice {
+            None => return,
+            // What was missed is on the nodes' own lists.
+            Some(Notice::Resync) => continue,
+            Some(Notice::Change(change)) => change,
+        };
+        let event = if change.origin.is_some() { Happening::Registered } else { Happening::Unregistered };
+        let owner = registry.owner(change.stream_name.clone()).await.ok().flatten();
+        let owner = owner.filter(|lease| lease.epoch == change.epoch);
+        let event = StreamEvent {
+            event,
+            ago_ms: 0,
+            session: owner.and_then(|lease| lease.session).map(|session| session.tag()),
+            number: Some(change.epoch),
+            detail: change.origin.map(|origin| origin.to_string()),
+            stream_name: change.stream_name,
+        };
+        observed.note(event, Instant::now());
+    }
 }
 
 /// Says once that only this host is heard, or every minute that everybody is.

@@ -6,8 +6,10 @@
 use super::feed::Outlet;
 use super::settings::{Batching, Settings};
 use super::stream::{End, RelayId, Stream};
+use crate::api::report::Happening;
 use crate::budget::Holder;
 use crate::ids::{SessionTag, StreamName};
+use crate::journal::Note;
 use crate::media::Packet;
 use crate::telemetry::Metrics;
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -133,7 +135,11 @@ impl Hub {
         if first {
             self.touch(&mut state, name);
         }
-        Ok(Interest { hub: self.clone(), stream })
+        drop(state);
+        if first {
+            self.note(name, Note::of(Happening::FirstViewer));
+        }
+        Ok(Interest { hub: self.clone(), stream, first, since: super::now() })
     }
 
     /// Attaches a source to a stream; what an older one of the same name still pushes is dropped and counted. `upstream`: it is a pull of this
@@ -155,6 +161,9 @@ impl Hub {
         match state.entries.get_mut(name) {
             Some(entry) if entry.stream.is_untouched() => {
                 entry.told = false;
+                if let End::Refused(why) = &why {
+                    self.note(name, Note::of(Happening::Refused).detail(why));
+                }
                 entry.stream.end(why);
                 self.forget_stream(&mut state, name);
                 true
@@ -265,6 +274,7 @@ impl Hub {
             self.count_looked(1);
             if let Some(entry) = state.entries.get(&name) {
                 entry.stream.end(End::Unpublished);
+                self.note(&name, Note::of(Happening::Ended).session(entry.stream.session()));
             }
             self.forget_stream(state, &name);
         }
@@ -284,7 +294,15 @@ impl Hub {
             entry.viewers -= 1;
             if entry.viewers == 0 {
                 self.touch(&mut state, stream.name());
+                drop(state);
+                self.note(stream.name(), Note::of(Happening::LastViewerLeft).session(stream.session()));
             }
+        }
+    }
+
+    fn note(&self, name: &StreamName, note: Note) {
+        if !self.settings.for_nodes {
+            self.metrics.journal.note(name, note);
         }
     }
 
@@ -331,12 +349,28 @@ impl Entry {
 pub struct Interest {
     hub: Arc<Hub>,
     stream: Arc<Stream>,
+    /// Nobody else was there when it came.
+    first: bool,
+    since: Instant,
 }
 
 impl Interest {
     /// The stream.
     pub fn stream(&self) -> &Arc<Stream> {
         &self.stream
+    }
+
+    /// There is something to show.
+    fn has_picture(&self) {
+        if self.hub.settings.for_nodes {
+            return;
+        }
+        let after = super::now().saturating_duration_since(self.since);
+        self.hub.metrics.first_picture.observe(after.as_secs_f64());
+        if self.first {
+            let note = Note::of(Happening::FirstPicture).session(self.stream.session()).after(after);
+            self.hub.note(self.stream.name(), note);
+        }
     }
 
     /// Waits for something to show. `Err`: the stream ended before, or nothing came in time.
@@ -359,7 +393,9 @@ impl Interest {
             }
         };
         let timeout = tokio::time::timeout(self.hub.settings.start, wait);
-        timeout.await.unwrap_or_else(|_| Err(End::Refused("the stream sends nothing".to_owned())))
+        let ready =
+            timeout.await.unwrap_or_else(|_| Err(End::Refused("the stream sends nothing".to_owned())));
+        ready.inspect(|()| self.has_picture())
     }
 }
 

@@ -56,6 +56,7 @@
 //! write to a socket.
 
 pub mod feed;
+pub mod figures;
 pub mod format;
 pub mod headers;
 pub mod hub;
@@ -69,11 +70,12 @@ mod unsent;
 pub mod viewer;
 
 pub use feed::{Attachment, Feed, FeedId, FeedRef, Feeds, Outlet, PullEvent};
+pub use figures::Figures;
 pub use format::Format;
 pub use hub::{Admission, Demand, Hub, Interest, JoinError, Source};
 pub use seat::Sink;
 pub use settings::{Batching, Settings};
-pub use stream::{End, RelayId, Stream};
+pub use stream::{Doing, End, RelayId, Stream};
 pub use viewer::{Turn, Viewer};
 
 use std::time::Instant;

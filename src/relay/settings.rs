@@ -34,6 +34,8 @@ pub struct Settings {
     pub ping: Duration,
     /// Viewers of one stream beyond this many get a pump of their own, so that a huge audience uses several cores.
     pub pump_viewers: usize,
+    /// Its viewers are nodes that pull: what they see happen is not what people see.
+    pub for_nodes: bool,
     /// The most stream names that viewers may wait for at once, per hub: the bound for a flood of made-up names.
     pub names: usize,
 }
@@ -49,6 +51,7 @@ impl Default for Settings {
             start: Duration::from_secs(15),
             ping: Duration::from_secs(20),
             pump_viewers: 2048,
+            for_nodes: false,
             names: 100_000,
         }
     }

@@ -1,17 +1,21 @@
 //! One stream: its ring, its clock, its headers, and the pumps that serve its viewers.
 
+use super::figures::Figures;
 use super::format::Format;
 use super::headers::{Headers, Seen};
 use super::ring::{Mark, Ring};
 use super::seat::{Member, Seat};
 use super::settings::Settings;
 use super::timeline::Timeline;
+use crate::api::report::Happening;
 use crate::budget::{Charge, Holder};
 use crate::ids::{SessionTag, StreamName};
+use crate::journal::Note;
 use crate::media::Packet;
 use crate::telemetry::{Counted, Loss, Metrics};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
@@ -48,7 +52,22 @@ pub struct Stream {
     state: Mutex<State>,
     /// A place to start appeared, or the stream ended.
     pub(super) changed: Notify,
+    /// Times that a viewer fell behind and jumped to a newer keyframe.
+    pub(super) skips: AtomicU64,
     _counted: Counted,
+}
+
+/// How a stream is doing right now.
+#[derive(Clone, Debug)]
+pub struct Doing {
+    /// What came in.
+    pub figures: Figures,
+    /// The publish that it shows, if that is known.
+    pub session: Option<SessionTag>,
+    /// A source is attached.
+    pub live: bool,
+    /// Times that a viewer fell behind and jumped to a newer keyframe.
+    pub skips: u64,
 }
 
 /// What the stream's lock guards. The lock is never held across an await or a write to a socket.
@@ -57,6 +76,11 @@ pub(super) struct State {
     pub ring: Ring,
     pub headers: Headers,
     timeline: Timeline,
+    figures: Figures,
+    /// When the last media came.
+    heard: Option<Instant>,
+    /// Another source took over, and viewers have seen nothing of it yet: when the last media of the one before came.
+    switching: Option<Instant>,
     /// The number of the source that may push.
     source: Option<u64>,
     /// The publish that the newest source brings, if that is known.
@@ -106,6 +130,9 @@ impl Stream {
                 ring: Ring::new(&settings),
                 headers: Headers::default(),
                 timeline: Timeline::default(),
+                figures: Figures::default(),
+                heard: None,
+                switching: None,
                 source: None,
                 session: None,
                 upstream: None,
@@ -116,6 +143,7 @@ impl Stream {
                 ended: None,
                 pumps: Vec::new(),
             }),
+            skips: AtomicU64::new(0),
             _counted: Counted::new(&metrics.streams),
             name,
             id: RelayId(rand::random()),
@@ -139,6 +167,14 @@ impl Stream {
     /// The publish that it shows, or showed last; for logs.
     pub fn session(&self) -> Option<SessionTag> {
         self.lock().session
+    }
+
+    /// How it is doing.
+    pub fn doing(&self) -> Doing {
+        let state = self.lock();
+        let (figures, session, live) = (state.figures.clone(), state.session, state.source.is_some());
+        drop(state);
+        Doing { figures, session, live, skips: self.skips.load(Relaxed) }
     }
 
     pub(super) fn set_session(&self, source: u64, session: Option<SessionTag>) {
@@ -167,6 +203,8 @@ impl Stream {
         let mut state = self.lock();
         state.source = Some(source);
         state.forgetting = None;
+        state.figures.source_changed();
+        state.switching = state.switching.or(state.heard);
         let before = std::mem::replace(&mut state.upstream, upstream);
         state.timeline.source_changed(upstream.is_some() && upstream == before);
         state.headers.source_changed();
@@ -227,7 +265,10 @@ impl Stream {
             return;
         }
         let (could_start, end) = (state.can_start(), state.ring.end());
+        let mut gap = None;
         for packet in packets {
+            gap = state.end_of_gap(packet, now).or(gap);
+            state.figures.see(packet);
             if let Some(loss) = state.push(packet, now) {
                 self.metrics.lost(loss, 1);
             }
@@ -240,8 +281,14 @@ impl Stream {
                 pump.wake.notify_one();
             }
         }
-        let can_start = state.can_start();
+        state.heard = Some(now);
+        let (can_start, session) = (state.can_start(), state.session);
+        let watched = state.pumps.iter().any(|pump| pump.viewers > 0);
         drop(state);
+        if let Some(gap) = gap.filter(|_| watched && !self.settings.for_nodes) {
+            self.metrics.switch_gap.observe(gap.as_secs_f64());
+            self.metrics.journal.note(&self.name, Note::of(Happening::Switched).session(session).after(gap));
+        }
         if can_start && !could_start {
             self.changed.notify_waiters();
         }
@@ -286,6 +333,20 @@ impl State {
         self.ring.clear();
         self.headers.clear();
         self.charge = None;
+    }
+
+    /// How long viewers saw nothing new, if this is the first that they see of another source.
+    fn end_of_gap(&mut self, packet: &Packet, now: Instant) -> Option<Duration> {
+        self.switching?;
+        let shows = match self.headers.has_video() {
+            true => packet.kind.is_keyframe() || packet.kind.is_video_frame() && !self.wants_keyframe,
+            false => packet.kind.is_audio_frame() || packet.kind.is_video_frame(),
+        };
+        // Until the first packet it is not known whether the source goes on where the one before broke off.
+        if !shows || self.timeline.is_fresh() && !packet.kind.is_keyframe() {
+            return None;
+        }
+        self.switching.take().map(|since| now.saturating_duration_since(since))
     }
 
     /// Says what was lost, if anything.

@@ -21,6 +21,7 @@ use bytes::{Bytes, BytesMut};
 use smallvec::SmallVec;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 /// The most control messages, in bytes, that wait for a viewer that has stopped reading. A peer that sends request after
 /// request and does not read the replies is closed.
@@ -330,6 +331,7 @@ impl Viewer {
             }
             Next::FellOff => {
                 self.stream().metrics.viewer_skips_total.inc();
+                self.stream().skips.fetch_add(1, Relaxed);
                 let unsent = self.state.unsent_mut().map(std::mem::take).unwrap_or_default();
                 self.state = State::Waiting { unsent, fell: Some(from.index) };
             }

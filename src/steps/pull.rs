@@ -3,7 +3,9 @@
 use super::announce::Announced;
 use super::parameters::{ParameterError, Parameters};
 use super::reactors::Reactors;
+use crate::api::report::Happening;
 use crate::ids::StreamName;
+use crate::journal::Note;
 use crate::relay::PullEvent;
 use crate::telemetry::Seldom;
 use mmids_core::workflows::definitions::WorkflowStepDefinition;
@@ -133,10 +135,12 @@ impl PullStep {
         static BEGAN: Seldom = Seldom::events();
         static ENDED: Seldom = Seldom::events();
         self.end(outputs);
-        let session =
-            self.reactors.session(&self.name).map_or_else(|| "unknown".to_owned(), |tag| tag.to_string());
+        let tag = self.reactors.session(&self.name);
+        let session = tag.map_or_else(|| "unknown".to_owned(), |tag| tag.to_string());
         match event {
             PullEvent::Began(feed) => {
+                let note = Note::of(Happening::PullBrings).session(tag).after(self.since.elapsed());
+                self.reactors.note(&self.name, note);
                 if let Some(held_back) = BEGAN.pass() {
                     let after = self.since.elapsed();
                     tracing::info!(stream = %self.name, %session, ?after, held_back, "pull brings media");
@@ -147,6 +151,8 @@ impl PullStep {
             }
             // It tries again at the same place by itself; but by now the stream may be at another.
             PullEvent::Ended { reason, retry_in } => {
+                let note = Note::of(Happening::PullEnded).session(tag).detail(reason.to_string());
+                self.reactors.note(&self.name, note);
                 if let Some(held_back) = ENDED.pass() {
                     tracing::info!(stream = %self.name, %session, ?retry_in, held_back, "pull ended: {reason}");
                 }

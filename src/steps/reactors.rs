@@ -11,9 +11,12 @@
 
 use super::executor::{self, Settings};
 use super::runs::{self, Followed, Runs};
+use crate::api::report::Happening;
 use crate::api::{ACCEPT_RTMP_PULL, PublisherLookup, WatcherLookup};
 use crate::client::{Answer, Lookup};
 use crate::ids::{self, NodeId, Origin, SessionId, SessionTag, StreamName};
+use crate::journal::Note;
+use crate::telemetry::Metrics;
 use crate::telemetry::Seldom;
 use mmids_core::reactors::ReactorWorkflowUpdate;
 use mmids_core::reactors::manager::ReactorManagerRequest;
@@ -119,6 +122,7 @@ pub struct Reactors {
     identity: Identity,
     reactors: HashMap<String, (Settings, Lookup)>,
     manager: UnboundedSender<WorkflowManagerRequest>,
+    metrics: Arc<Metrics>,
     tasks: TaskTracker,
     followed: Mutex<HashMap<Key, Arc<Follower>>>,
     runs: Mutex<Runs<Follower>>,
@@ -148,15 +152,22 @@ impl Reactors {
         identity: Identity,
         reactors: HashMap<String, (Settings, Lookup)>,
         manager: UnboundedSender<WorkflowManagerRequest>,
+        metrics: Arc<Metrics>,
     ) -> Arc<Self> {
         Arc::new(Reactors {
             identity,
             reactors,
             manager,
+            metrics,
             tasks: TaskTracker::new(),
             followed: Mutex::default(),
             runs: Mutex::default(),
         })
+    }
+
+    /// Something happened to a stream.
+    pub fn note(&self, name: &StreamName, note: Note) {
+        self.metrics.journal.note(name, note);
     }
 
     /// Follows a name for as long as what is returned, or a clone of it, is held.
@@ -450,11 +461,16 @@ impl Task {
         if self.found == now {
             return;
         }
-        let what = if self.found.is_none() { "found" } else { "moved" };
+        let (what, event) = match self.found {
+            None => ("found", Happening::Found),
+            Some(_) => ("moved", Happening::Moved),
+        };
         self.found = now;
-        let Some(held_back) = FOUND.pass() else { return };
         let (origin, session) = self.found.clone().unwrap_or_default();
+        let tag = session;
         let (origin, session) = (text(origin), text(session));
+        self.reactors.note(&self.key.1, Note::of(event).session(tag).detail(&origin));
+        let Some(held_back) = FOUND.pass() else { return };
         tracing::info!(stream = %self.key.1, %session, %origin, epoch, held_back, "{what}");
     }
 

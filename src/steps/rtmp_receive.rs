@@ -341,7 +341,12 @@ mod tests {
             native_pull: true,
         };
         let (routes, published) = (Routes::new(), Published::new());
-        let reactors = Reactors::new(identity, HashMap::new(), manager);
+        let reactors = Reactors::new(
+            identity,
+            HashMap::new(),
+            manager,
+            Arc::new(crate::telemetry::Metrics::new().unwrap()),
+        );
         let generator =
             Generator { routes: routes.clone(), reactors, published: published.clone(), default_port: 1 };
         let parameters = [("rtmp_app", "live"), ("stream_key", "*")];

@@ -69,8 +69,9 @@ impl StepGenerator for Generator {
         let admission = if reactor.is_some() { Admission::OnDemand } else { Admission::Live };
         let mut settings = self.settings.clone();
         settings.batching = batching.unwrap_or(settings.batching);
-        let hub = Hub::new(admission, Arc::new(settings), self.metrics.clone(), self.tasks.clone());
         let pulls = place.app == PULL_APP;
+        settings.for_nodes = pulls;
+        let hub = Hub::new(admission, Arc::new(settings), self.metrics.clone(), self.tasks.clone());
         let key = place.key.clone();
         let route = self.routes.add_play(place, PlayRoute { hub: hub.clone(), pulls })?;
         let stop = CancellationToken::new();

@@ -5,6 +5,7 @@
 //! Nothing here knows how leases are kept, what a workflow is or how metrics are collected: all that is handed in.
 
 pub mod admin;
+mod cluster;
 mod door;
 mod events;
 pub mod forwarded;

@@ -1,16 +1,19 @@
 //! The reactor's API, as [`crate::api`] describes it, over a [`Registry`].
 
+use super::cluster::Cluster;
 use super::door::{Caller, Door};
 use super::metrics::ReactorMetrics;
 use super::request::{Failure, Request, decoded, empty, request};
 use super::template::Template;
 use super::{Routes, events, probes};
+use crate::api::report::{REPORT_MAX, REPORT_TEXT_MAX, Report};
 use crate::api::{
     ACCEPT_RTMP_PULL, EPOCH_HEADER, HEARTBEAT_STREAMS, Heartbeat, LIST_MAX, NodeList, ORIGIN_HEADER,
     PublisherLookup, PublisherRelease, SESSION_HEADER, StreamEntry, StreamList, WatcherLookup,
 };
 use crate::health::{Health, Verdict};
 use crate::ids::{NodeId, Origin, STREAM_NAME_MAX, SessionId, StreamName};
+use crate::observed::Observed;
 use crate::registry::{Claim, Error, Lease, Registry, Status};
 use std::convert::Infallible;
 use std::str::FromStr;
@@ -28,6 +31,10 @@ pub const LOOKUP_BODY_MAX: usize = 16 * 1024;
 /// The greatest body of a heartbeat, bytes: as many streams and as many ends as it may have, all with the longest names,
 /// where a stream's keys, session and epoch take at most 128 bytes; and what it says of the node.
 pub const HEARTBEAT_BODY_MAX: usize = 2 * HEARTBEAT_STREAMS * (STREAM_NAME_MAX + 128) + LOOKUP_BODY_MAX;
+
+/// The greatest body of a report, bytes: as many streams and events as it may have, all with the longest names and texts.
+pub const REPORT_BODY_MAX: usize =
+    2 * REPORT_MAX * (STREAM_NAME_MAX + 2 * REPORT_TEXT_MAX + 256) + LOOKUP_BODY_MAX;
 
 /// The most roles a heartbeat may name, and the longest name of one: they are kept.
 const ROLES_MAX: (usize, usize) = (16, 32);
@@ -47,6 +54,8 @@ pub struct Reactor {
     pub template: Template,
     /// Whom it hears.
     pub door: Door,
+    /// What nodes report.
+    pub observed: Arc<Observed>,
     /// Counts of lookups.
     pub metrics: ReactorMetrics,
     /// Behind `/readyz`; the registry's own status is added.
@@ -61,7 +70,8 @@ pub fn routes(reactor: Reactor) -> Routes {
     reactor
         .health
         .look("registry", move || registry.upgrade().map_or(Verdict::Ready, |registry| verdict(&registry)));
-    let reactor = Arc::new(Handler { reactor, warned: Mutex::new(None) });
+    let cluster = Cluster::new(reactor.registry.clone(), reactor.observed.clone());
+    let reactor = Arc::new(Handler { reactor, cluster, warned: Mutex::new(None) });
     request()
         .and_then(move |request: Request| {
             let reactor = reactor.clone();
@@ -72,6 +82,7 @@ pub fn routes(reactor: Reactor) -> Routes {
 
 struct Handler {
     reactor: Reactor,
+    cluster: Arc<Cluster>,
     /// When an origin was warned about last.
     warned: Mutex<Option<Instant>>,
 }
@@ -101,6 +112,14 @@ impl Handler {
                 let (nodes, next) = page.of(registry.nodes().await?, |entry| &entry.node);
                 Ok(warp::reply::json(&NodeList { nodes, next }).into_response())
             }
+            "/cluster" => {
+                self.admit(&request, "GET")?;
+                Ok(self.cluster.answer().await)
+            }
+            "/cluster/events" => {
+                self.admit(&request, "GET")?;
+                Ok(self.cluster.follow(self.reactor.stop.clone()))
+            }
             "/livez" => request.expect("GET").map(|()| probes::live()),
             "/readyz" => request.expect("GET").map(|()| probes::ready(&self.reactor.health)),
             _ => self.one(&path, request).await,
@@ -109,6 +128,13 @@ impl Handler {
 
     /// What is asked of one node or stream.
     async fn one(&self, path: &str, request: Request) -> Result<Response, Failure> {
+        let reports = path.strip_prefix("/nodes/").and_then(|path| path.strip_suffix("/report"));
+        if let Some(node) = reports.filter(|node| !node.is_empty() && !node.contains('/')) {
+            return self.report(node, request).await;
+        }
+        if let Some(name) = path.strip_prefix("/timelines/").and_then(decoded) {
+            return self.timeline(&name, request);
+        }
         if let Some(node) =
             path.strip_prefix("/nodes/").filter(|node| !node.is_empty() && !node.contains('/'))
         {
@@ -119,6 +145,25 @@ impl Handler {
             Some(name) => self.stream(&name, request).await,
             None => Err(Failure::no_path(path)),
         }
+    }
+
+    /// Takes how the streams of a node are doing.
+    async fn report(&self, node: &str, mut request: Request) -> Result<Response, Failure> {
+        let caller = self.admit(&request, "POST")?;
+        let node: NodeId = node.parse().map_err(|error| Failure::bad(format!("{error}")))?;
+        let report: Report = request.json(REPORT_BODY_MAX).await?;
+        check(&report).map_err(Failure::bad)?;
+        self.reactor.observed.report(&node, caller.source, report, Instant::now());
+        Ok(empty(StatusCode::NO_CONTENT))
+    }
+
+    /// What happened to a stream, and how it was doing in the last hour.
+    fn timeline(&self, name: &str, request: Request) -> Result<Response, Failure> {
+        self.admit(&request, "GET")?;
+        let name = StreamName::parse(name).map_err(|error| Failure::bad(error.to_string()))?;
+        let (observed, now) = (&self.reactor.observed, Instant::now());
+        let (events, samples) = (observed.timeline(&name, now).events, observed.samples(&name, now));
+        Ok(warp::reply::json(&serde_json::json!({ "events": events, "samples": samples })).into_response())
     }
 
     /// Shows a stream, or sends its publisher away: its node hears that the session has ended.
@@ -274,6 +319,22 @@ fn verdict(registry: &Registry) -> Verdict {
 fn entry(lease: Lease, caller: Caller) -> StreamEntry {
     let entry = StreamEntry::from(lease);
     StreamEntry { session: entry.session.filter(|_| caller.proven), ..entry }
+}
+
+/// Whether a report is within its limits.
+fn check(report: &Report) -> Result<(), String> {
+    if report.streams.len().max(report.events.len()) > REPORT_MAX {
+        return Err(format!("at most {REPORT_MAX} streams and {REPORT_MAX} events are allowed in a report"));
+    }
+    let details = report.events.iter().map(|event| &event.detail);
+    let codecs = report.streams.iter().flat_map(|stream| [&stream.video, &stream.audio]);
+    let texts = details.chain(codecs).flatten().map(String::as_str);
+    let place =
+        report.http.iter().flat_map(|http| [http.app.as_str(), http.host.as_deref().unwrap_or_default()]);
+    if texts.chain(place).any(|text| text.len() > REPORT_TEXT_MAX) {
+        return Err(format!("a text in a report has at most {REPORT_TEXT_MAX} bytes"));
+    }
+    Ok(())
 }
 
 /// The part of a list that is asked for.

@@ -79,7 +79,7 @@ pub(super) fn reactors(
         let back = parts.reactor_back.clone();
         lookups.insert(reactor.name.clone(), (settings, lookup.on_recovery(move || back())));
     }
-    Ok(Reactors::new(parts.identity.clone(), lookups, manager))
+    Ok(Reactors::new(parts.identity.clone(), lookups, manager, parts.metrics.clone()))
 }
 
 /// The makers of all steps, by the names they have in configurations. `events` and `asked` are the engine's own channels,

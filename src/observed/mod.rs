@@ -1,0 +1,305 @@
+//! What nodes reported of their streams: how they are doing, and what happened to them lately. For people to see; nothing is decided by it,
+//! and each reactor has what it was told itself.
+//!
+//! Bounded in streams, in events a stream and in samples a stream. Pure: time comes in as a value. It does not know who owns a name; the
+//! [`crate::registry`] does.
+
+use crate::api::report::{Happening, HttpPlay, Report, StreamEvent, StreamReport, Timeline, TimelineEntry};
+use crate::ids::{NodeId, StreamName};
+use serde::Serialize;
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::net::IpAddr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// The most streams of which something is kept; of more, those of which nothing was heard for longest are forgotten. With what is kept
+/// of each that is some 70 MB at most.
+const STREAMS: usize = 5_000;
+
+/// The most events that are kept of a stream.
+const EVENTS: usize = 64;
+
+/// The most switches that are kept of all streams together.
+const SWITCHES: usize = 50;
+
+/// The time between two samples of a stream, and how many are kept: an hour.
+const SAMPLE: Duration = Duration::from_secs(20);
+const SAMPLES: usize = 180;
+
+/// After so long without a word nothing is kept of a stream that is gone.
+const KEPT: Duration = Duration::from_secs(3600);
+
+/// The longest interval of reports that is believed.
+const INTERVAL_MAX: Duration = Duration::from_secs(60);
+
+/// See the module's head.
+#[derive(Debug, Default)]
+pub struct Observed {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    streams: HashMap<StreamName, Seen>,
+    nodes: HashMap<NodeId, Place>,
+    switches: VecDeque<(Instant, TimelineEntry)>,
+}
+
+/// Where a node serves viewers over HTTP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The address that its report came from.
+    pub source: IpAddr,
+    /// What it said.
+    pub http: Option<HttpPlay>,
+    until: Instant,
+}
+
+#[derive(Debug)]
+struct Seen {
+    /// What each node said last, and until when that holds.
+    on: BTreeMap<NodeId, (StreamReport, Instant)>,
+    /// In the order in which they were heard of, with when they happened and where.
+    events: VecDeque<(Instant, TimelineEntry)>,
+    samples: VecDeque<(Instant, Sample)>,
+    heard: Instant,
+}
+
+/// How a stream was doing at one time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Sample {
+    /// How long ago, in seconds.
+    pub ago_s: u64,
+    /// Bits a second from its publisher.
+    pub bits_per_second: u64,
+    /// Video frames a second from its publisher.
+    pub frames_per_second: f32,
+    /// Viewers on all nodes.
+    pub viewers: u64,
+}
+
+impl Observed {
+    /// Takes what a node at this address says.
+    pub fn report(&self, node: &NodeId, source: IpAddr, report: Report, now: Instant) {
+        let mut state = self.lock();
+        let until = now + 3 * Duration::from_millis(report.interval_ms).min(INTERVAL_MAX);
+        state.nodes.retain(|_, place| place.until > now);
+        state.nodes.insert(node.clone(), Place { source, http: report.http, until });
+        for stream in report.streams {
+            let seen = state.seen(&stream.stream_name, now);
+            seen.on.insert(node.clone(), (stream, until));
+            seen.sample(now);
+        }
+        for event in report.events {
+            state.note(Some(node.clone()), event, now);
+        }
+    }
+
+    /// Takes note of what this reactor sees happen.
+    pub fn note(&self, event: StreamEvent, now: Instant) {
+        self.lock().note(None, event, now);
+    }
+
+    /// What each node says of a stream now.
+    pub fn stream(&self, name: &StreamName, now: Instant) -> Vec<(NodeId, StreamReport)> {
+        self.lock().streams.get(name).map_or_else(Vec::new, |seen| seen.now(now).collect())
+    }
+
+    /// Where a node serves viewers over HTTP.
+    pub fn place(&self, node: &NodeId, now: Instant) -> Option<Place> {
+        self.lock().nodes.get(node).filter(|place| place.until > now).cloned()
+    }
+
+    /// What happened to a stream, in the order in which it happened.
+    pub fn timeline(&self, name: &StreamName, now: Instant) -> Timeline {
+        let state = self.lock();
+        let mut events: Vec<_> = state.streams.get(name).into_iter().flat_map(|seen| &seen.events).collect();
+        events.sort_by_key(|(at, _)| *at);
+        Timeline { events: events.into_iter().map(|(at, entry)| aged(*at, entry, now)).collect() }
+    }
+
+    /// The last hour of a stream, oldest first.
+    pub fn samples(&self, name: &StreamName, now: Instant) -> Vec<Sample> {
+        let state = self.lock();
+        let samples = state.streams.get(name).into_iter().flat_map(|seen| &seen.samples);
+        samples
+            .map(|(at, sample)| Sample { ago_s: now.saturating_duration_since(*at).as_secs(), ..*sample })
+            .collect()
+    }
+
+    /// The last switches of all streams, newest first.
+    pub fn switches(&self, now: Instant) -> Vec<TimelineEntry> {
+        self.lock().switches.iter().rev().map(|(at, entry)| aged(*at, entry, now)).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn seen(&mut self, name: &StreamName, now: Instant) -> &mut Seen {
+        if self.streams.len() >= STREAMS && !self.streams.contains_key(name) {
+            self.streams.retain(|_, seen| now.saturating_duration_since(seen.heard) < KEPT);
+            let oldest = self.streams.iter().min_by_key(|(_, seen)| seen.heard).map(|(name, _)| name.clone());
+            if let Some(oldest) = oldest.filter(|_| self.streams.len() >= STREAMS) {
+                self.streams.remove(&oldest);
+            }
+        }
+        let seen = self.streams.entry(name.clone()).or_insert_with(|| Seen {
+            on: BTreeMap::new(),
+            events: VecDeque::new(),
+            samples: VecDeque::new(),
+            heard: now,
+        });
+        seen.heard = now;
+        seen
+    }
+
+    fn note(&mut self, node: Option<NodeId>, event: StreamEvent, now: Instant) {
+        let at = now.checked_sub(Duration::from_millis(event.ago_ms)).unwrap_or(now);
+        let switch = event.event == Happening::Switched;
+        let entry = TimelineEntry { node, event };
+        if switch {
+            push(&mut self.switches, (at, entry.clone()), SWITCHES);
+        }
+        let name = entry.event.stream_name.clone();
+        push(&mut self.seen(&name, now).events, (at, entry), EVENTS);
+    }
+}
+
+impl Seen {
+    fn now(&self, now: Instant) -> impl Iterator<Item = (NodeId, StreamReport)> {
+        let fresh = move |(_, (_, until)): &(&NodeId, &(StreamReport, Instant))| *until > now;
+        self.on.iter().filter(fresh).map(|(node, (report, _))| (node.clone(), report.clone()))
+    }
+
+    /// Keeps a sample, if the last one is old enough.
+    fn sample(&mut self, now: Instant) {
+        self.on.retain(|_, (_, until)| *until > now);
+        if self.samples.back().is_some_and(|(at, _)| now.saturating_duration_since(*at) < SAMPLE) {
+            return;
+        }
+        let mut sample = Sample::default();
+        for (report, _) in self.on.values() {
+            if report.published {
+                sample.bits_per_second = report.bits_per_second;
+                sample.frames_per_second = report.frames_per_second;
+            } else {
+                sample.viewers += report.viewers;
+            }
+        }
+        push(&mut self.samples, (now, sample), SAMPLES);
+    }
+}
+
+fn push<T>(list: &mut VecDeque<T>, one: T, most: usize) {
+    if list.len() >= most {
+        list.pop_front();
+    }
+    list.push_back(one);
+}
+
+fn aged(at: Instant, entry: &TimelineEntry, now: Instant) -> TimelineEntry {
+    let mut entry = entry.clone();
+    let age = now.saturating_duration_since(at).as_millis();
+    entry.event.ago_ms = u64::try_from(age).unwrap_or(u64::MAX);
+    entry
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(name: &StreamName, event: Happening, ago_ms: u64) -> StreamEvent {
+        StreamEvent { stream_name: name.clone(), event, ago_ms, session: None, number: None, detail: None }
+    }
+
+    fn stream(name: &StreamName, published: bool, viewers: u64) -> StreamReport {
+        StreamReport {
+            stream_name: name.clone(),
+            published,
+            session: None,
+            live: true,
+            viewers,
+            bits_per_second: 1000,
+            frames_per_second: 25.0,
+            keyframe_ms: None,
+            video: None,
+            audio: None,
+            size: None,
+            skips: 0,
+        }
+    }
+
+    fn report(streams: Vec<StreamReport>, events: Vec<StreamEvent>) -> Report {
+        Report { interval_ms: 1000, http: None, streams, events }
+    }
+
+    const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+
+    #[test]
+    fn what_happened_on_several_nodes_is_told_in_its_order() {
+        let (observed, now) = (Observed::default(), Instant::now());
+        let (name, a, b): (StreamName, NodeId, NodeId) =
+            ("x".parse().unwrap(), "a".parse().unwrap(), "b".parse().unwrap());
+        observed.report(&b, HERE, report(vec![], vec![event(&name, Happening::PullBrings, 100)]), now);
+        observed.report(&a, HERE, report(vec![], vec![event(&name, Happening::Published, 900)]), now);
+        observed.note(event(&name, Happening::Registered, 0), now - Duration::from_millis(500));
+        let told = observed.timeline(&name, now + Duration::from_secs(1)).events;
+        let told: Vec<_> = told
+            .iter()
+            .map(|e| (e.node.as_ref().map(NodeId::as_str), e.event.event, e.event.ago_ms))
+            .collect();
+        let expected = [
+            (Some("a"), Happening::Published, 1900),
+            (None, Happening::Registered, 1500),
+            (Some("b"), Happening::PullBrings, 1100),
+        ];
+        assert_eq!(told, expected);
+    }
+
+    #[test]
+    fn what_a_node_says_holds_for_three_intervals() {
+        let (observed, now) = (Observed::default(), Instant::now());
+        let (name, a): (StreamName, NodeId) = ("x".parse().unwrap(), "a".parse().unwrap());
+        observed.report(&a, HERE, report(vec![stream(&name, true, 1)], vec![]), now);
+        assert_eq!(observed.stream(&name, now + Duration::from_millis(2999)).len(), 1);
+        assert_eq!(observed.stream(&name, now + Duration::from_secs(3)).len(), 0);
+        assert!(
+            observed.place(&a, now).is_some() && observed.place(&a, now + Duration::from_secs(3)).is_none()
+        );
+    }
+
+    #[test]
+    fn samples_sum_up_viewers_and_everything_is_bounded() {
+        let (observed, begun) = (Observed::default(), Instant::now());
+        let (name, a): (StreamName, NodeId) = ("x".parse().unwrap(), "a".parse().unwrap());
+        for (number, node) in ["b", "c"].iter().enumerate() {
+            let node = node.parse().unwrap();
+            let at = begun + Duration::from_millis(number as u64);
+            observed.report(&node, HERE, report(vec![stream(&name, false, 2)], vec![]), at);
+        }
+        for step in 1..=SAMPLES as u64 + 10 {
+            let now = begun + SAMPLE * step as u32;
+            for node in ["b", "c"] {
+                let node = node.parse().unwrap();
+                observed.report(&node, HERE, report(vec![stream(&name, false, 2)], vec![]), now);
+            }
+            observed.report(
+                &a,
+                HERE,
+                report(vec![stream(&name, true, 2)], vec![event(&name, Happening::Found, 0); 3]),
+                now,
+            );
+        }
+        let samples = observed.samples(&name, begun + SAMPLE * (SAMPLES as u32 + 10));
+        assert_eq!((samples.len(), samples[SAMPLES - 1].ago_s), (SAMPLES, 0));
+        assert_eq!(observed.timeline(&name, begun).events.len(), EVENTS);
+        for number in 0..STREAMS + 10 {
+            let other: StreamName = format!("s{number}").parse().unwrap();
+            observed.note(event(&other, Happening::Found, 0), begun + Duration::from_secs(9000));
+        }
+        assert_eq!(observed.lock().streams.len(), STREAMS);
+    }
+}

@@ -1,0 +1,355 @@
+//! The whole cluster as people see it: streams with where they are and how they are doing, nodes, the last switches. As one answer, or as
+//! Server-Sent Events: everything once, then each second what changed.
+//!
+//! One task looks at the registry for all who watch, and only while somebody does.
+
+use crate::api::report::{HttpPlay, StreamReport, TimelineEntry};
+use crate::api::{NodeEntry, StreamEntry};
+use crate::ids::{NodeId, Origin, SessionTag, StreamName};
+use crate::observed::{Observed, Place};
+use crate::registry::Registry;
+use futures::stream::{self, Stream, StreamExt};
+use serde::Serialize;
+use std::collections::{BTreeMap, HashMap};
+use std::convert::Infallible;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant, SystemTime};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+use warp::Reply;
+use warp::http::header::HeaderValue;
+use warp::reply::Response;
+use warp::sse::Event;
+
+/// The time between two looks at the registry.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// A silent node is one whose second heartbeat is late.
+const SILENT: u64 = 2;
+
+/// One stream, for people.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+struct StreamView {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    node: Option<NodeId>,
+    origin: Origin,
+    epoch: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    session: Option<SessionTag>,
+    /// When it began, in seconds since 1970 by the reactor's clock.
+    since: u64,
+    viewers: u64,
+    /// What its ingest node says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    source: Option<StreamReport>,
+    /// What playback nodes say.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pulls: Vec<PullView>,
+}
+
+/// A stream on a playback node.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+struct PullView {
+    node: NodeId,
+    live: bool,
+    viewers: u64,
+    skips: u64,
+}
+
+/// One node, for people.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+struct NodeView {
+    roles: Vec<String>,
+    /// `well`, `draining` or `silent`.
+    state: &'static str,
+    published: u64,
+    pulls: u64,
+    viewers: u64,
+    capacity: u64,
+    received_bits_per_second: u64,
+    sent_bits_per_second: u64,
+    /// Where it serves viewers over HTTP; without a host where it is the reactor's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    http: Option<HttpPlay>,
+}
+
+/// All of it, each part as JSON, so that what changed is found by comparing.
+#[derive(Clone, Debug, Default)]
+pub(super) struct View {
+    streams: BTreeMap<StreamName, Arc<str>>,
+    nodes: BTreeMap<NodeId, Arc<str>>,
+    switches: Arc<str>,
+}
+
+/// See the module's head.
+pub(super) struct Cluster {
+    registry: Arc<Registry>,
+    pub observed: Arc<Observed>,
+    /// The look that goes on while somebody watches.
+    looking: Mutex<Weak<Looking>>,
+}
+
+struct Looking {
+    view: watch::Receiver<View>,
+    _task: AbortOnDropHandle<()>,
+}
+
+/// What is remembered between two looks.
+#[derive(Default)]
+struct Memory {
+    /// When a session began, so that it does not flicker by a second.
+    since: HashMap<StreamName, (u64, u64)>,
+    traffic: HashMap<NodeId, Traffic>,
+}
+
+struct Traffic {
+    at: Instant,
+    bytes: [u64; 2],
+    bits_per_second: [u64; 2],
+}
+
+impl Cluster {
+    pub fn new(registry: Arc<Registry>, observed: Arc<Observed>) -> Arc<Self> {
+        Arc::new(Cluster { registry, observed, looking: Mutex::default() })
+    }
+
+    /// Everything, once.
+    pub async fn answer(&self) -> Response {
+        let mut memory = Memory::default();
+        let view = self.look(&mut memory).await.unwrap_or_default();
+        json(change(&View::default(), &view))
+    }
+
+    /// Everything, and then what changes.
+    pub fn follow(self: &Arc<Self>, stop: CancellationToken) -> Response {
+        let events =
+            self.events(stop).map(|data| Ok::<_, Infallible>(Event::default().event("cluster").data(data)));
+        let keep_alive = warp::sse::keep_alive().interval(super::events::KEEP_ALIVE);
+        let mut response = warp::sse::reply(keep_alive.stream(events)).into_response();
+        response.headers_mut().insert("x-accel-buffering", HeaderValue::from_static("no"));
+        response
+    }
+
+    fn events(self: &Arc<Self>, stop: CancellationToken) -> impl Stream<Item = String> + Send + 'static {
+        let looking = self.looking();
+        let mut view = looking.view.clone();
+        view.mark_changed();
+        // Boxed, as a stream has to stay where it is.
+        Box::pin(stream::unfold(
+            (looking, view, View::default(), stop),
+            |(looking, mut view, told, stop)| async move {
+                loop {
+                    tokio::select! {
+                        () = stop.cancelled() => return None,
+                        changed = view.changed() => changed.ok()?,
+                    }
+                    let now = view.borrow_and_update().clone();
+                    // The first look may not be done.
+                    if now.switches.is_empty() {
+                        continue;
+                    }
+                    let change = change(&told, &now);
+                    if !change.is_empty() {
+                        return Some((change, (looking, view, now, stop)));
+                    }
+                }
+            },
+        ))
+    }
+
+    fn looking(self: &Arc<Self>) -> Arc<Looking> {
+        let mut looking = self.looking.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(looking) = looking.upgrade() {
+            return looking;
+        }
+        let (sender, view) = watch::channel(View::default());
+        let cluster = Arc::downgrade(self);
+        let task = tokio::spawn(async move {
+            let mut memory = Memory::default();
+            while let Some(cluster) = cluster.upgrade() {
+                if let Some(view) = cluster.look(&mut memory).await {
+                    sender.send_replace(view);
+                }
+                let mut changes = cluster.registry.changes();
+                drop(cluster);
+                tokio::select! {
+                    // What happens is seen at once; a burst of it within one look.
+                    _ = changes.next() => tokio::time::sleep(LOOK / 10).await,
+                    () = tokio::time::sleep(LOOK) => {}
+                }
+            }
+        });
+        let new = Arc::new(Looking { view, _task: AbortOnDropHandle::new(task) });
+        *looking = Arc::downgrade(&new);
+        new
+    }
+
+    /// Nothing: the store cannot be reached.
+    async fn look(&self, memory: &mut Memory) -> Option<View> {
+        let (leases, nodes) = (self.registry.list().await.ok()?, self.registry.nodes().await.ok()?);
+        let now = Instant::now();
+        let clock = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let mut view = View::default();
+        let mut since = HashMap::with_capacity(leases.len());
+        for lease in leases {
+            let name = lease.name.clone();
+            let began = clock.saturating_sub(lease.age).as_secs();
+            let before = memory.since.get(&name).filter(|(epoch, _)| *epoch == lease.epoch);
+            let began = before.map_or(began, |(_, began)| *began);
+            since.insert(name.clone(), (lease.epoch, began));
+            let session = lease.session.map(|session| session.tag());
+            let stream = self.stream(StreamEntry::from(lease), session, began, now);
+            view.streams.insert(name, text(&stream));
+        }
+        memory.since = since;
+        for entry in nodes {
+            let node = self.node(&entry, memory, now);
+            view.nodes.insert(entry.node, text(&node));
+        }
+        let known = &view.nodes;
+        memory.traffic.retain(|node, _| known.contains_key(node));
+        let switches: Vec<TimelineEntry> = self.observed.switches(now);
+        // Their age would change with each look.
+        let at = |entry: TimelineEntry| {
+            let at = clock.saturating_sub(Duration::from_millis(entry.event.ago_ms)).as_secs();
+            let mut value = serde_json::to_value(&entry).unwrap_or_default();
+            if let Some(fields) = value.as_object_mut() {
+                fields.remove("ago_ms");
+                fields.insert("at".to_owned(), at.into());
+            }
+            value
+        };
+        view.switches = text(&switches.into_iter().map(at).collect::<Vec<_>>());
+        Some(view)
+    }
+
+    fn stream(
+        &self,
+        entry: StreamEntry,
+        session: Option<SessionTag>,
+        since: u64,
+        now: Instant,
+    ) -> StreamView {
+        let (mut source, mut pulls) = (None, Vec::new());
+        for (node, report) in self.observed.stream(&entry.stream_name, now) {
+            match report.published {
+                // An ingest node that lost the name may not have heard of it.
+                true if entry.node.as_ref() == Some(&node) => source = Some(report),
+                true => {}
+                false => pulls.push(PullView {
+                    node,
+                    live: report.live,
+                    viewers: report.viewers,
+                    skips: report.skips,
+                }),
+            }
+        }
+        let viewers = pulls.iter().map(|pull| pull.viewers).sum();
+        let StreamEntry { node, origin, epoch, .. } = entry;
+        StreamView { node, origin, epoch, session, since, viewers, source, pulls }
+    }
+
+    fn node(&self, entry: &NodeEntry, memory: &mut Memory, now: Instant) -> NodeView {
+        let heartbeat = &entry.heartbeat;
+        let state = match () {
+            () if heartbeat.draining => "draining",
+            () if entry.silent_ms > SILENT * heartbeat.interval_ms => "silent",
+            () => "well",
+        };
+        let bytes = [heartbeat.received_bytes, heartbeat.sent_bytes];
+        let traffic = memory.traffic.entry(entry.node.clone()).or_insert(Traffic {
+            at: now,
+            bytes,
+            bits_per_second: [0; 2],
+        });
+        let passed = now.saturating_duration_since(traffic.at).as_secs_f64();
+        if traffic.bytes != bytes && passed > 0.0 {
+            for ((rate, before), now) in traffic.bits_per_second.iter_mut().zip(traffic.bytes).zip(bytes) {
+                *rate = (now.saturating_sub(before) as f64 * 8.0 / passed) as u64;
+            }
+            (traffic.at, traffic.bytes) = (now, bytes);
+        }
+        let [received_bits_per_second, sent_bits_per_second] = traffic.bits_per_second;
+        NodeView {
+            roles: heartbeat.roles.clone(),
+            state,
+            published: heartbeat.published,
+            pulls: heartbeat.pulls,
+            viewers: heartbeat.viewers,
+            capacity: heartbeat.capacity,
+            received_bits_per_second,
+            sent_bits_per_second,
+            http: self.observed.place(&entry.node, now).and_then(reached_at),
+        }
+    }
+}
+
+/// Where browsers reach a node; the host is left out if it is the reactor's, under whatever name that is called.
+fn reached_at(Place { source, http, .. }: Place) -> Option<HttpPlay> {
+    let http = http?;
+    let source = Some(source).filter(|source| !source.is_loopback()).map(|source| match source {
+        IpAddr::V6(ip) => format!("[{ip}]"),
+        IpAddr::V4(ip) => ip.to_string(),
+    });
+    Some(HttpPlay { host: http.host.or(source), ..http })
+}
+
+fn text(value: &impl Serialize) -> Arc<str> {
+    serde_json::to_string(value).unwrap_or_else(|_| "null".to_owned()).into()
+}
+
+/// What is to be told to somebody who knows `before`, as JSON; empty: nothing.
+fn change(before: &View, now: &View) -> String {
+    let streams = differences(&before.streams, &now.streams);
+    let nodes = differences(&before.nodes, &now.nodes);
+    let switches = (before.switches != now.switches).then_some(&now.switches);
+    if streams.is_none() && nodes.is_none() && switches.is_none() {
+        return String::new();
+    }
+    let part = |name: &str, text: Option<String>| text.map(|text| format!("\"{name}\":{text}"));
+    let parts = [
+        part("streams", streams),
+        part("nodes", nodes),
+        part("switches", switches.map(|text| text.to_string())),
+    ];
+    format!("{{{}}}", parts.into_iter().flatten().collect::<Vec<_>>().join(","))
+}
+
+/// The entries that are new or others, and `null` for those that are gone.
+fn differences<K: Ord + Serialize>(
+    before: &BTreeMap<K, Arc<str>>,
+    now: &BTreeMap<K, Arc<str>>,
+) -> Option<String> {
+    let key = |key: &K| serde_json::to_string(key).unwrap_or_default();
+    let other = now.iter().filter(|(name, text)| before.get(name) != Some(text));
+    let gone = before.keys().filter(|name| !now.contains_key(name));
+    let parts: Vec<String> = other
+        .map(|(name, text)| format!("{}:{text}", key(name)))
+        .chain(gone.map(|name| format!("{}:null", key(name))))
+        .collect();
+    (!parts.is_empty()).then(|| format!("{{{}}}", parts.join(",")))
+}
+
+fn json(text: String) -> Response {
+    warp::reply::with_header(text, "content-type", "application/json").into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_changed_is_told_and_nothing_else() {
+        let view = |streams: &[(&str, &str)]| View {
+            streams: streams.iter().map(|(name, text)| (name.parse().unwrap(), (*text).into())).collect(),
+            switches: "[]".into(),
+            ..View::default()
+        };
+        let (old, new) = (view(&[("a", "1"), ("b", "2")]), view(&[("b", "3"), ("c", "4")]));
+        assert_eq!(change(&View::default(), &old), r#"{"streams":{"a":1,"b":2},"switches":[]}"#);
+        assert_eq!(change(&old, &new), r#"{"streams":{"b":3,"c":4,"a":null}}"#);
+        assert_eq!(change(&new, &new), "");
+    }
+}
