@@ -189,6 +189,10 @@ impl Seen {
                 sample.viewers += report.viewers;
             }
         }
+        // A node says nothing of rates when it sees a stream for the first time.
+        if self.samples.is_empty() && sample.bits_per_second == 0 {
+            return;
+        }
         push(&mut self.samples, (now, sample), SAMPLES);
     }
 }

@@ -5,7 +5,7 @@ use super::door::{Caller, Door};
 use super::metrics::ReactorMetrics;
 use super::request::{Failure, Request, decoded, empty, request};
 use super::template::Template;
-use super::{Routes, events, probes};
+use super::{Routes, events, page, probes};
 use crate::api::report::{REPORT_MAX, REPORT_TEXT_MAX, Report};
 use crate::api::{
     ACCEPT_RTMP_PULL, EPOCH_HEADER, HEARTBEAT_STREAMS, Heartbeat, LIST_MAX, NodeList, ORIGIN_HEADER,
@@ -91,6 +91,9 @@ impl Handler {
     async fn answer(&self, request: Request) -> Result<Response, Failure> {
         let path = request.path.clone();
         let registry = &self.reactor.registry;
+        if let Some(part) = page::answer(&path, request.method.as_str()) {
+            return part;
+        }
         match path.as_str() {
             "/publisher_lookup" => self.counted("publisher", self.publisher_lookup(request).await),
             "/watcher_lookup" => self.counted("watcher", self.watcher_lookup(request).await),
