@@ -1,7 +1,7 @@
 //! The `lb` binary: reads the command line, then runs a node.
 
 use clap::Parser;
-use lb::cli::{Args, LogFormat, environment};
+use lb::cli::{Args, Command, LogFormat, environment};
 use lb::config::Plan;
 use lb::node;
 use std::process::ExitCode;
@@ -13,6 +13,15 @@ fn main() -> ExitCode {
         unsafe { std::env::remove_var(name) };
     }
     let args = Args::parse();
+    if let Some(Command::Demo(demo)) = &args.command {
+        // What a node's environment says is not meant for it.
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("LB_")) {
+            // SAFETY: no other thread runs yet.
+            unsafe { std::env::remove_var(name) };
+        }
+        let plan = lb::demo::plan(&demo.log).map_err(node::Error::from);
+        return ended(plan.and_then(|plan| run(plan, lb::demo::run)));
+    }
     if let Some(command) = &args.command {
         return match command.run() {
             Ok(text) => {
@@ -25,7 +34,10 @@ fn main() -> ExitCode {
             }
         };
     }
-    let outcome = Plan::new(args).map_err(node::Error::from).and_then(carry_out);
+    ended(Plan::new(args).map_err(node::Error::from).and_then(carry_out))
+}
+
+fn ended(outcome: Result<(), node::Error>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -58,6 +70,14 @@ fn carry_out(plan: Plan) -> Result<(), node::Error> {
         }
         return Ok(());
     }
+    run(plan, node::run)
+}
+
+/// Runs what a plan says, until it ends.
+fn run<F: Future<Output = Result<(), node::Error>>>(
+    plan: Plan,
+    run: impl FnOnce(Plan) -> F,
+) -> Result<(), node::Error> {
     start_logging(&plan.args)?;
     for line in environment::unknown(std::env::vars_os().map(|(name, _)| name)) {
         tracing::warn!("{line}");
@@ -68,7 +88,7 @@ fn carry_out(plan: Plan) -> Result<(), node::Error> {
         .enable_all()
         .build()
         .map_err(|error| node::Error::Start(error.to_string()))?;
-    runtime.block_on(node::run(plan))
+    runtime.block_on(run(plan))
 }
 
 /// Writes to standard output. Whoever closed it does not want the rest.

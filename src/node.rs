@@ -12,6 +12,7 @@ mod sockets;
 mod streams;
 
 pub use error::Error;
+pub use sockets::Addresses;
 
 use crate::api::Heartbeat;
 use crate::api::report::HttpPlay;
@@ -56,7 +57,16 @@ const LAST_STEPS: Duration = Duration::from_secs(3);
 const SPREAD_PART: f64 = 0.8;
 
 /// Runs a process until a signal stops it.
+///
+/// Errors: it cannot start, or a workflow cannot be kept running.
 pub async fn run(plan: Plan) -> Result<(), Error> {
+    run_and_tell(plan, |_| {}).await
+}
+
+/// As [`run`], and says once where it listens when it is ready.
+///
+/// Errors: as of [`run`].
+pub async fn run_and_tell(plan: Plan, ready: impl FnOnce(&Addresses)) -> Result<(), Error> {
     let mut signals = Signals::new()?;
     let sockets = Sockets::bind(&plan)?;
     let health = Health::new();
@@ -100,6 +110,9 @@ pub async fn run(plan: Plan) -> Result<(), Error> {
     }
     serving.set_ready();
     addresses.announce(&plan);
+    let apps = node.as_ref().map(|node| node.routes.apps()).unwrap_or_default();
+    addresses.guide(&apps, plan.args.transport.https);
+    ready(&addresses);
     notify(sd_notify::NotifyState::Ready);
     let watchdog = AbortOnDropHandle::new(tokio::spawn(keep_watchdog()));
     let _harmless = AbortOnDropHandle::new(tokio::spawn(outlive_harmless_signals()?));
@@ -170,6 +183,7 @@ struct Node {
     _trimming: AbortOnDropHandle<()>,
     _reporter: Option<Reporter>,
     stream_metrics: Arc<StreamMetrics>,
+    routes: Arc<Routes>,
 }
 
 /// What the parts of a node share.
@@ -407,6 +421,7 @@ impl Node {
         let stream_metrics = StreamMetrics::register(shared.routes.clone(), most, shared.metrics.registry());
         Ok(Node {
             _reporter: reporter,
+            routes: shared.routes.clone(),
             stream_metrics: Arc::new(stream_metrics.map_err(start_error)?),
             drain,
             engine,

@@ -14,7 +14,7 @@ const FLOORS: [(u8, &[&str]); 5] = [
     (1, &["relay", "registry", "published", "observed", "auth"]),
     (2, &["net", "ffmpeg", "client"]),
     (3, &["steps", "web"]),
-    (TOP, &["cli", "config", "node"]),
+    (TOP, &["cli", "config", "node", "demo"]),
 ];
 const TOP: u8 = 4;
 
@@ -30,7 +30,7 @@ const PLACES: [(&str, &[&str]); 5] = [
     ("warp", &["web"]),
     ("reqwest", &["client"]),
     ("redis", &["registry"]),
-    ("clap", &["cli", "config", "main"]),
+    ("clap", &["cli", "config", "demo", "main"]),
 ];
 
 /// What floor 0 never says: it has no sockets, no clocks and no tasks.

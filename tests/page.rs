@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{ChildStdin, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
@@ -184,7 +184,7 @@ fn the_picture_plays_and_goes_on_when_the_publisher_moves() {
     wait_for("the registration", SOON, || is_known(reactor.reactor(), "show"));
     let mut browser = Browser::start();
     browser.open(&format!("{}/#/stream/show", reactor.reactor_url()));
-    let frames = "document.getElementById('video').getVideoPlaybackQuality().totalVideoFrames";
+    let frames = FRAMES;
     browser.wait(&format!("{frames} > 30 && document.getElementById('video').currentTime > 1"));
     assert_eq!(browser.eval("document.getElementById('video').videoWidth"), 320);
     browser.wait("document.getElementById('timeline').textContent.includes('first picture after')");
@@ -263,6 +263,91 @@ fn a_thousand_streams_are_shown_and_stay_fluent() {
     browser.run(json!({ "type": "0999", "into": "#search" }));
     browser.wait("document.querySelectorAll('#streams tbody tr').length === 1");
     browser.assert_sound();
+}
+
+/// A process that says on standard output where to look. It is interrupted when this is dropped, and must end cleanly.
+struct Guided {
+    child: Child,
+    said: Vec<String>,
+}
+
+impl Guided {
+    /// Starts it, and reads to the line that names the page.
+    #[track_caller]
+    fn start(args: &[&str]) -> Guided {
+        let mut command = common::lb::command(args);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = process::spawn_tool(command);
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+        let mut said = Vec::new();
+        for line in lines {
+            said.push(line);
+            if said.last().unwrap().trim_start().starts_with("page ") {
+                break;
+            }
+        }
+        Guided { child, said }
+    }
+
+    /// What it says after a word.
+    #[track_caller]
+    fn says(&self, word: &str) -> String {
+        let line = self.said.iter().find_map(|line| line.trim_start().strip_prefix(word));
+        let line = line.unwrap_or_else(|| panic!("no '{word}' in {:?}", self.said));
+        line.split_whitespace().next().unwrap().to_owned()
+    }
+}
+
+impl Drop for Guided {
+    fn drop(&mut self) {
+        process::signal(&self.child, libc::SIGINT);
+        let status = process::wait_for_exit(&mut self.child, common::lb::STOP_DEADLINE);
+        self.child.kill().ok();
+        self.child.wait().ok();
+        assert!(std::thread::panicking() || status.is_some_and(|status| status.success()), "{status:?}");
+    }
+}
+
+const FRAMES: &str = "document.getElementById('video').getVideoPlaybackQuality().totalVideoFrames";
+
+#[test]
+fn the_demo_needs_nothing_and_shows_two_pictures() {
+    let demo = Guided::start(&["demo"]);
+    let mut browser = Browser::start();
+    browser.open(&demo.says("page "));
+    browser.wait("document.querySelectorAll('#streams tbody tr').length === 2");
+    browser.eval("document.querySelector('#streams tbody tr a').click()");
+    browser.wait(&format!("{FRAMES} > 20"));
+    assert_eq!(browser.eval("document.getElementById('video').videoWidth"), 480);
+    browser.eval("location.hash = '#/stream/demo%2Ftest'");
+    browser.wait("document.getElementById('stream-title').textContent === 'demo/test'");
+    browser.wait(&format!("{FRAMES} > 20"));
+    browser.shot("page-demo.png");
+}
+
+#[test]
+fn a_stranger_sees_their_own_picture_by_what_the_program_says() {
+    let cluster = Guided::start(&[
+        "--role",
+        "all",
+        "--rtmp-port",
+        "0",
+        "--reactor-listen",
+        "127.0.0.1:0",
+        "--http-listen",
+        "127.0.0.1:0",
+        "--admin-listen",
+        "127.0.0.1:0",
+    ]);
+    // The name of this host need not lead anywhere where tests run.
+    let server = cluster.says("publish ");
+    let port = server.split(['/', ':']).find_map(|part| part.parse::<u16>().ok()).unwrap();
+    let _publisher = ffmpeg::publish(Clip::Alpha, &format!("rtmp://127.0.0.1:{port}/ingest/mine"));
+    let mut browser = Browser::start();
+    browser.open(&cluster.says("page "));
+    browser.wait("document.querySelector('#streams tr[data-name=mine]')");
+    browser.eval("document.querySelector('#streams tr[data-name=mine] a').click()");
+    browser.wait(&format!("{FRAMES} > 20"));
 }
 
 #[test]

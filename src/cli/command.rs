@@ -12,6 +12,8 @@ use std::time::{Duration, SystemTime};
 /// See the module's head.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Command {
+    /// Run a whole cluster in this process, with two streams to look at in a browser; needs nothing else
+    Demo(DemoArgs),
     /// Make a token for `--reactor-token-file`: 256 random bits
     Token,
     /// Sign a token (JWT) for a publisher or viewer, and print what to type into OBS and ffmpeg
@@ -22,6 +24,14 @@ pub enum Command {
     Streams(ListArgs),
     /// Send the publisher of a stream away; an encoder that reconnects is let in again
     Kick(KickArgs),
+}
+
+/// How the demo runs.
+#[derive(Clone, Debug, Args)]
+pub struct DemoArgs {
+    /// What is logged, as of --log
+    #[arg(long, value_name = "FILTER", default_value = "warn")]
+    pub log: String,
 }
 
 /// What is signed.
@@ -61,11 +71,12 @@ pub enum SignFor {
 }
 
 impl Command {
-    /// Carries a command out, and returns what it prints.
+    /// Carries a command out, and returns what it prints; nothing for the demo, which runs as a node does.
     ///
     /// Errors: see [`Failed`].
     pub fn run(&self) -> Result<String, Failed> {
         match self {
+            Command::Demo(_) => Ok(String::new()),
             Command::Token => {
                 let token: [u8; 32] = rand::random();
                 Ok(token.iter().map(|byte| format!("{byte:02x}")).collect())

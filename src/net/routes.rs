@@ -7,7 +7,7 @@ use super::acl::Acl;
 use crate::api::PULL_APP;
 use crate::ids::{Identity, SessionId, StreamName};
 use crate::relay::{Batching, FeedRef, Hub};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -154,6 +154,15 @@ impl NoRoute {
     }
 }
 
+/// The apps of a node, with their ports.
+#[derive(Clone, Debug, Default)]
+pub struct Apps {
+    /// Those that take publishers.
+    pub publish: BTreeSet<(u16, String)>,
+    /// Those that serve viewers.
+    pub play: BTreeSet<(u16, String)>,
+}
+
 /// All routes of a node.
 #[derive(Debug, Default)]
 pub struct Routes {
@@ -241,6 +250,21 @@ impl Routes {
             routes
         };
         table.apps.iter().flat_map(plays).collect()
+    }
+
+    /// The apps that take publishers, and those that serve viewers, without those for nodes.
+    pub fn apps(&self) -> Apps {
+        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        let mut apps = Apps::default();
+        for ((port, name), app) in &table.apps {
+            if !app.publish.is_empty() {
+                apps.publish.insert((*port, name.clone()));
+            }
+            if app.play.iter().any(|(_, _, route)| !route.pulls) {
+                apps.play.insert((*port, name.clone()));
+            }
+        }
+        apps
     }
 
     /// Whether all viewers of this node get audio together with the next video frame. Only then may a publisher's audio wait

@@ -3,6 +3,7 @@
 use super::error::Error;
 use super::listen;
 use crate::config::Plan;
+use crate::net::routes::Apps;
 use crate::net::{Entrance, Protocol};
 use crate::steps::engine;
 use rustls::ServerConfig;
@@ -34,13 +35,13 @@ pub(super) struct Rtmp {
 }
 
 /// The addresses that were bound.
-#[derive(Clone, Default)]
-pub(super) struct Addresses {
+#[derive(Clone, Debug, Default)]
+pub struct Addresses {
     rtmp: Vec<SocketAddr>,
     rtmps: Vec<SocketAddr>,
-    pub reactor: Option<SocketAddr>,
+    pub(super) reactor: Option<SocketAddr>,
     admin: Option<SocketAddr>,
-    pub http: Option<SocketAddr>,
+    pub(super) http: Option<SocketAddr>,
 }
 
 impl Sockets {
@@ -111,6 +112,41 @@ fn bind(what: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketA
 }
 
 impl Addresses {
+    /// The first port for RTMP without TLS.
+    pub fn rtmp_port(&self) -> Option<u16> {
+        self.rtmp.first().map(SocketAddr::port)
+    }
+
+    /// Says where to publish, to watch, and to look, for whoever started it by hand.
+    pub(super) fn guide(&self, apps: &Apps, https: bool) {
+        let host = |address: &SocketAddr| match address.ip().is_unspecified() {
+            true => format!("{}:{}", host_name(), address.port()),
+            false => address.to_string(),
+        };
+        let scheme = if https { "https" } else { "http" };
+        let rtmp = |(port, app): &(u16, String)| {
+            let address = self.rtmp.iter().find(|address| address.port() == *port)?;
+            Some(format!("rtmp://{}/{app}", host(address)))
+        };
+        let mut lines = String::new();
+        for server in apps.publish.iter().filter_map(rtmp) {
+            lines += &format!("  publish  {server}/NAME    in OBS: server {server}, stream key NAME\n");
+        }
+        for place in &apps.play {
+            let over_http =
+                self.http.iter().map(|address| format!("{scheme}://{}/{}/NAME.flv", host(address), place.1));
+            let all: Vec<String> =
+                rtmp(place).map(|server| format!("{server}/NAME")).into_iter().chain(over_http).collect();
+            lines += &format!("  play     {}\n", all.join("  "));
+        }
+        if let Some(address) = &self.reactor {
+            lines += &format!("  page     {scheme}://{}/\n", host(address));
+        }
+        if let Err(error) = io::stdout().write_all(lines.as_bytes()) {
+            tracing::debug!(%error, "stdout");
+        }
+    }
+
     /// The one line that says that the process is ready, for people and for scripts.
     pub fn announce(&self, plan: &Plan) {
         let mut line = format!("lb ready: roles={}", plan.roles.names().join(","));
@@ -125,4 +161,11 @@ impl Addresses {
             tracing::debug!(%error, "stdout");
         }
     }
+}
+
+/// What this host calls itself.
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name = name.trim();
+    if name.is_empty() { "localhost".to_owned() } else { name.to_owned() }
 }
