@@ -13,12 +13,13 @@
 //! | `DELETE /streams/{name}` | | `204`, its publisher is sent away; `404`; `409` on plain mmids nodes |
 //! | `GET /nodes?after=NODE&limit=N` | | `200` [`NodeList`]; `400` [`Refusal`] |
 //!
-//! What nodes report for people to see is in [`report`].
+//! What nodes report for people to see is in [`report`], and what people see in [`cluster`].
 //!
 //! Plain mmids nodes know the two lookups only, with nothing but a `stream_name` in the body; every other field is
 //! optional, and what a plain node would not understand travels in headers. No clock of one host is ever compared with
 //! another's: all times here are durations.
 
+pub mod cluster;
 pub mod report;
 
 use crate::ids::{DEFAULT_RTMP_PORT, Identity, NodeId, Origin, SessionId, StreamName};

@@ -258,6 +258,24 @@ impl Plan {
         Ok(())
     }
 
+    /// The same plan with its configuration files read anew.
+    ///
+    /// Errors: a file cannot be read.
+    pub fn reread(&self) -> Result<Plan, Error> {
+        let mut plan = self.clone();
+        if let Some(file) = &self.args.config {
+            plan.sources = vec![(file.display().to_string(), read(file)?)];
+        }
+        Ok(plan)
+    }
+
+    /// Reads a text that is not among its files, with `${NAME}` filled.
+    ///
+    /// Errors: it is no configuration; with the line.
+    pub fn read_text(&self, rtmp_port: u16, reactors: &Urls, text: &str) -> Result<Config, ConfigError> {
+        definition::parse("the workflow", text, &variables(rtmp_port, reactors))
+    }
+
     /// The configuration texts with `${NAME}` filled.
     pub fn print(&self, rtmp_port: u16, reactors: &Urls) -> Result<String, Error> {
         let variables = variables(rtmp_port, reactors);
@@ -277,7 +295,7 @@ impl Plan {
 }
 
 /// A word without a level would be taken for the name of a module that logs everything, and all others nothing.
-fn check_log(filter: &str) -> Result<(), String> {
+pub(crate) fn check_log(filter: &str) -> Result<(), String> {
     const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
     for directive in filter.split(',').map(str::trim).filter(|directive| !directive.is_empty()) {
         let level = directive.rsplit('=').next().unwrap_or_default();

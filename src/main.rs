@@ -1,11 +1,10 @@
 //! The `lb` binary: reads the command line, then runs a node.
 
 use clap::Parser;
-use lb::cli::{Args, Command, LogFormat, environment};
+use lb::cli::{Args, Command, environment};
 use lb::config::Plan;
 use lb::node;
 use std::process::ExitCode;
-use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     for name in environment::empty(std::env::vars_os()) {
@@ -78,7 +77,7 @@ fn run<F: Future<Output = Result<(), node::Error>>>(
     plan: Plan,
     run: impl FnOnce(Plan) -> F,
 ) -> Result<(), node::Error> {
-    start_logging(&plan.args)?;
+    node::log::start(&plan.args)?;
     for line in environment::unknown(std::env::vars_os().map(|(name, _)| name)) {
         tracing::warn!("{line}");
     }
@@ -97,33 +96,6 @@ fn say(text: &str) {
     if let Err(error) = std::io::stdout().write_all(text.as_bytes()) {
         tracing::debug!(%error, "standard output");
     }
-}
-
-fn start_logging(args: &Args) -> Result<(), node::Error> {
-    // The engine writes two spans a message at `info`, which would cost more than the message.
-    let engine = if args.log.contains("mmids_core") { "" } else { ",mmids_core=warn" };
-    // The store logs its outages; the crate logs each call that fails in one.
-    let redis = if args.log.contains("redis") { "" } else { ",redis=off" };
-    let filter = EnvFilter::try_new(format!("{}{engine}{redis}", args.log)).map_err(|error| {
-        lb::config::Error::Flag { flag: "--log", why: format!("'{}' is not a filter: {error}", args.log) }
-    })?;
-    // What cannot be logged, because the disk is full or the pipe is gone, is lost: the default is to say so on standard
-    // error, which panics for the same reason.
-    let lines = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .log_internal_errors(false);
-    match args.log_format {
-        LogFormat::Text => lines.with_ansi(is_coloured()).init(),
-        LogFormat::Json => lines.json().init(),
-    }
-    Ok(())
-}
-
-/// Colours are for people who want them (<https://no-color.org>).
-fn is_coloured() -> bool {
-    let unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    !unwanted && std::io::IsTerminal::is_terminal(&std::io::stderr())
 }
 
 /// Large pieces of memory go back to the system as soon as they are free. By default glibc raises its threshold

@@ -6,10 +6,12 @@
 
 mod error;
 pub mod listen;
+pub mod log;
 mod memory;
 mod reactor;
 mod sockets;
 mod streams;
+mod workflows;
 
 pub use error::Error;
 pub use sockets::Addresses;
@@ -27,17 +29,15 @@ use crate::config::{Checked, Plan};
 use crate::drain::Drain;
 use crate::health::Health;
 use crate::ids::{NodeId, Origin};
-use crate::net::{self, Entrance, routes::Routes};
+use crate::net::{self, Entrance, Peers, routes::Routes};
 use crate::published::Published;
 use crate::relay::{self, Batching, Feeds};
 use crate::steps::reactors::{Identity, PulledAt, Reactors};
 use crate::steps::{Engine, Parts, engine};
 use crate::telemetry::Metrics;
-use crate::web::{self, admin};
+use crate::web::{self, Door, Secret, admin};
 use crate::{ffmpeg, rtmp};
 use error::start_error;
-use futures::FutureExt;
-use serde_json::json;
 use sockets::Sockets;
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -49,6 +49,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
+use workflows::Workflows;
 
 /// How long the end of what remains may take after the drain: the workflows, the ffmpeg processes, the HTTP servers.
 const LAST_STEPS: Duration = Duration::from_secs(3);
@@ -68,11 +69,14 @@ pub async fn run(plan: Plan) -> Result<(), Error> {
 /// Errors: as of [`run`].
 pub async fn run_and_tell(plan: Plan, ready: impl FnOnce(&Addresses)) -> Result<(), Error> {
     let mut signals = Signals::new()?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(start_error)?;
+    let plan = Arc::new(plan);
     let sockets = Sockets::bind(&plan)?;
     let health = Health::new();
     let serving = health.register("node");
     let metrics = Arc::new(Metrics::new().map_err(start_error)?);
     let stop = CancellationToken::new();
+    let drain = CancellationToken::new();
     let servers = TaskTracker::new();
     let addresses = sockets.addresses.clone();
 
@@ -97,15 +101,13 @@ pub async fn run_and_tell(plan: Plan, ready: impl FnOnce(&Addresses)) -> Result<
             let pulled_at = engine::pulled_at(&configs, sockets.rtmp_port, other_way);
             let entrances: Result<Vec<_>, Error> =
                 sockets.rtmp.into_iter().map(|rtmp| rtmp.entrance(tls.as_ref())).collect();
-            let shared = Shared::new(&plan, &urls, sockets.rtmp_port, pulled_at, &metrics)?;
+            let shared = Shared::new(&plan, &urls, sockets.rtmp_port, pulled_at, &metrics, drain.clone())?;
             Some(Node::start(&plan, shared, configs, entrances?, &health, addresses.http).await?)
         }
         false => None,
     };
     if let Some(listener) = sockets.admin {
-        let engine = node.as_ref().map(|node| node.engine.clone());
-        let streams = node.as_ref().map(|node| node.stream_metrics.clone());
-        let routes = admin::routes(admin_view(engine, &metrics, streams, &health));
+        let routes = admin::routes(admin_view(&plan, node.as_ref(), &metrics, &health, drain.clone())?);
         servers.spawn(web::server::serve(http, listener, routes, stop.clone()));
     }
     serving.set_ready();
@@ -118,9 +120,21 @@ pub async fn run_and_tell(plan: Plan, ready: impl FnOnce(&Addresses)) -> Result<
     let _harmless = AbortOnDropHandle::new(tokio::spawn(outlive_harmless_signals()?));
 
     let failed = node.as_ref().map_or_else(CancellationToken::new, |node| node.engine.failed().clone());
-    let outcome = tokio::select! {
-        () = signals.next() => Ok(()),
-        () = failed.cancelled() => Err(Error::Start("a workflow cannot be kept running".to_owned())),
+    let outcome = loop {
+        tokio::select! {
+            () = signals.next() => break Ok(()),
+            () = drain.cancelled() => {
+                tracing::info!("an operator asked this node to drain");
+                break Ok(());
+            }
+            () = failed.cancelled() => {
+                break Err(Error::Start("a workflow cannot be kept running".to_owned()));
+            }
+            _ = hangup.recv() => tokio::select! {
+                () = reload(&plan, node.as_ref()) => {}
+                () = signals.next() => break Ok(()),
+            },
+        }
     };
     tracing::info!("stopping");
     notify(sd_notify::NotifyState::Stopping);
@@ -141,35 +155,57 @@ pub async fn run_and_tell(plan: Plan, ready: impl FnOnce(&Addresses)) -> Result<
     outcome
 }
 
+/// What the admin port shows of a process, and changes.
 fn admin_view(
-    engine: Option<Arc<Engine>>,
+    plan: &Arc<Plan>,
+    node: Option<&Node>,
     metrics: &Arc<Metrics>,
-    streams: Option<Arc<StreamMetrics>>,
     health: &Health,
-) -> admin::Admin {
-    let (metrics, of_one) = (metrics.clone(), engine.clone());
-    admin::Admin {
+    drain: CancellationToken,
+) -> Result<admin::Admin, Error> {
+    let (metrics, streams) = (metrics.clone(), node.map(|node| node.stream_metrics.clone()));
+    let workflows = node.map(|node| {
+        let (engine, urls) = (node.engine.clone(), node.urls.clone());
+        Arc::new(Workflows { engine, plan: plan.clone(), rtmp_port: node.rtmp_port, urls })
+            as Arc<dyn admin::Workflows>
+    });
+    let token = plan.token.as_deref().map(Secret::new).transpose().map_err(start_error)?;
+    Ok(admin::Admin {
+        drain,
         health: health.clone(),
         metrics: Arc::new(move || match &streams {
             Some(streams) => streams.filled(|| metrics.text()),
             None => metrics.text(),
         }),
-        workflows: Arc::new(move || {
-            let engine = engine.clone();
-            async move {
-                let names = match engine {
-                    Some(engine) => engine.workflows().await,
-                    None => Vec::new(),
-                };
-                json!({ "workflows": names })
-            }
-            .boxed()
-        }),
-        workflow: Arc::new(move |name| {
-            let engine = of_one.clone();
-            async move { engine?.workflow(&name).await }.boxed()
-        }),
+        workflows,
+        peers: node.map(|node| node.peers.clone()),
+        log: admin::Log { get: log::current, set: log::set },
+        door: Door { token, ..Door::default() },
+    })
+}
+
+/// Takes the configuration and the log's filter as they stand in files and flags now. What is wrong with them changes nothing; keys and
+/// certificates are read again whenever they change.
+async fn reload(plan: &Plan, node: Option<&Node>) {
+    notify(sd_notify::NotifyState::Reloading);
+    if let Err(error) = log::set(&plan.args.log) {
+        tracing::error!("the log's filter stays as it is: {error}");
     }
+    if let Some(node) = node {
+        let configs = plan.reread().and_then(|plan| plan.configs(node.rtmp_port, &node.urls));
+        let changed = match configs {
+            Ok(configs) => node.engine.reload(&configs).await.map_err(|error| error.to_string()),
+            Err(error) => Err(error.to_string()),
+        };
+        match changed {
+            Ok(changed) => {
+                let (started, stopped) = (changed.started.join(", "), changed.stopped.join(", "));
+                tracing::info!(started, stopped, "the configuration was read again");
+            }
+            Err(error) => tracing::error!("the configuration stays as it is: {error}"),
+        }
+    }
+    notify(sd_notify::NotifyState::Ready);
 }
 
 /// The RTMP side of a process, with what tells reactors about it.
@@ -184,6 +220,10 @@ struct Node {
     _reporter: Option<Reporter>,
     stream_metrics: Arc<StreamMetrics>,
     routes: Arc<Routes>,
+    peers: Arc<Peers>,
+    /// The port of steps that name none.
+    rtmp_port: u16,
+    urls: Urls,
 }
 
 /// What the parts of a node share.
@@ -210,6 +250,7 @@ struct Shared<'a> {
     metrics: Arc<Metrics>,
     client_metrics: ClientMetrics,
     draining: CancellationToken,
+    asked_to_drain: CancellationToken,
 }
 
 impl<'a> Shared<'a> {
@@ -219,6 +260,7 @@ impl<'a> Shared<'a> {
         rtmp_port: u16,
         pulled_at: PulledAt,
         metrics: &Arc<Metrics>,
+        asked_to_drain: CancellationToken,
     ) -> Result<Self, Error> {
         let args = &plan.args;
         let believed = net::certificate::client(args.transport.ca_file.as_deref()).map_err(start_error)?;
@@ -250,6 +292,7 @@ impl<'a> Shared<'a> {
             metrics: metrics.clone(),
             client_metrics: ClientMetrics::register(metrics.registry()).map_err(start_error)?,
             draining: CancellationToken::new(),
+            asked_to_drain,
         })
     }
 
@@ -287,7 +330,8 @@ impl<'a> Shared<'a> {
         let (routes, metrics) = (self.routes.clone(), self.metrics.clone());
         let mut reports = Reports { routes, metrics, http, every, before: HashMap::new() };
         let (node, urls, counted) = (self.node.clone(), self.urls, self.client_metrics.clone());
-        Some(Reporter::start(self.http.clone(), urls, node, every, move || reports.next(), counted))
+        let drain = self.asked_to_drain.clone();
+        Some(Reporter::start(self.http.clone(), urls, node, every, move || reports.next(), drain, counted))
     }
 
     fn engine_parts(&self, agent: &Agent, health: &Health) -> Parts {
@@ -335,7 +379,7 @@ impl<'a> Shared<'a> {
         (events, AbortOnDropHandle::new(tokio::spawn(following)))
     }
 
-    fn listen(&self, entrances: Vec<(TcpListener, Entrance)>, drain: &Drain) -> Result<(), Error> {
+    fn listen(&self, entrances: Vec<(TcpListener, Entrance)>, drain: &Drain) -> Result<Arc<Peers>, Error> {
         let limits = net::Limits {
             connections: self.args.limits.max_connections,
             connections_per_address: self.args.limits.max_connections_per_address,
@@ -359,7 +403,8 @@ impl<'a> Shared<'a> {
             drain_spread: self.args.limits.drain_timeout.mul_f64(SPREAD_PART),
         });
         let listen = |(listener, entrance)| server.listen_for(listener, entrance);
-        entrances.into_iter().try_for_each(listen).map_err(start_error)
+        entrances.into_iter().try_for_each(listen).map_err(start_error)?;
+        Ok(server.peers().clone())
     }
 }
 
@@ -411,7 +456,7 @@ impl Node {
         let agent = shared.agent(plan);
         let engine = Arc::new(Engine::start(shared.engine_parts(&agent, health), configs).await?);
         let events = shared.follow(engine.reactors(), &agent);
-        shared.listen(entrances, &drain)?;
+        let peers = shared.listen(entrances, &drain)?;
         let contact = tokio::spawn(watch_contact(agent.contact(), health.register("reactor")));
         let contact = AbortOnDropHandle::new(contact);
         let trimming = AbortOnDropHandle::new(tokio::spawn(memory::give_back()));
@@ -422,6 +467,9 @@ impl Node {
         Ok(Node {
             _reporter: reporter,
             routes: shared.routes.clone(),
+            peers,
+            rtmp_port: shared.rtmp_port,
+            urls: shared.urls.clone(),
             stream_metrics: Arc::new(stream_metrics.map_err(start_error)?),
             drain,
             engine,
@@ -549,19 +597,14 @@ impl Signals {
     }
 }
 
-/// Signals that end a process which does nothing about them, and that nobody sends to end one: a terminal that closes, or a
-/// `kill -HUP` after a file was changed.
+/// Signals that end a process which does nothing about them, and that nobody sends to end one.
 fn outlive_harmless_signals() -> Result<impl Future<Output = ()>, Error> {
     let listen = |kind| signal(kind).map_err(start_error);
-    let mut hangup = listen(SignalKind::hangup())?;
-    let mut others = [listen(SignalKind::user_defined1())?, listen(SignalKind::user_defined2())?];
+    let mut both = [listen(SignalKind::user_defined1())?, listen(SignalKind::user_defined2())?];
     Ok(async move {
-        let [first, second] = &mut others;
+        let [first, second] = &mut both;
         loop {
             tokio::select! {
-                _ = hangup.recv() => tracing::info!(
-                    "SIGHUP: keys and certificates are read again whenever they change; another --config takes a restart"
-                ),
                 _ = first.recv() => {}
                 _ = second.recv() => {}
             }

@@ -426,7 +426,7 @@ fn a_hangup_ends_nothing() {
         // SAFETY: a system call without pointers, for a child that runs.
         assert_eq!(unsafe { libc::kill(node.pid() as i32, signal) }, 0);
     }
-    wait_for("the word about it", SOON, || node.log().contains("SIGHUP: keys and certificates"));
+    wait_for("the word about it", SOON, || node.log().contains("the configuration was read again"));
     let sent = publisher.sent().frames;
     wait_for("the stream to go on", SOON, || publisher.sent().frames > sent + 5);
 }

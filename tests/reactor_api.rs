@@ -146,7 +146,6 @@ async fn wrong_paths_and_methods_are_refused_as_json() {
         ("POST", "/streams", 405, "GET"),
         ("DELETE", "/events", 405, "GET"),
         ("GET", "/nodes/a", 405, "PUT, DELETE"),
-        ("GET", "/", 404, ""),
         ("POST", "/watcher_lookup/x", 404, ""),
         ("GET", "/nodes/a/b", 404, ""),
         ("DELETE", "/nodes/a%20b", 400, ""),
@@ -574,6 +573,23 @@ async fn a_template_of_ones_own_is_used() {
     assert_eq!(service.watch("x").await.text().await.unwrap(), "w { 127.0.0.1:5 x }");
 }
 
+struct TwoWorkflows;
+
+impl admin::Workflows for TwoWorkflows {
+    fn names(&self) -> BoxFuture<'static, Vec<String>> {
+        async { vec!["live".to_owned()] }.boxed()
+    }
+    fn one(&self, name: String) -> BoxFuture<'static, Option<Value>> {
+        async move { (name == "ingest_a/b").then(|| json!({ "name": name })) }.boxed()
+    }
+    fn put(&self, _: String) -> BoxFuture<'static, Result<Vec<String>, String>> {
+        async { Err("no".to_owned()) }.boxed()
+    }
+    fn remove(&self, _: String) -> BoxFuture<'static, bool> {
+        async { false }.boxed()
+    }
+}
+
 #[tokio::test]
 async fn the_admin_port_shows_health_metrics_and_workflows() {
     let health = Health::new();
@@ -582,10 +598,11 @@ async fn the_admin_port_shows_health_metrics_and_workflows() {
         admin::routes(admin::Admin {
             health,
             metrics: Arc::new(|| "lb_up 1\n".into()),
-            workflows: Arc::new(|| async { json!(["live"]) }.boxed()),
-            workflow: Arc::new(|name| {
-                async move { (name == "ingest_a/b").then(|| json!({ "name": name })) }.boxed()
-            }),
+            workflows: Some(Arc::new(TwoWorkflows)),
+            peers: None,
+            log: admin::Log { get: || "info".to_owned(), set: |_| Ok(()) },
+            drain: CancellationToken::new(),
+            door: Door::default(),
         })
     })
     .await;
@@ -600,7 +617,8 @@ async fn the_admin_port_shows_health_metrics_and_workflows() {
     let metrics = service.get("/metrics").await;
     assert!(header(&metrics, "content-type").starts_with("text/plain; version=0.0.4"));
     assert_eq!(metrics.text().await.unwrap(), "lb_up 1\n");
-    assert_eq!(service.get("/workflows").await.json::<Value>().await.unwrap(), json!(["live"]));
+    let names = service.get("/workflows").await.json::<Value>().await.unwrap();
+    assert_eq!(names, json!({ "workflows": ["live"] }));
     for path in ["/workflows/ingest_a/b", "/workflows/ingest_a%2Fb"] {
         assert_eq!(service.get(path).await.json::<Value>().await.unwrap()["name"], "ingest_a/b");
     }

@@ -3,7 +3,8 @@
 //!
 //! | call | body | answers |
 //! |---|---|---|
-//! | `POST /nodes/{node}/report` | [`Report`] | `204`; `400`, `413` [`super::Refusal`] |
+//! | `POST /nodes/{node}/report` | [`Report`] | `200` [`ReportReply`]; `400`, `413` [`super::Refusal`] |
+//! | `POST /nodes/{node}/drain` | | `202`: it hears of it with its next report; `404` |
 //! | `GET /streams/{name}/timeline` | | `200` [`Timeline`] |
 
 use crate::ids::{NodeId, SessionTag, StreamName};
@@ -29,6 +30,14 @@ pub struct Report {
     /// What happened since the last report, oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub events: Vec<StreamEvent>,
+}
+
+/// What a reactor answers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReportReply {
+    /// Somebody asked this node to drain: it stops as after a SIGTERM.
+    #[serde(default)]
+    pub drain: bool,
 }
 
 /// Where a node serves viewers over HTTP: `SCHEME://HOST:PORT/APP/NAME.flv`.

@@ -2,10 +2,11 @@
 
 use super::duration;
 use super::failed::Failed;
-use super::operate::{KickArgs, ListArgs};
+use super::operate::{DrainArgs, ExplainArgs, KickArgs, ListArgs, TopArgs};
 use crate::auth::jwt::{Claims, Keys, Patterns};
 use crate::ids::StreamName;
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Subcommand, ValueEnum};
+use std::io::Write;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
@@ -22,8 +23,21 @@ pub enum Command {
     Status(ListArgs),
     /// List the streams of a running cluster: where each is published, and for how long
     Streams(ListArgs),
+    /// Watch a running cluster: its nodes, and the streams with the most viewers
+    Top(TopArgs),
+    /// Tell what happened to a stream, over all nodes: published, found, pulled, first picture, switched, and why
+    Explain(ExplainArgs),
+    /// Have a node drain and stop, as after SIGTERM
+    Drain(DrainArgs),
     /// Send the publisher of a stream away; an encoder that reconnects is let in again
     Kick(KickArgs),
+    /// Write completions for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual page, in roff: lb man | man -l -
+    Man,
 }
 
 /// How the demo runs.
@@ -85,8 +99,40 @@ impl Command {
             Command::Status(args) => args.status(),
             Command::Streams(args) => args.streams(),
             Command::Kick(args) => args.kick(),
+            Command::Top(args) => args.top(),
+            Command::Explain(args) => args.explain(),
+            Command::Drain(args) => args.drain(),
+            Command::Completions { shell } => Ok(written(|out| {
+                clap_complete::generate(*shell, &mut super::Args::command(), "lb", out);
+            })),
+            Command::Man => Ok(man()),
         }
     }
+}
+
+fn written(write: impl FnOnce(&mut Vec<u8>)) -> String {
+    let mut out = Vec::new();
+    write(&mut out);
+    String::from_utf8_lossy(&out).trim_end().to_owned()
+}
+
+/// The manual page: the program, then each of its commands.
+fn man() -> String {
+    let command = super::Args::command();
+    let commands: Vec<clap::Command> = command.get_subcommands().cloned().collect();
+    let page = written(|out| {
+        // Writing to memory does not fail.
+        let _written = clap_mangen::Man::new(command).section("8").render(out);
+    });
+    let parts = commands.into_iter().map(|command| {
+        let (name, man) = (command.get_name().to_uppercase(), clap_mangen::Man::new(command));
+        written(|out| {
+            let _written = writeln!(out, ".SH \"LB {name}\"")
+                .and_then(|()| man.render_description_section(out))
+                .and_then(|()| man.render_options_section(out));
+        })
+    });
+    std::iter::once(page).chain(parts).collect::<Vec<_>>().join("\n")
 }
 
 impl SignArgs {

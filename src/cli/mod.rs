@@ -3,11 +3,14 @@
 mod auth;
 mod command;
 pub mod environment;
+mod explain;
 mod failed;
 mod limits;
 mod media;
 mod operate;
 mod reactor;
+mod table;
+mod top;
 mod transport;
 
 pub use auth::AuthArgs;

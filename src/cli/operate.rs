@@ -1,12 +1,14 @@
 //! Commands that ask a running cluster: what there is, as tables for people or as JSON, and that a publisher be sent away.
 
 use super::failed::Failed;
+use super::table::{age, table};
 use crate::api::{NodeEntry, StreamEntry};
 use crate::client::{Http, Operator, OperatorError};
-use crate::ids::StreamName;
+use crate::ids::{NodeId, StreamName};
 use crate::net::certificate;
 use clap::Args;
 use serde_json::json;
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -47,6 +49,49 @@ pub struct ListArgs {
 pub struct KickArgs {
     /// The stream
     name: String,
+
+    #[command(flatten)]
+    pub(super) reach: ReachArgs,
+}
+
+/// What is watched.
+#[derive(Clone, Debug, Args)]
+pub struct TopArgs {
+    #[command(flatten)]
+    pub(super) reach: ReachArgs,
+
+    /// The time between two looks
+    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = super::duration)]
+    every: Duration,
+
+    /// One look, and end
+    #[arg(long)]
+    once: bool,
+
+    /// One look as JSON, as the reactor gives it, and end
+    #[arg(long)]
+    json: bool,
+}
+
+/// Whose life is told.
+#[derive(Clone, Debug, Args)]
+pub struct ExplainArgs {
+    /// The stream
+    name: String,
+
+    #[command(flatten)]
+    pub(super) reach: ReachArgs,
+
+    /// JSON, one entry an event, oldest first
+    #[arg(long)]
+    json: bool,
+}
+
+/// Which node drains.
+#[derive(Clone, Debug, Args)]
+pub struct DrainArgs {
+    /// The node, as 'lb status' calls it
+    node: NodeId,
 
     #[command(flatten)]
     pub(super) reach: ReachArgs,
@@ -137,45 +182,44 @@ impl KickArgs {
     }
 }
 
-/// A time in its two largest units.
-fn age(time: Duration) -> String {
-    let whole = Duration::from_secs(time.as_secs());
-    let shown = humantime::format_duration(whole).to_string();
-    shown.split(' ').take(2).collect::<Vec<_>>().join(" ")
-}
-
-/// Columns as wide as what stands in them.
-fn table<const N: usize>(head: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
-    let rows: Vec<[String; N]> = std::iter::once(head.map(str::to_owned)).chain(rows).collect();
-    let mut widths = [0; N];
-    for row in &rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(cell.chars().count());
+impl TopArgs {
+    pub(super) fn top(&self) -> Result<String, Failed> {
+        if self.json {
+            let cluster = self.reach.ask(async |operator| operator.cluster().await)?;
+            return serde_json::to_string(&cluster).map_err(Failed::other);
+        }
+        let rows = || std::env::var("LINES").ok().and_then(|lines| lines.parse().ok()).unwrap_or(40);
+        loop {
+            let cluster = self.reach.ask(async |operator| operator.cluster().await)?;
+            let screen = super::top::screen(&cluster, rows());
+            if self.once || !std::io::stdout().is_terminal() {
+                return Ok(screen);
+            }
+            // Cleared and written in one piece, so that it does not flicker (ECMA-48, ED and CUP).
+            let written = write!(std::io::stdout(), "\x1b[H\x1b[2J{screen}\n");
+            if written.and_then(|()| std::io::stdout().flush()).is_err() {
+                return Ok(String::new());
+            }
+            std::thread::sleep(self.every);
         }
     }
-    let line = |row: &[String; N]| {
-        let cells: Vec<String> =
-            row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
-        cells.join("  ").trim_end().to_owned()
-    };
-    rows.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn columns_are_as_wide_as_what_stands_in_them() {
-        let rows = [["a", "long one"], ["öö", "b"]].map(|row| row.map(str::to_owned));
-        assert_eq!(table(["X", "Y"], rows.into_iter()), "X   Y\na   long one\nöö  b");
-        assert_eq!(table(["X"], std::iter::empty()), "X");
-    }
-
-    #[test]
-    fn a_time_has_two_units() {
-        for (seconds, shown) in [(0, "0s"), (59, "59s"), (3_661, "1h 1m"), (90_061, "1day 1h")] {
-            assert_eq!(age(Duration::from_millis(seconds * 1000 + 999)), shown);
+impl ExplainArgs {
+    pub(super) fn explain(&self) -> Result<String, Failed> {
+        let name = StreamName::parse(&self.name)
+            .map_err(|error| Failed::usage(format!("{}: {error}", self.name)))?;
+        let entries = self.reach.ask(async |operator| operator.timeline(&name).await)?;
+        match self.json {
+            true => serde_json::to_string(&json!({ "events": entries })).map_err(Failed::other),
+            false => Ok(super::explain::timeline(&self.name, &entries)),
         }
+    }
+}
+
+impl DrainArgs {
+    pub(super) fn drain(&self) -> Result<String, Failed> {
+        self.reach.ask(async |operator| operator.drain(&self.node).await)?;
+        Ok(format!("{} is asked to drain: it takes nobody new, sends its peers away, and stops", self.node))
     }
 }

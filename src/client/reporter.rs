@@ -5,11 +5,12 @@ use super::http::Http;
 use super::metrics::ClientMetrics;
 use super::targets::PLAIN_SERVER_RETRY;
 use super::urls::{Urls, endpoint};
-use crate::api::report::Report;
+use crate::api::report::{Report, ReportReply};
 use crate::ids::NodeId;
-use reqwest::{Method, StatusCode};
+use reqwest::Method;
 use std::time::Duration;
 use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 /// The most reports of one interval: so many times [`crate::api::report::REPORT_MAX`] streams are seen of a node.
@@ -20,17 +21,20 @@ pub const REPORTS: usize = 10;
 pub struct Reporter(#[expect(dead_code, reason = "ends the task")] AbortOnDropHandle<()>);
 
 impl Reporter {
-    /// Tells these reactors in each interval what `reports` gives, which are at most [`REPORTS`]. It is called in this task and must not block.
+    /// Tells these reactors in each interval what `reports` gives, which are at most [`REPORTS`]. It is called in this task and must not
+    /// block. `drain` is cancelled when one of them says that the node is to drain.
     pub fn start(
         http: Http,
         reactors: &Urls,
         node: NodeId,
         every: Duration,
         reports: impl FnMut() -> Vec<Report> + Send + 'static,
+        drain: CancellationToken,
         metrics: ClientMetrics,
     ) -> Self {
         let reactors = reactors.clone();
-        Reporter(AbortOnDropHandle::new(tokio::spawn(run(http, reactors, node, every, reports, metrics))))
+        let task = run(http, reactors, node, every, reports, drain, metrics);
+        Reporter(AbortOnDropHandle::new(tokio::spawn(task)))
     }
 }
 
@@ -40,6 +44,7 @@ async fn run(
     node: NodeId,
     every: Duration,
     mut reports: impl FnMut() -> Vec<Report>,
+    drain: CancellationToken,
     metrics: ClientMetrics,
 ) {
     let path = ["nodes", node.as_str(), "report"];
@@ -53,12 +58,18 @@ async fn run(
             let Ok(body) = serde_json::to_vec(&report).map(bytes::Bytes::from) else { continue };
             let due = targets.iter_mut().filter(|(_, pause)| *pause <= Instant::now());
             let told = due.map(|(url, pause)| {
-                let (http, body) = (&http, body.clone());
+                let (http, body, drain) = (&http, body.clone(), &drain);
                 async move {
-                    match http.call(Method::POST, url, Some(body)).await.map(|reply| reply.status) {
-                        Ok(status) if status.is_success() => "ok",
+                    match http.call(Method::POST, url, Some(body)).await {
+                        Ok(reply) if reply.status.is_success() => {
+                            let said = serde_json::from_slice::<ReportReply>(&reply.body).unwrap_or_default();
+                            if said.drain {
+                                drain.cancel();
+                            }
+                            "ok"
+                        }
                         // A web server that knows lookups only, or an older reactor.
-                        Ok(StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED) => {
+                        Ok(reply) if matches!(reply.status.as_u16(), 404 | 405) => {
                             *pause = Instant::now() + PLAIN_SERVER_RETRY;
                             "plain"
                         }

@@ -13,6 +13,7 @@ mod listener;
 pub mod location;
 mod low_water;
 pub mod origins;
+pub mod peers;
 mod play;
 pub mod proxy;
 mod publish;
@@ -25,6 +26,7 @@ mod socket;
 mod tls;
 mod transport;
 
+pub use peers::Peers;
 pub use server::{Entrance, Limits, Parts, Protocol, Server};
 
 /// Random bytes for a handshake.

@@ -2,6 +2,7 @@
 
 use super::admission::{self, Admitted};
 use super::connection::{Connection, Error};
+use super::peers::{Doing, Present, Protocol};
 use super::routes::PlayRoute;
 use crate::auth::Grant;
 use crate::relay::stream::End;
@@ -55,7 +56,10 @@ pub(super) async fn run(connection: &mut Connection<'_>, playing: Playing) -> Re
         let after = begun.elapsed();
         tracing::info!(id, %peer, stream = %name, %session, ?after, held_back, "viewer joined");
     }
-    let outcome = watch(connection, &route, &mut viewer, grant.until).await;
+    let doing = if route.pulls { Doing::Pulling } else { Doing::Watching };
+    let present = connection.server.peers.enter(doing, id, &name, peer, Protocol::Rtmp, None);
+    let outcome = watch(connection, &route, &mut viewer, grant.until, &present).await;
+    drop(present);
     // From here on only this task writes to the socket.
     drop(viewer);
     match outcome? {
@@ -130,6 +134,7 @@ async fn watch(
     route: &PlayRoute,
     viewer: &mut Viewer,
     until: Option<Instant>,
+    present: &Present,
 ) -> Result<Outcome, Error> {
     let draining = connection.server.drain.draining().clone();
     // Boxed, as next to no viewer has one.
@@ -152,6 +157,11 @@ async fn watch(
                 }
             }
             () = draining.cancelled() => return Box::pin(send_away(connection, route, viewer)).await,
+            reason = present.kicked() => {
+                let (id, peer, reason) = (connection.id, connection.peer, shown(&reason));
+                tracing::info!(id, %peer, "viewer sent away: {reason}");
+                return finish(viewer, Outcome::Ended).await;
+            }
             () = passed(&mut expiry) => return finish(viewer, Outcome::Ended).await,
         }
     }

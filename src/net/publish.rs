@@ -2,6 +2,7 @@
 
 use super::connection::{Connection, Error};
 use super::low_water::LowWater;
+use super::peers::{Doing, Present, Protocol};
 use super::rate::Rate;
 use super::routes::{Publication, PublishRequest, Refused};
 use super::server::Limits;
@@ -65,7 +66,10 @@ pub(super) async fn run(connection: &mut Connection<'_>, publishing: Publishing)
     let journal = &connection.server.metrics.journal;
     let note = |event| Note::of(event).session(Some(session));
     journal.note(&name, note(Happening::Published).detail(peer.ip().to_string()));
-    let result = relay(connection, &mut feed, publication, (&name, session), grant.until).await;
+    let peers = &connection.server.peers;
+    let present = peers.enter(Doing::Publishing, id, &name, peer, Protocol::Rtmp, Some(session));
+    let result = relay(connection, &mut feed, publication, (&name, session), grant.until, &present).await;
+    drop(present);
     connection.server.metrics.journal.note(&name, note(Happening::Unpublished));
     if let Some(held_back) = ENDED.pass() {
         tracing::info!(id, %peer, stream = %name, %session, held_back, "unpublish");
@@ -152,6 +156,7 @@ async fn relay(
     Publication { mut evicted }: Publication,
     who: (&StreamName, SessionTag),
     until: Option<Instant>,
+    present: &Present,
 ) -> Result<bool, Error> {
     let draining = connection.server.drain.draining().clone();
     let silence = connection.server.limits.publisher_silence;
@@ -196,6 +201,7 @@ async fn relay(
                 let reason = reason.unwrap_or_else(|_| "the app is closed".to_owned());
                 return end(connection, who, &reason).await;
             }
+            reason = present.kicked() => return end(connection, who, &reason).await,
             now = tick.tick() => {
                 // An encoder comes back only after a disconnect, so that is all it gets.
                 if draining.is_cancelled() {

@@ -1,6 +1,7 @@
 //! What all connections of a node share, and the limits that hold for all of them together.
 
 use super::addresses::Addresses;
+use super::peers::Peers;
 use super::routes::Routes;
 use crate::auth::{Gate, PullKey};
 use crate::drain::Drain;
@@ -123,6 +124,7 @@ pub struct Server {
     /// Connections that have not published or played yet.
     pub(super) negotiating: Arc<AtomicUsize>,
     pub(super) addresses: Addresses,
+    pub(super) peers: Arc<Peers>,
 }
 
 impl Deref for Server {
@@ -142,7 +144,13 @@ impl Server {
             next: AtomicU64::new(1),
             negotiating: Arc::default(),
             addresses: Addresses::default(),
+            peers: Arc::default(),
         })
+    }
+
+    /// Who publishes and plays.
+    pub fn peers(&self) -> &Arc<Peers> {
+        &self.peers
     }
 
     /// Whether an address is a proxy's, which says whose connection it hands on.

@@ -7,7 +7,7 @@
 use crate::api::report::{Happening, HttpPlay, Report, StreamEvent, StreamReport, Timeline, TimelineEntry};
 use crate::ids::{NodeId, StreamName};
 use serde::Serialize;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -43,6 +43,8 @@ struct State {
     streams: HashMap<StreamName, Seen>,
     nodes: HashMap<NodeId, Place>,
     switches: VecDeque<(Instant, TimelineEntry)>,
+    /// Nodes that are to drain and have not heard of it.
+    drains: HashSet<NodeId>,
 }
 
 /// Where a node serves viewers over HTTP.
@@ -79,8 +81,8 @@ pub struct Sample {
 }
 
 impl Observed {
-    /// Takes what a node at this address says.
-    pub fn report(&self, node: &NodeId, source: IpAddr, report: Report, now: Instant) {
+    /// Takes what a node at this address says. `true`: it is to drain.
+    pub fn report(&self, node: &NodeId, source: IpAddr, report: Report, now: Instant) -> bool {
         let mut state = self.lock();
         let until = now + 3 * Duration::from_millis(report.interval_ms).min(INTERVAL_MAX);
         state.nodes.retain(|_, place| place.until > now);
@@ -92,6 +94,18 @@ impl Observed {
         }
         for event in report.events {
             state.note(Some(node.clone()), event, now);
+        }
+        state.drains.remove(node)
+    }
+
+    /// Has a node drain, which it hears with its next report. `false`: it does not report.
+    pub fn drain(&self, node: &NodeId, now: Instant) -> bool {
+        let mut state = self.lock();
+        let State { nodes, drains, .. } = &mut *state;
+        drains.retain(|node| nodes.contains_key(node));
+        nodes.get(node).is_some_and(|place| place.until > now) && {
+            drains.insert(node.clone());
+            true
         }
     }
 

@@ -50,6 +50,11 @@ impl Directory {
         }
     }
 
+    /// Whether a workflow runs.
+    pub fn runs(&self, name: &str) -> bool {
+        self.lock().get(name).is_some_and(|entry| entry.borrow().is_some())
+    }
+
     fn watch(&self, name: &str) -> watch::Receiver<Option<Channel>> {
         self.lock().entry(name.to_owned()).or_insert_with(|| watch::channel(None).0).subscribe()
     }

@@ -3,9 +3,10 @@
 //!
 //! One task looks at the registry for all who watch, and only while somebody does.
 
-use crate::api::report::{HttpPlay, StreamReport, TimelineEntry};
+use crate::api::cluster::{NodeState, NodeView, PullView, StreamView, Switch};
+use crate::api::report::HttpPlay;
 use crate::api::{NodeEntry, StreamEntry};
-use crate::ids::{NodeId, Origin, SessionTag, StreamName};
+use crate::ids::{NodeId, SessionTag, StreamName};
 use crate::observed::{Observed, Place};
 use crate::registry::Registry;
 use futures::stream::{self, Stream, StreamExt};
@@ -28,52 +29,6 @@ const LOOK: Duration = Duration::from_millis(500);
 
 /// A silent node is one whose second heartbeat is late.
 const SILENT: u64 = 2;
-
-/// One stream, for people.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-struct StreamView {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    node: Option<NodeId>,
-    origin: Origin,
-    epoch: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    session: Option<SessionTag>,
-    /// When it began, in seconds since 1970 by the reactor's clock.
-    since: u64,
-    viewers: u64,
-    /// What its ingest node says.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    source: Option<StreamReport>,
-    /// What playback nodes say.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pulls: Vec<PullView>,
-}
-
-/// A stream on a playback node.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-struct PullView {
-    node: NodeId,
-    live: bool,
-    viewers: u64,
-    skips: u64,
-}
-
-/// One node, for people.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-struct NodeView {
-    roles: Vec<String>,
-    /// `well`, `draining` or `silent`.
-    state: &'static str,
-    published: u64,
-    pulls: u64,
-    viewers: u64,
-    capacity: u64,
-    received_bits_per_second: u64,
-    sent_bits_per_second: u64,
-    /// Where it serves viewers over HTTP; without a host where it is the reactor's own.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    http: Option<HttpPlay>,
-}
 
 /// All of it, each part as JSON, so that what changed is found by comparing.
 #[derive(Clone, Debug, Default)]
@@ -102,6 +57,7 @@ struct Memory {
     /// When a session began, so that it does not flicker by a second.
     since: HashMap<StreamName, (u64, u64)>,
     traffic: HashMap<NodeId, Traffic>,
+    switches: Vec<Switch>,
 }
 
 struct Traffic {
@@ -210,18 +166,19 @@ impl Cluster {
         }
         let known = &view.nodes;
         memory.traffic.retain(|node, _| known.contains_key(node));
-        let switches: Vec<TimelineEntry> = self.observed.switches(now);
-        // Their age would change with each look.
-        let at = |entry: TimelineEntry| {
+        let switches = self.observed.switches(now).into_iter().map(|mut entry| {
             let at = clock.saturating_sub(Duration::from_millis(entry.event.ago_ms)).as_secs();
-            let mut value = serde_json::to_value(&entry).unwrap_or_default();
-            if let Some(fields) = value.as_object_mut() {
-                fields.remove("ago_ms");
-                fields.insert("at".to_owned(), at.into());
-            }
-            value
-        };
-        view.switches = text(&switches.into_iter().map(at).collect::<Vec<_>>());
+            // It would change with each look.
+            entry.event.ago_ms = 0;
+            Switch { at, entry }
+        });
+        // The age in milliseconds that is left out makes the second flicker, so what was told once stays.
+        let known = &memory.switches;
+        let switches: Vec<Switch> = switches
+            .map(|switch| known.iter().find(|old| old.is_same(&switch)).cloned().unwrap_or(switch))
+            .collect();
+        view.switches = text(&switches);
+        memory.switches = switches;
         Some(view)
     }
 
@@ -254,9 +211,9 @@ impl Cluster {
     fn node(&self, entry: &NodeEntry, memory: &mut Memory, now: Instant) -> NodeView {
         let heartbeat = &entry.heartbeat;
         let state = match () {
-            () if heartbeat.draining => "draining",
-            () if entry.silent_ms > SILENT * heartbeat.interval_ms => "silent",
-            () => "well",
+            () if heartbeat.draining => NodeState::Draining,
+            () if entry.silent_ms > SILENT * heartbeat.interval_ms => NodeState::Silent,
+            () => NodeState::Well,
         };
         let bytes = [heartbeat.received_bytes, heartbeat.sent_bytes];
         let traffic = memory.traffic.entry(entry.node.clone()).or_insert(Traffic {

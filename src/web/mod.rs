@@ -10,6 +10,7 @@ mod door;
 mod events;
 pub mod forwarded;
 mod metrics;
+mod openapi;
 mod page;
 mod probes;
 pub mod reactor;

@@ -10,6 +10,11 @@ pub(super) fn live() -> Response {
     "ok".into_response()
 }
 
+/// Whether nothing stands against it.
+pub(super) fn is_ready(health: &Health) -> bool {
+    health.reasons().is_empty()
+}
+
 /// `200` when nothing stands against it, else `503`; as JSON with the reasons, and remarks that do not count.
 pub(super) fn ready(health: &Health) -> Response {
     let (reasons, remarks) = (health.reasons(), health.remarks());

@@ -5,8 +5,8 @@ use super::door::{Caller, Door};
 use super::metrics::ReactorMetrics;
 use super::request::{Failure, Request, decoded, empty, request};
 use super::template::Template;
-use super::{Routes, events, page, probes};
-use crate::api::report::{REPORT_MAX, REPORT_TEXT_MAX, Report};
+use super::{Routes, events, openapi, page, probes};
+use crate::api::report::{REPORT_MAX, REPORT_TEXT_MAX, Report, ReportReply};
 use crate::api::{
     ACCEPT_RTMP_PULL, EPOCH_HEADER, HEARTBEAT_STREAMS, Heartbeat, LIST_MAX, NodeList, ORIGIN_HEADER,
     PublisherLookup, PublisherRelease, SESSION_HEADER, StreamEntry, StreamList, WatcherLookup,
@@ -123,6 +123,10 @@ impl Handler {
                 self.admit(&request, "GET")?;
                 Ok(self.cluster.follow(self.reactor.stop.clone()))
             }
+            "/openapi.json" => {
+                request.expect("GET")?;
+                Ok(warp::reply::json(&openapi::reactor()).into_response())
+            }
             "/livez" => request.expect("GET").map(|()| probes::live()),
             "/readyz" => request.expect("GET").map(|()| probes::ready(&self.reactor.health)),
             _ => self.one(&path, request).await,
@@ -131,9 +135,10 @@ impl Handler {
 
     /// What is asked of one node or stream.
     async fn one(&self, path: &str, request: Request) -> Result<Response, Failure> {
-        let reports = path.strip_prefix("/nodes/").and_then(|path| path.strip_suffix("/report"));
-        if let Some(node) = reports.filter(|node| !node.is_empty() && !node.contains('/')) {
-            return self.report(node, request).await;
+        match path.strip_prefix("/nodes/").and_then(|path| path.split_once('/')) {
+            Some((node, "report")) => return self.report(node, request).await,
+            Some((node, "drain")) => return self.drain(node, request),
+            _ => {}
         }
         if let Some(name) = path.strip_prefix("/timelines/").and_then(decoded) {
             return self.timeline(&name, request);
@@ -156,8 +161,20 @@ impl Handler {
         let node: NodeId = node.parse().map_err(|error| Failure::bad(format!("{error}")))?;
         let report: Report = request.json(REPORT_BODY_MAX).await?;
         check(&report).map_err(Failure::bad)?;
-        self.reactor.observed.report(&node, caller.source, report, Instant::now());
-        Ok(empty(StatusCode::NO_CONTENT))
+        let drain = self.reactor.observed.report(&node, caller.source, report, Instant::now());
+        Ok(warp::reply::json(&ReportReply { drain }).into_response())
+    }
+
+    /// Has a node drain and stop.
+    fn drain(&self, node: &str, request: Request) -> Result<Response, Failure> {
+        let caller = self.admit(&request, "POST")?;
+        let node: NodeId = node.parse().map_err(|error| Failure::bad(format!("{error}")))?;
+        if !self.reactor.observed.drain(&node, Instant::now()) {
+            let text = format!("node '{node}' does not report to this reactor");
+            return Err(Failure::new(StatusCode::NOT_FOUND, text));
+        }
+        tracing::info!(%node, source = %caller.source, "node asked to drain");
+        Ok(empty(StatusCode::ACCEPTED))
     }
 
     /// What happened to a stream, and how it was doing in the last hour.

@@ -83,14 +83,24 @@ impl Request {
 
     /// Reads the body as JSON, whatever its content type says.
     pub async fn json<T: DeserializeOwned>(&mut self, limit: usize) -> Result<T, Failure> {
+        let body = self.timely_body(limit).await?;
+        serde_json::from_slice(&body).map_err(|error| Failure::bad(format!("the body is not valid: {error}")))
+    }
+
+    async fn timely_body(&mut self, limit: usize) -> Result<Vec<u8>, Failure> {
         let body = timeout(BODY_DEADLINE, self.body(limit));
-        let body = body.await.map_err(|_| {
+        body.await.map_err(|_| {
             Failure::new(
                 StatusCode::REQUEST_TIMEOUT,
                 format!("the body took longer than {} s", BODY_DEADLINE.as_secs()),
             )
-        })??;
-        serde_json::from_slice(&body).map_err(|error| Failure::bad(format!("the body is not valid: {error}")))
+        })?
+    }
+
+    /// Reads the body as text.
+    pub async fn text(&mut self, limit: usize) -> Result<String, Failure> {
+        let body = self.timely_body(limit).await?;
+        String::from_utf8(body).map_err(|_| Failure::bad("the body is not UTF-8".to_owned()))
     }
 
     async fn body(&mut self, limit: usize) -> Result<Vec<u8>, Failure> {

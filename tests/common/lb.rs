@@ -297,6 +297,14 @@ impl Lb {
         status
     }
 
+    /// Waits for the end that something else brought about.
+    #[track_caller]
+    pub fn wait(mut self) -> ExitStatus {
+        let status = self.wait_for_end(0);
+        self.assert_no_children();
+        status
+    }
+
     /// Waits for the end after a signal was sent; kills it and panics if it does not come.
     #[track_caller]
     fn wait_for_end(&mut self, signal: i32) -> ExitStatus {

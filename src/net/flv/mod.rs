@@ -8,6 +8,7 @@ mod request;
 mod websocket;
 
 use super::admission::{self, Admitted};
+use super::peers::{Doing, Present, Protocol};
 use super::rate::Rate;
 use super::server::{Negotiating, Server};
 use super::transport::Transport;
@@ -105,7 +106,11 @@ impl Connection<'_> {
         self.joined(&interest, begun.elapsed(), format);
         let head = request::stream_head(wanted.websocket.as_deref());
         let mut viewer = Box::new(interest.watch(self.transport.sink(), head.into(), format));
-        let outcome = self.watch(&mut viewer, format, grant.until).await;
+        let protocol = if format == Format::Flv { Protocol::HttpFlv } else { Protocol::WebsocketFlv };
+        let (peers, name) = (&self.server.peers, &grant.name);
+        let present = peers.enter(Doing::Watching, self.id, name, self.peer, protocol, None);
+        let outcome = self.watch(&mut viewer, format, grant.until, &present).await;
+        drop(present);
         // From here on only this task writes to the socket.
         drop(viewer);
         match outcome? {
@@ -211,6 +216,7 @@ impl Connection<'_> {
         viewer: &mut Viewer,
         format: Format,
         until: Option<Instant>,
+        present: &Present,
     ) -> Result<Outcome, Ended> {
         let draining = self.server.drain.draining().clone();
         // Sooner at a random moment when the node drains, so that they do not all come back at once.
@@ -239,6 +245,11 @@ impl Connection<'_> {
                         // Nothing is expected after a request.
                         _ => self.input.clear(),
                     }
+                }
+                reason = present.kicked() => {
+                    let (id, reason) = (self.id, shown(&reason));
+                    tracing::info!(id, peer = %self.peer, "viewer sent away: {reason}");
+                    return Ok(finish(viewer).await);
                 }
                 () = moment => return Ok(finish(viewer).await),
                 () = draining.cancelled(), if !drains => {

@@ -19,6 +19,7 @@ const RESTARTS: usize = 5;
 const PERIOD: Duration = Duration::from_secs(60);
 
 /// See the module's head. It is told of what starts and ends by [`Keeper::started`] and [`Keeper::ended`].
+#[derive(Debug)]
 pub(super) struct Keeper {
     kept: HashMap<String, Kept>,
     down: HashSet<String>,
@@ -27,6 +28,7 @@ pub(super) struct Keeper {
     failed: CancellationToken,
 }
 
+#[derive(Debug)]
 struct Kept {
     definition: WorkflowDefinition,
     /// When it was started again.
@@ -48,6 +50,24 @@ impl Keeper {
         condition.set_ready();
         let kept = workflows.into_iter().map(kept).collect();
         Keeper { kept, down: HashSet::new(), manager, condition, failed }
+    }
+
+    /// Keeps one more workflow, or one in place of another of its name.
+    pub fn keep(&mut self, definition: WorkflowDefinition) {
+        let name = definition.name.to_string();
+        self.kept.insert(name, Kept { definition, restarts: Vec::new() });
+    }
+
+    /// A workflow will end because it is told to.
+    pub fn release(&mut self, name: &str) {
+        self.kept.remove(name);
+        self.down.remove(name);
+        self.say();
+    }
+
+    /// What is kept.
+    pub fn kept(&self) -> Vec<WorkflowDefinition> {
+        self.kept.values().map(|kept| kept.definition.clone()).collect()
     }
 
     /// Whether a workflow was started again and has not been seen running since.

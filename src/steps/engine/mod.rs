@@ -4,17 +4,20 @@
 //! - `check`: what can be said of a configuration before it runs.
 //! - `assembly`: the steps, and what each is made from.
 //! - `keeper`: starts a workflow again that ended by itself.
+//! - `steering`: changes of what runs.
 //! - `describe`: what a workflow does, for people and tools.
 
 mod assembly;
 mod check;
 mod describe;
 mod keeper;
+mod steering;
 
 pub use assembly::Parts;
 pub use check::{check, check_answer, needs_ffmpeg, overlaps, ports, pulled_at};
+pub use steering::Changed;
 
-use super::definition::{Config, ConfigError, Workflow};
+use super::definition::{Config, ConfigError, ReactorDefinition, Workflow};
 use super::forwarder::Directory;
 use super::reactors::Reactors;
 use keeper::Keeper;
@@ -24,7 +27,8 @@ use mmids_core::workflows::manager::{
 };
 use mmids_core::workflows::{WorkflowState, WorkflowStatus};
 use serde_json::Value;
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
@@ -36,14 +40,27 @@ use tokio_util::task::TaskTracker;
 pub struct Engine {
     manager: UnboundedSender<WorkflowManagerRequest>,
     reactors: Arc<Reactors>,
-    #[cfg(test)]
     directory: Arc<Directory>,
+    keeper: Arc<Mutex<Keeper>>,
+    fixed: Fixed,
+    /// One change at a time.
+    changing: tokio::sync::Mutex<()>,
     tasks: TaskTracker,
     /// Workflows end from now on because they are told to.
     stopping: CancellationToken,
     /// Everything has ended.
     stopped: CancellationToken,
     failed: CancellationToken,
+}
+
+/// What is there from the start of a process to its end.
+#[derive(Debug)]
+struct Fixed {
+    reactors: Vec<ReactorDefinition>,
+    /// The ports, and whether peers speak TLS there.
+    ports: BTreeMap<u16, bool>,
+    /// The port of steps that name none.
+    default_port: u16,
 }
 
 impl Engine {
@@ -57,6 +74,12 @@ impl Engine {
         // what both can have before there is a manager.
         let (manager, relayed) = unbounded_channel();
         let reactors = assembly::reactors(&parts, &configs, manager.clone())?;
+        let default_port = parts.default_port;
+        let fixed = Fixed {
+            reactors: configs.iter().flat_map(|(_, config)| config.reactors.clone()).collect(),
+            ports: ports(&configs, default_port)?,
+            default_port,
+        };
         let directory = Arc::new(Directory::default());
         let factory = assembly::factory(parts, &reactors, &directory, &subscriber, &asked)?;
         let (channel, events) = unbounded_channel();
@@ -67,14 +90,22 @@ impl Engine {
         let workflows =
             || configs.iter().flat_map(|(file, config)| config.workflows.iter().map(move |w| (file, w)));
         let definitions = workflows().map(|(_, workflow)| workflow.definition.clone());
-        let keeper = Keeper::new(definitions, manager.clone(), &health, failed.clone());
-        let following =
-            follow(events, directory.clone(), keeper, manager.clone(), reactors.clone(), stopping.clone());
+        let keeper = Arc::new(Mutex::new(Keeper::new(definitions, manager.clone(), &health, failed.clone())));
+        let following = follow(
+            events,
+            directory.clone(),
+            keeper.clone(),
+            manager.clone(),
+            reactors.clone(),
+            stopping.clone(),
+        );
         let engine = Engine {
             manager,
             reactors: reactors.clone(),
-            #[cfg(test)]
             directory,
+            keeper,
+            fixed,
+            changing: tokio::sync::Mutex::default(),
             tasks,
             stopping,
             stopped,
@@ -189,11 +220,15 @@ async fn relay(
     }
 }
 
+fn lock(keeper: &Mutex<Keeper>) -> MutexGuard<'_, Keeper> {
+    keeper.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Tells those who need to know which workflows start and end.
 async fn follow(
     mut events: UnboundedReceiver<WorkflowStartedOrStoppedEvent>,
     directory: Arc<Directory>,
-    mut keeper: Keeper,
+    keeper: Arc<Mutex<Keeper>>,
     manager: UnboundedSender<WorkflowManagerRequest>,
     reactors: Arc<Reactors>,
     stopping: CancellationToken,
@@ -202,14 +237,15 @@ async fn follow(
         match event {
             WorkflowStartedOrStoppedEvent::WorkflowStarted { name, channel } => {
                 directory.set(&name, Some(channel));
-                if keeper.is_down(&name) {
-                    keeper.started(&name, state(&manager, &name).await.map(|state| state.status));
+                if lock(&keeper).is_down(&name) {
+                    let status = state(&manager, &name).await.map(|state| state.status);
+                    lock(&keeper).started(&name, status);
                 }
             }
             WorkflowStartedOrStoppedEvent::WorkflowEnded { name } => {
                 directory.set(&name, None);
                 if !stopping.is_cancelled() {
-                    keeper.ended(&name);
+                    lock(&keeper).ended(&name);
                     reactors.workflow_ended(&name);
                 }
             }

@@ -1,0 +1,332 @@
+//! What operators do to a running process and a running cluster, with real processes.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)] // helpers of tests may panic
+
+mod common;
+
+use common::http::{self, Response};
+use common::lb::{self, Lb};
+use common::publisher::{Media, Publisher};
+use common::viewer::Viewer;
+use common::{SOON, wait_for};
+use serde_json::{Value, json};
+use std::net::{SocketAddr, TcpStream};
+
+/// Ingest and playback in one process, with a reactor, that reports often.
+fn all(more: &[&str]) -> Lb {
+    let common = ["--role", "all", "--node-id", "one", "--report-interval", "200ms"];
+    Lb::start(&[&common[..], more].concat())
+}
+
+fn call(server: SocketAddr, method: &str, path: &str, body: &str) -> Response {
+    http::try_call(server, method, path, body).unwrap()
+}
+
+fn json_of(response: &Response) -> Value {
+    assert_eq!(response.status, 200, "{}", response.body);
+    serde_json::from_str(&response.body).unwrap()
+}
+
+fn publish(node: &Lb, app: &str, name: &str) -> Publisher {
+    let publisher = Publisher::start(node.rtmp(), app, name, Media::default());
+    publisher.wait_for_keyframe();
+    publisher
+}
+
+/// The ids of the peers at a path of the admin port.
+fn ids(node: &Lb, path: &str) -> Vec<u64> {
+    let page = json_of(&http::get(node.admin(), path));
+    page["peers"].as_array().unwrap().iter().map(|peer| peer["id"].as_u64().unwrap()).collect()
+}
+
+#[test]
+fn peers_are_seen_and_sent_away_one_by_one() {
+    let node = all(&[]);
+    let publisher = publish(&node, "ingest", "x");
+    let [first, second] = [0, 1].map(|_| Viewer::start(node.rtmp(), "live", "x"));
+    first.wait_for_keyframe(1, SOON);
+    second.wait_for_keyframe(1, SOON);
+    let mut flv = TcpStream::connect(node.http()).unwrap();
+    std::io::Write::write_all(&mut flv, b"GET /live/x.flv HTTP/1.1\r\n\r\n").unwrap();
+    wait_for("three viewers", SOON, || ids(&node, "/viewers").len() == 3);
+    let viewers = ids(&node, "/viewers?stream=x");
+    assert_eq!(ids(&node, "/viewers?limit=1"), viewers[..1]);
+    assert_eq!(ids(&node, &format!("/viewers?after={}", viewers[0])), viewers[1..]);
+    assert!(ids(&node, "/viewers?stream=y").is_empty());
+    let page = json_of(&http::get(node.admin(), "/viewers"));
+    let protocols: Vec<&str> =
+        page["peers"].as_array().unwrap().iter().map(|peer| peer["protocol"].as_str().unwrap()).collect();
+    assert_eq!(protocols.iter().filter(|protocol| **protocol == "rtmp").count(), 2);
+    assert!(protocols.contains(&"http-flv"), "{protocols:?}");
+
+    let path = format!("/viewers/{}?reason=too+loud", viewers[0]);
+    assert_eq!(call(node.admin(), "DELETE", &path, "").status, 204);
+    wait_for("one viewer to go", SOON, || ids(&node, "/viewers").len() == 2);
+    assert!(node.log().contains("viewer sent away: too loud"));
+    assert_eq!(call(node.admin(), "DELETE", &path, "").status, 404);
+    assert_eq!([&first, &second].iter().filter(|viewer| viewer.is_connected()).count(), 1);
+
+    let publishers = ids(&node, "/publishers");
+    assert_eq!(publishers.len(), 1);
+    assert_eq!(call(node.admin(), "DELETE", &format!("/publishers/{}", publishers[0]), "").status, 204);
+    publisher.wait_for_end(SOON);
+    assert_eq!(call(node.admin(), "GET", "/viewers?limit=0", "").status, 400);
+    assert_eq!(call(node.admin(), "PUT", "/viewers", "").status, 405);
+}
+
+#[test]
+fn the_log_is_changed_while_it_runs() {
+    let node = all(&[]);
+    assert_eq!(json_of(&http::get(node.admin(), "/log")), json!({ "filter": "info" }));
+    let body = |filter: &str| json!({ "filter": filter }).to_string();
+    let refused = call(node.admin(), "PUT", "/log", &body("verbose"));
+    assert!(refused.status == 400 && refused.body.contains("levels"), "{}", refused.body);
+    assert_eq!(json_of(&call(node.admin(), "PUT", "/log", &body("debug"))), json!({ "filter": "debug" }));
+    let viewer = Viewer::start(node.rtmp(), "live", "nobody");
+    viewer.wait_for_end(3 * SOON);
+    wait_for("a line of debug", SOON, || node.log().contains("DEBUG"));
+}
+
+#[test]
+fn a_workflow_comes_and_goes_and_the_others_do_not_notice() {
+    let node = all(&[]);
+    let publisher = publish(&node, "ingest", "x");
+    let viewer = Viewer::start(node.rtmp(), "live", "x");
+    viewer.wait_for_keyframe(1, SOON);
+    let text = "workflow extra {\n    rtmp_receive rtmp_app=extra stream_key=*\n    rtmp_watch rtmp_app=seen stream_key=*\n}\n";
+    assert_eq!(json_of(&call(node.admin(), "PUT", "/workflows", text)), json!({ "started": ["extra"] }));
+    assert_eq!(json_of(&call(node.admin(), "PUT", "/workflows", text)), json!({ "started": [] }));
+    let more = publish(&node, "extra", "y");
+    let seen = Viewer::start(node.rtmp(), "seen", "y");
+    seen.wait_for_keyframe(1, SOON);
+    // With another app in the place of one: only its own sessions end.
+    let other = text.replace("rtmp_app=seen", "rtmp_app=shown");
+    assert_eq!(json_of(&call(node.admin(), "PUT", "/workflows", &other)), json!({ "started": ["extra"] }));
+    seen.wait_for_end(SOON);
+    more.wait_for_end(SOON);
+    let again = publish(&node, "extra", "y");
+    Viewer::start(node.rtmp(), "shown", "y").wait_for_keyframe(1, SOON);
+
+    for (wrong, why) in [
+        ("workflow extra {\n    no_such_step\n}\n", "the workflow:2"),
+        ("workflow extra {\n    rtmp_watch rtmp_app=live stream_key=*\n}\n", "taken"),
+        ("workflow extra {\n    rtmp_watch port=1 rtmp_app=a stream_key=*\n}\n", "restart"),
+        ("", "one workflow"),
+    ] {
+        let refused = call(node.admin(), "PUT", "/workflows", wrong);
+        assert!(refused.status == 400 && refused.body.contains(why), "{wrong}: {}", refused.body);
+    }
+    wait_for("the one before to run again", SOON, || {
+        let names = json_of(&http::get(node.admin(), "/workflows"));
+        names["workflows"].as_array().unwrap().contains(&json!("extra"))
+    });
+    assert_eq!(call(node.admin(), "DELETE", "/workflows/extra", "").status, 204);
+    assert_eq!(call(node.admin(), "DELETE", "/workflows/extra", "").status, 404);
+    again.wait_for_end(SOON);
+    assert!(viewer.is_connected() && publisher.sent().ended.is_none());
+    wait_for("the node to be ready", SOON, || http::get(node.admin(), "/readyz").status == 200);
+}
+
+#[test]
+fn a_configuration_is_read_again_and_a_wrong_one_changes_nothing() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let text = |app: &str, ips: &str| {
+        format!(
+            "workflow steady {{\n    rtmp_receive rtmp_app=in stream_key=*\n    rtmp_watch rtmp_app=out stream_key=*\n}}\n\
+             workflow other {{\n    rtmp_receive rtmp_app={app} stream_key=* {ips}\n    rtmp_watch rtmp_app={app}_out stream_key=*\n}}\n"
+        )
+    };
+    std::fs::write(file.path(), text("a", "")).unwrap();
+    let reactor = Lb::start(&["--role", "reactor"]);
+    let config = file.path().to_str().unwrap();
+    let node = Lb::start(&["--role", "ingest", "--config", config, "--reactor-url", &reactor.reactor_url()]);
+    let (publisher, viewer) = (publish(&node, "in", "x"), Viewer::start(node.rtmp(), "out", "x"));
+    viewer.wait_for_keyframe(1, SOON);
+    let concerned = publish(&node, "a", "y");
+
+    std::fs::write(file.path(), text("b", "")).unwrap();
+    node.signal(libc::SIGHUP);
+    wait_for("the word of it", SOON, || node.log().contains("the configuration was read again"));
+    concerned.wait_for_end(SOON);
+    let moved = publish(&node, "b", "y");
+
+    std::fs::write(file.path(), text("b", "allow_ips=nonsense")).unwrap();
+    node.signal(libc::SIGHUP);
+    let place = format!("the configuration stays as it is: {config}:6");
+    wait_for("the word of what is wrong", SOON, || node.log().contains(&place));
+    assert!(moved.sent().ended.is_none());
+
+    std::fs::write(file.path(), text("b", "").replace("rtmp_app=in ", "rtmp_app=in port=1 ")).unwrap();
+    node.signal(libc::SIGHUP);
+    wait_for("the word of the port", SOON, || {
+        node.log().contains("another port than before takes a restart")
+    });
+
+    let steady = text("b", "");
+    let (steady, _) = steady.split_once("workflow other").unwrap();
+    std::fs::write(file.path(), steady).unwrap();
+    node.signal(libc::SIGHUP);
+    moved.wait_for_end(SOON);
+    assert!(viewer.is_connected() && publisher.sent().ended.is_none(), "nobody touched it");
+}
+
+#[test]
+fn a_node_drains_when_it_is_asked_to() {
+    let reactor = Lb::start(&["--role", "reactor"]);
+    let url = reactor.reactor_url();
+    let node = |role, id| {
+        Lb::start(&[
+            "--role",
+            role,
+            "--node-id",
+            id,
+            "--reactor-url",
+            &url,
+            "--report-interval",
+            "200ms",
+            "--drain-timeout",
+            "2s",
+        ])
+    };
+    let (ingest, playback) = (node("ingest", "in-1"), node("playback", "out-1"));
+    let publisher = publish(&ingest, "ingest", "x");
+    let viewer = Viewer::start(playback.rtmp(), "live", "x");
+    viewer.wait_for_keyframe(1, SOON);
+
+    let drained = |id: &str| lb::run(&["drain", id, "--reactor-url", &url]);
+    let unknown = drained("nobody");
+    assert_eq!(
+        (unknown.code, unknown.stderr.contains("no reactor hears of the node 'nobody'")),
+        (Some(1), true)
+    );
+    let said = drained("out-1");
+    assert_eq!(said.code, Some(0), "{}", said.stderr);
+    viewer.wait_for_end(SOON);
+    assert_eq!(playback.wait().code(), Some(0));
+    assert!(publisher.sent().ended.is_none());
+
+    assert_eq!(call(ingest.admin(), "POST", "/drain", "").status, 202);
+    publisher.wait_for_end(SOON);
+    assert_eq!(ingest.wait().code(), Some(0));
+}
+
+#[test]
+fn explain_tells_a_streams_life_over_all_nodes() {
+    let reactor = Lb::start(&["--role", "reactor"]);
+    let url = reactor.reactor_url();
+    let node = |role, id| {
+        Lb::start(&["--role", role, "--node-id", id, "--reactor-url", &url, "--report-interval", "200ms"])
+    };
+    let (a, b, out) = (node("ingest", "in-1"), node("ingest", "in-2"), node("playback", "out-1"));
+    let first = publish(&a, "ingest", "team/x");
+    let viewer = Viewer::start(out.rtmp(), "live", "team/x");
+    viewer.wait_for_keyframe(1, SOON);
+    let second = Publisher::start(b.rtmp(), "ingest", "team/x", Media { session: 2, ..Media::default() });
+    viewer.wait_for_keyframe(2, SOON);
+    first.wait_for_end(SOON);
+    drop(viewer);
+    second.leave();
+    let explain = |more: &[&str]| {
+        let told = lb::run(&[&["explain", "team/x", "--reactor-url", &url], more].concat());
+        assert_eq!(told.code, Some(0), "{}", told.stderr);
+        told.stdout
+    };
+    let words = [
+        "reactor registered, epoch 1",
+        "in-1 published from",
+        "out-1 the first viewer came",
+        "found at",
+        "the pull brings media after",
+        "first picture after",
+        "reactor registered, epoch 2",
+        "moved to",
+        "switched: viewers saw nothing new for",
+        "the last viewer left",
+        "in-2 unpublished",
+    ];
+    let missing = || {
+        let told = explain(&[]);
+        // Columns are as wide as what stands in them.
+        let lines: Vec<String> =
+            told.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+        let mut rest = lines.iter();
+        let session =
+            |line: &str| {
+                line.split(' ')
+                    .map(|word| {
+                        if word.len() == 12 && word.bytes().all(|b| b.is_ascii_hexdigit()) {
+                            ""
+                        } else {
+                            word
+                        }
+                    })
+                    .filter(|word| !word.is_empty())
+                    .collect::<Vec<_>>()
+                    .join(" ")
+            };
+        words.into_iter().find(|word| !rest.any(|line| session(line).contains(word)))
+    };
+    wait_for("everything that happened, in its order", SOON, || missing().is_none());
+    let events: Value = serde_json::from_str(&explain(&["--json"])).unwrap();
+    assert!(events["events"].as_array().unwrap().len() >= words.len());
+    let nothing = lb::run(&["explain", "nobody", "--reactor-url", &url]);
+    assert_eq!((nothing.code, nothing.stdout.contains("nothing is known")), (Some(0), true));
+
+    // The gap that viewers saw is a metric, and so is the time to their first picture.
+    assert_eq!(out.metric("lb_switch_gap_seconds_count"), 1.0);
+    assert_eq!(out.metric("lb_first_picture_seconds_count"), 1.0);
+}
+
+#[test]
+fn top_shows_nodes_and_streams() {
+    let node = all(&["--heartbeat", "1s"]);
+    let _publisher = publish(&node, "ingest", "x");
+    let url = node.reactor_url();
+    let top = |more: &str| lb::run(&["top", "--reactor-url", &url, more]).stdout;
+    wait_for("the figures of the stream", SOON, || {
+        let shown = top("--once");
+        let line = shown.lines().find(|line| line.starts_with("x ")).unwrap_or_default().to_owned();
+        line.contains("kb/s") && line.contains("H.264, AAC") && line.contains(" one ")
+    });
+    let cluster: Value = serde_json::from_str(&top("--json")).unwrap();
+    assert_eq!(cluster["nodes"]["one"]["state"], "well");
+}
+
+#[test]
+fn changing_anything_takes_the_token_where_there_is_one() {
+    let node = all(&["--reactor-token", "s3cret-of-this-test"]);
+    for (method, path) in
+        [("POST", "/drain"), ("PUT", "/log"), ("PUT", "/workflows"), ("DELETE", "/viewers/1")]
+    {
+        assert_eq!(call(node.admin(), method, path, "{}").status, 401, "{method} {path}");
+    }
+    assert_eq!(http::get(node.admin(), "/viewers").status, 200, "looking is free");
+    assert_eq!(call(node.reactor(), "POST", "/nodes/one/drain", "").status, 401);
+}
+
+#[test]
+fn streams_have_metrics_of_their_own_within_a_limit() {
+    let node = all(&["--stream-metrics", "2"]);
+    let _publishers = ["a", "b", "c"].map(|name| publish(&node, "ingest", name));
+    wait_for("three streams", SOON, || node.metric("lb_streams") >= 3.0);
+    assert_eq!(node.metric("lb_streams_without_metrics"), 1.0);
+    wait_for("frames", SOON, || node.metric("lb_stream_frames_total{stream=\"a\",side=\"publish\"}") > 10.0);
+    assert_eq!(node.metric("lb_stream_frames_total{stream=\"c\"}"), 0.0);
+    assert_eq!(node.metric("lb_build_info"), 1.0);
+    assert!(node.metric("process_open_fds") > 0.0);
+    let off = all(&["--stream-metrics", "0"]);
+    let _publisher = publish(&off, "ingest", "a");
+    assert!(!http::get(off.admin(), "/metrics").body.contains("stream=\"a\""));
+}
+
+#[test]
+fn completions_and_the_manual_page_name_everything() {
+    let bash = lb::run(&["completions", "bash"]);
+    assert_eq!(bash.code, Some(0));
+    assert!(bash.stdout.contains("--reactor-url") && bash.stdout.contains("explain"));
+    let man = lb::run(&["man"]);
+    assert_eq!(man.code, Some(0));
+    for word in [".TH lb 8", "reactor\\-url", "LB_REACTOR_URL", "LB EXPLAIN"] {
+        assert!(man.stdout.contains(word), "{word}");
+    }
+}
