@@ -225,6 +225,7 @@ fn explain_tells_a_streams_life_over_all_nodes() {
     viewer.wait_for_keyframe(2, SOON);
     first.wait_for_end(SOON);
     drop(viewer);
+    out.wait_for_metric("lb_viewers", 0.0, SOON);
     second.leave();
     let explain = |more: &[&str]| {
         let told = lb::run(&[&["explain", "team/x", "--reactor-url", &url], more].concat());

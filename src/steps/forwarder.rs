@@ -50,9 +50,20 @@ impl Directory {
         }
     }
 
-    /// Whether a workflow runs.
-    pub fn runs(&self, name: &str) -> bool {
-        self.lock().get(name).is_some_and(|entry| entry.borrow().is_some())
+    /// Has a workflow stop, and waits until it has let go of everything. Through its own channel: the engine's manager
+    /// forgets a workflow before it has ended, and then takes its end for that of the next one of its name.
+    pub async fn end(&self, name: &str) {
+        let mut target = self.watch(name);
+        let Some(channel) = target.borrow_and_update().clone() else { return };
+        let operation = WorkflowRequestOperation::StopWorkflow;
+        if channel.send(WorkflowRequest { request_id: "stop".to_owned(), operation }).is_err() {
+            tracing::debug!(name, "the workflow has ended by itself");
+        }
+        while target.borrow_and_update().is_some() {
+            if target.changed().await.is_err() {
+                return;
+            }
+        }
     }
 
     fn watch(&self, name: &str) -> watch::Receiver<Option<Channel>> {

@@ -152,13 +152,7 @@ impl Engine {
         if state(&self.manager, name).await.is_none() {
             return;
         }
-        self.request(WorkflowManagerRequestOperation::StopWorkflow { name: name.clone() });
-        let gone = async {
-            while self.directory.runs(name) {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        };
-        if tokio::time::timeout(CHANGE, gone).await.is_err() {
+        if tokio::time::timeout(CHANGE, self.directory.end(name)).await.is_err() {
             tracing::warn!(workflow = %name, "the workflow does not end");
         }
     }
