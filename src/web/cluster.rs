@@ -75,7 +75,7 @@ impl Cluster {
     pub async fn answer(&self) -> Response {
         let mut memory = Memory::default();
         let view = self.look(&mut memory).await.unwrap_or_default();
-        json(change(&View::default(), &view))
+        json(whole(&view))
     }
 
     /// Everything, and then what changes.
@@ -94,7 +94,7 @@ impl Cluster {
         view.mark_changed();
         // Boxed, as a stream has to stay where it is.
         Box::pin(stream::unfold(
-            (looking, view, View::default(), stop),
+            (looking, view, None::<View>, stop),
             |(looking, mut view, told, stop)| async move {
                 loop {
                     tokio::select! {
@@ -106,9 +106,9 @@ impl Cluster {
                     if now.switches.is_empty() {
                         continue;
                     }
-                    let change = change(&told, &now);
+                    let change = told.as_ref().map_or_else(|| whole(&now), |told| change(told, &now));
                     if !change.is_empty() {
-                        return Some((change, (looking, view, now, stop)));
+                        return Some((change, (looking, view, Some(now), stop)));
                     }
                 }
             },
@@ -257,6 +257,14 @@ fn text(value: &impl Serialize) -> Arc<str> {
     serde_json::to_string(value).unwrap_or_else(|_| "null".to_owned()).into()
 }
 
+/// Everything, as JSON.
+fn whole(view: &View) -> String {
+    let streams = differences(&BTreeMap::new(), &view.streams).unwrap_or_else(|| "{}".to_owned());
+    let nodes = differences(&BTreeMap::new(), &view.nodes).unwrap_or_else(|| "{}".to_owned());
+    let switches = if view.switches.is_empty() { "[]" } else { &*view.switches };
+    format!("{{\"streams\":{streams},\"nodes\":{nodes},\"switches\":{switches}}}")
+}
+
 /// What is to be told to somebody who knows `before`, as JSON; empty: nothing.
 fn change(before: &View, now: &View) -> String {
     let streams = differences(&before.streams, &now.streams);
@@ -305,7 +313,7 @@ mod tests {
             ..View::default()
         };
         let (old, new) = (view(&[("a", "1"), ("b", "2")]), view(&[("b", "3"), ("c", "4")]));
-        assert_eq!(change(&View::default(), &old), r#"{"streams":{"a":1,"b":2},"switches":[]}"#);
+        assert_eq!(whole(&old), r#"{"streams":{"a":1,"b":2},"nodes":{},"switches":[]}"#);
         assert_eq!(change(&old, &new), r#"{"streams":{"b":3,"c":4,"a":null}}"#);
         assert_eq!(change(&new, &new), "");
     }
