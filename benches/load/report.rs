@@ -125,6 +125,13 @@ pub fn verdicts(results: &Results) -> Vec<Row> {
             ratio("300 lb tls", "300 lb", "/server_per_gb"),
             1.5,
         ),
+        Row::at_most(
+            "9 viewers over HTTP: server CPU/GB, of by RTMP",
+            ratio("300 pulled lb http", "300 pulled lb", "/server_per_gb"),
+            1.05,
+        ),
+        Row::plain("9 first keyframe over HTTP, p50, ms", get("300 pulled lb http", "/join_ms/p50")),
+        Row::plain("9 first keyframe by RTMP, p50, ms", get("300 pulled lb", "/join_ms/p50")),
         Row::at_most("6 messages lost", results.sum_of_lb("/check/lost"), 0.0),
         Row::at_most("6 messages reordered", results.sum_of_lb("/check/reordered"), 0.0),
         Row::at_most("6 messages altered", results.sum_of_lb("/check/altered"), 0.0),

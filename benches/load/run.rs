@@ -7,7 +7,7 @@ use super::flood::Flood;
 use super::link::{self, Link};
 use super::proc;
 use super::publisher::Publisher;
-use super::viewer::{Habit, Now, Viewer};
+use super::viewer::{By, Habit, Now, Viewer};
 use lb::rtmp::session::Target;
 use rustls::ClientConfig;
 use serde_json::{Value, json};
@@ -90,6 +90,9 @@ pub struct Plan {
     /// Viewers come by TLS, and believe this certificate
     #[arg(long)]
     pub certificate: Option<PathBuf>,
+    /// Viewers play FLV over HTTP
+    #[arg(long)]
+    pub http: bool,
     /// The server's process
     #[arg(long)]
     pub pid: u32,
@@ -352,7 +355,8 @@ impl Run<'_> {
         };
         let target = self.target(address, &self.plan.play_app, stream);
         let link = Link::new(socket, address, self.tls.as_ref());
-        let viewer = Viewer::new(link, begun, &target, stream, habit);
+        let by = if self.plan.http { By::Http } else { By::Rtmp };
+        let viewer = Viewer::new(link, begun, &target, stream, habit, by);
         let token = self.plan.publishers() + self.viewers.len();
         self.epoll.add(&viewer.link.socket, token, epoll::READ).expect("epoll");
         self.viewers.push(Some(viewer));

@@ -28,6 +28,8 @@ pub enum Kind {
     Wide,
     /// An ingest node with its reactor and a playback node, which is what is measured; the latter's flags.
     Pair(Vec<String>),
+    /// The same, viewed as FLV over HTTP.
+    HttpPair,
     /// The same on both cores.
     WidePair,
     Nginx,
@@ -40,6 +42,8 @@ pub struct Server {
     children: Vec<Child>,
     pub ingest: SocketAddr,
     pub play: SocketAddr,
+    /// Where viewers play over HTTP; the same where they cannot.
+    pub http: SocketAddr,
     pub publish_app: &'static str,
     pub play_app: &'static str,
 }
@@ -74,6 +78,11 @@ impl Server {
                 ingest(lb(Command::new(&programs.lb), programs, "ingest,reactor", &[], &reactor))
             }
             Kind::Pair(flags) => pair(|| pinned(&programs.lb), programs, flags),
+            Kind::HttpPair => {
+                let mut server = pair(|| pinned(&programs.lb), programs, &[]);
+                server.play = server.http;
+                server
+            }
             Kind::WidePair => pair(|| Command::new(&programs.lb), programs, &[]),
             Kind::Nginx => nginx(programs),
             Kind::Floor(share) => {
@@ -122,11 +131,18 @@ fn pair(program: impl Fn() -> Command, programs: &Programs, flags: &[String]) ->
     let reactor = ["--reactor-listen", "127.0.0.1:0"];
     let (first, ready) = lb(program(), programs, "ingest,reactor", &[], &reactor);
     let reactor = format!("http://{}", address(&ready, "reactor"));
-    let (second, other) = lb(program(), programs, "playback", flags, &["--reactor-url", &reactor]);
+    let (second, other) = lb(
+        program(),
+        programs,
+        "playback",
+        flags,
+        &["--reactor-url", &reactor, "--http-listen", "127.0.0.1:0"],
+    );
     Server {
         children: vec![first, second],
         ingest: address(&ready, "rtmp"),
         play: address(&other, "rtmp"),
+        http: address(&other, "http"),
         publish_app: "ingest",
         play_app: "live",
     }
@@ -139,13 +155,21 @@ fn ingest((child, ready): (Child, String)) -> Server {
         children: vec![child],
         ingest: address,
         play: address,
+        http: address,
         publish_app: "ingest",
         play_app: "pull_source",
     }
 }
 
 fn live(child: Child, address: SocketAddr) -> Server {
-    Server { children: vec![child], ingest: address, play: address, publish_app: "live", play_app: "live" }
+    Server {
+        children: vec![child],
+        ingest: address,
+        play: address,
+        http: address,
+        publish_app: "live",
+        play_app: "live",
+    }
 }
 
 /// A program on the server's core.

@@ -115,6 +115,8 @@ impl Suite {
                 ("1000 floor 100ms", Kind::Floor(Share::Window), "2500", &crowd),
                 ("300 lb", plain(), "2500", &some),
                 ("300 lb tls", Kind::Tls, "2500", &some),
+                ("300 pulled lb", Kind::Pair(Vec::new()), "2500", &some),
+                ("300 pulled lb http", Kind::HttpPair, "2500", &some),
                 ("300k 1000 lb", plain(), "300", &crowd),
                 ("300k 5000 lb", plain(), "300", &large),
                 ("100x5 lb", plain(), "500", &many),
@@ -189,6 +191,9 @@ impl Suite {
             }
         }
         let certificate = self.args.directory.join(CERTIFICATE).display().to_string();
+        if matches!(kind, Kind::HttpPair) {
+            flags.push("--http");
+        }
         if matches!(kind, Kind::Tls) {
             flags.extend(["--certificate", &certificate]);
         }

@@ -3,6 +3,8 @@
 use super::check::{Check, Findings, Sent};
 use super::link::Link;
 use bytes::BytesMut;
+use lb::media::flv;
+use lb::rtmp::Message;
 use lb::rtmp::session::{Client, ClientEvent, Target, WINDOW_ACK_SIZE};
 use std::io::ErrorKind;
 use std::time::{Duration, Instant};
@@ -40,26 +42,58 @@ pub struct Viewer {
     /// From there to the first keyframe.
     pub joined: Option<Duration>,
     /// Dropped when nothing needs to be understood any more.
-    client: Option<Box<Client>>,
+    speech: Option<Box<Speech>>,
+    /// It acknowledges what it receives.
+    acknowledges: bool,
     check: Check,
     received: u64,
     acknowledged: u64,
 }
 
+/// What a viewer and its server say to each other.
+enum Speech {
+    Rtmp(Box<Client>),
+    /// One request, an answer whose head has not ended yet, and FLV.
+    Http {
+        head: Vec<u8>,
+        flv: Option<flv::Reader>,
+    },
+}
+
+/// How a viewer asks for its stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    Rtmp,
+    Http,
+}
+
 impl Viewer {
-    pub fn new(link: Link, begun: Instant, target: &Target, stream: usize, habit: Habit) -> Self {
-        let client = Client::play(target, lb::rtmp::Limits::default(), super::publisher::nonce());
+    pub fn new(link: Link, begun: Instant, target: &Target, stream: usize, habit: Habit, by: By) -> Self {
+        let speech = match by {
+            By::Rtmp => {
+                let limits = lb::rtmp::Limits::default();
+                Speech::Rtmp(Box::new(Client::play(target, limits, super::publisher::nonce())))
+            }
+            By::Http => Speech::Http { head: Vec::new(), flv: None },
+        };
         let mut viewer = Viewer {
             link,
             stream,
             habit,
             begun,
             joined: None,
-            client: Some(Box::new(client)),
+            speech: Some(Box::new(speech)),
+            acknowledges: by == By::Rtmp,
             check: Check::default(),
             received: 0,
             acknowledged: 0,
         };
+        if by == By::Http {
+            let Target { app, stream_key, .. } = target;
+            viewer
+                .link
+                .write(format!("GET /{app}/{stream_key}.flv HTTP/1.1\r\nHost: bench\r\n\r\n").as_bytes());
+        }
         viewer.flush();
         viewer
     }
@@ -79,16 +113,14 @@ impl Viewer {
             Err(_) => return (Now::Closed, 0),
         };
         self.received += n as u64;
-        let Some(client) = &mut self.client else {
+        let Some(speech) = &mut self.speech else {
             self.acknowledge();
             return (Now::Same, n);
         };
-        if client.input(&scratch[..n]).is_err() {
-            return (Now::Closed, n);
-        }
+        let Ok(events) = speech.hear(&scratch[..n]) else { return (Now::Closed, n) };
         let now = Instant::now();
         let mut state = Now::Same;
-        while let Some(event) = client.event() {
+        for event in events {
             match event {
                 ClientEvent::Media(message) => {
                     let keyframe = message.type_id == 9
@@ -108,13 +140,16 @@ impl Viewer {
         }
         self.flush();
         if self.joined.is_some() && self.habit != Habit::Check {
-            self.client = None;
+            self.speech = None;
         }
         (state, n)
     }
 
     fn flush(&mut self) {
-        let output = self.client.as_mut().map(|client| client.output()).unwrap_or_default();
+        let output = match self.speech.as_deref_mut() {
+            Some(Speech::Rtmp(client)) => client.output(),
+            _ => return,
+        };
         if !output.is_empty() {
             self.link.write(&output);
         }
@@ -122,7 +157,7 @@ impl Viewer {
 
     /// What the protocol asks of a viewer: an acknowledgement each window.
     fn acknowledge(&mut self) {
-        if self.received - self.acknowledged < u64::from(WINDOW_ACK_SIZE) {
+        if !self.acknowledges || self.received - self.acknowledged < u64::from(WINDOW_ACK_SIZE) {
             return;
         }
         self.acknowledged = self.received;
@@ -130,5 +165,42 @@ impl Viewer {
         let count = (self.received as u32).to_be_bytes();
         lb::rtmp::chunk::write_message(&mut wire, 2, 0, 3, 0, &count, 128);
         self.link.write(&wire);
+    }
+}
+
+impl Speech {
+    /// What the bytes say; an error if it is nothing that can be understood.
+    fn hear(&mut self, mut bytes: &[u8]) -> Result<Vec<ClientEvent>, ()> {
+        match self {
+            Speech::Rtmp(client) => {
+                client.input(bytes).map_err(drop)?;
+                Ok(std::iter::from_fn(|| client.event()).collect())
+            }
+            Speech::Http { head, flv } => {
+                if flv.is_none() {
+                    let before = head.len();
+                    head.extend_from_slice(bytes);
+                    let Some(end) = head.windows(4).position(|bytes| bytes == b"\r\n\r\n") else {
+                        return Ok(Vec::new());
+                    };
+                    if !head.starts_with(b"HTTP/1.1 200") {
+                        return Err(());
+                    }
+                    bytes = &bytes[end + 4 - before..];
+                }
+                let reader = flv.get_or_insert_with(|| flv::Reader::new(flv::TAG_SIZE_MAX));
+                let mut events = Vec::new();
+                while let Some(packet) = reader.read(&mut bytes).map_err(drop)? {
+                    events.push(ClientEvent::Media(Message {
+                        chunk_stream_id: 0,
+                        timestamp: packet.timestamp,
+                        type_id: packet.type_id(),
+                        stream_id: 1,
+                        body: packet.body,
+                    }));
+                }
+                Ok(events)
+            }
+        }
     }
 }
