@@ -1,5 +1,8 @@
 //! The command line, as it is written. What it means is worked out in [`crate::config`].
 
+// What stands at a flag is its help, where a bracket is a bracket.
+#![allow(rustdoc::broken_intra_doc_links)]
+
 mod auth;
 mod command;
 pub mod environment;

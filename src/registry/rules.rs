@@ -20,7 +20,7 @@
 //! session is recognised when it comes back. A record outlives its owner by [`ENDED_MEMORY`].
 //!
 //! **Takeover** ([`claim`], [`restore`]). The newest session wins, unless [`Policy::FirstWins`] protects the owner,
-//! [`Policy::SameIdentity`] does against everybody else than itself, or the hold-down does: from the [`TAKEOVERS_FREE`]th takeover in a row on, nobody may take the name for a while. An owner whose
+//! [`Policy::SameIdentity`] does against everybody else than itself, or the hold-down does: from the `TAKEOVERS_FREE`th takeover in a row on, nobody may take the name for a while. An owner whose
 //! node is draining is found, but neither protects it.
 //!
 //! **Epochs** count per name and only rise. A new session takes the next one. Of two sessions that are restored (a store

@@ -27,7 +27,7 @@ pub enum Error {
         /// The format of the header that came.
         format: u8,
     },
-    /// A message is longer than [`Limits::message_bytes`].
+    /// A message is longer than [`Limits::message_bytes`](crate::rtmp::Limits::message_bytes).
     #[error(
         "chunk stream {chunk_stream_id}: a message of type {type_id} with {length} bytes; at most {max} are allowed"
     )]
@@ -41,7 +41,7 @@ pub enum Error {
         /// The limit.
         max: usize,
     },
-    /// More chunk streams than [`Limits::chunk_streams`].
+    /// More chunk streams than [`Limits::chunk_streams`](crate::rtmp::Limits::chunk_streams).
     #[error("chunk stream {chunk_stream_id}: one too many; at most {max} are allowed")]
     TooManyChunkStreams {
         /// The one that was too many.
@@ -49,7 +49,7 @@ pub enum Error {
         /// The limit.
         max: usize,
     },
-    /// More unfinished messages than [`Limits::partial_messages`].
+    /// More unfinished messages than [`Limits::partial_messages`](crate::rtmp::Limits::partial_messages).
     #[error("chunk stream {chunk_stream_id}: one unfinished message too many; at most {max} are allowed")]
     TooManyPartialMessages {
         /// The chunk stream.
@@ -57,7 +57,7 @@ pub enum Error {
         /// The limit.
         max: usize,
     },
-    /// The unfinished messages need more memory than [`Limits::partial_bytes`].
+    /// The unfinished messages need more memory than [`Limits::partial_bytes`](crate::rtmp::Limits::partial_bytes).
     #[error(
         "chunk stream {chunk_stream_id}: unfinished messages are too large; {max} bytes together are allowed"
     )]

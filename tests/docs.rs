@@ -1,0 +1,69 @@
+//! Documents and code say the same.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)] // helpers of tests may panic
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn sources(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    entries
+        .flat_map(|path| match path.is_dir() {
+            true if path.ends_with("node_modules") => Vec::new(),
+            true => sources(&path),
+            false => vec![path],
+        })
+        .filter(|path| path.extension().is_some_and(|extension| extension == "rs"))
+        .collect()
+}
+
+/// The words in a text that begin so and stand between two of these characters.
+fn quoted(text: &str, quote: char) -> BTreeSet<String> {
+    let names = text.split(quote).filter(|word| {
+        word.starts_with("lb_") && word.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')
+    });
+    names.map(str::to_owned).collect()
+}
+
+#[test]
+fn every_metric_is_documented_and_none_that_is_not_there() {
+    let in_code: BTreeSet<String> = sources(&root().join("src"))
+        .iter()
+        .flat_map(|path| {
+            let text = std::fs::read_to_string(path).unwrap();
+            let code = text.split("#[cfg(test)]").next().unwrap().to_owned();
+            quoted(&code, '"')
+        })
+        .collect();
+    let document = std::fs::read_to_string(root().join("docs/METRICS.md")).unwrap();
+    assert!(in_code.len() > 30, "{in_code:?}");
+    assert_eq!(quoted(&document, '`'), in_code);
+}
+
+#[test]
+fn documents_lead_to_files_that_are_there() {
+    let mut found = 0;
+    let documents = [
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/OPERATING.md",
+        "docs/ARCHITECTURE.md",
+        "docs/TROUBLESHOOTING.md",
+    ];
+    for document in documents {
+        let path = root().join(document);
+        let text = std::fs::read_to_string(&path).unwrap();
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split([')', '#']).next()) {
+            if link.is_empty() || link.contains("://") {
+                continue;
+            }
+            assert!(path.parent().unwrap().join(link).exists(), "{document} leads to {link}");
+            found += 1;
+        }
+    }
+    assert!(found > 8);
+}
