@@ -196,7 +196,7 @@ impl TopArgs {
                 return Ok(screen);
             }
             // Cleared and written in one piece, so that it does not flicker (ECMA-48, ED and CUP).
-            let written = write!(std::io::stdout(), "\x1b[H\x1b[2J{screen}\n");
+            let written = writeln!(std::io::stdout(), "\x1b[H\x1b[2J{screen}");
             if written.and_then(|()| std::io::stdout().flush()).is_err() {
                 return Ok(String::new());
             }
