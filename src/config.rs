@@ -110,6 +110,8 @@ pub struct Plan {
     pub reactor_listen: Option<SocketAddr>,
     /// Where the admin port listens, if there is one.
     pub admin_listen: Option<SocketAddr>,
+    /// Where HAProxy's agent-check is answered, if it is.
+    pub agent_listen: Option<SocketAddr>,
     /// Where viewers are served over HTTP, if they are.
     pub http_listen: Option<SocketAddr>,
     /// The token between nodes and reactors.
@@ -137,6 +139,10 @@ impl Plan {
             Some("off") => None,
             Some(text) => Some(address("--http-listen", text)?),
             None => roles.has(Role::Playback).then(|| (Ipv6Addr::UNSPECIFIED, DEFAULT_HTTP_PORT).into()),
+        };
+        let agent_listen = match args.agent_listen.as_deref() {
+            Some("off") | None => None,
+            Some(text) => Some(address("--agent-listen", text)?),
         };
         if http_listen.is_some() && !roles.is_node() {
             return Err(flag(
@@ -189,7 +195,17 @@ impl Plan {
             let why = "the nodes of this process need a name that the certificate is for; --reactor-url https://NAME:PORT is needed";
             return Err(flag("--https", why.to_owned()));
         }
-        let plan = Plan { roles, reactor_listen, admin_listen, http_listen, token, template, sources, args };
+        let plan = Plan {
+            roles,
+            reactor_listen,
+            admin_listen,
+            agent_listen,
+            http_listen,
+            token,
+            template,
+            sources,
+            args,
+        };
         plan.reactor_urls(None)?;
         Ok(plan)
     }

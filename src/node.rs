@@ -4,6 +4,7 @@
 //! taken port is an error before anything runs; the parts are started from the bottom up; readiness comes last; and the
 //! stop goes the other way round.
 
+mod agent_check;
 mod error;
 pub mod listen;
 pub mod log;
@@ -37,6 +38,7 @@ use crate::steps::{Engine, Parts, engine};
 use crate::telemetry::Metrics;
 use crate::web::{self, Door, Secret, admin};
 use crate::{ffmpeg, rtmp};
+use agent_check::AgentCheck;
 use error::start_error;
 use sockets::Sockets;
 use std::collections::HashMap;
@@ -110,6 +112,12 @@ pub async fn run_and_tell(plan: Plan, ready: impl FnOnce(&Addresses)) -> Result<
         let routes = admin::routes(admin_view(&plan, node.as_ref(), &metrics, &health, drain.clone())?);
         servers.spawn(web::server::serve(http, listener, routes, stop.clone()));
     }
+    let draining = CancellationToken::new();
+    if let Some(listener) = sockets.agent {
+        let (metrics, capacity) = (metrics.clone(), plan.args.limits.max_connections);
+        let check = AgentCheck { health: health.clone(), metrics, capacity, draining: draining.clone() };
+        servers.spawn(check.serve(listener, stop.clone()));
+    }
     serving.set_ready();
     addresses.announce(&plan);
     let apps = node.as_ref().map(|node| node.routes.apps()).unwrap_or_default();
@@ -139,6 +147,7 @@ pub async fn run_and_tell(plan: Plan, ready: impl FnOnce(&Addresses)) -> Result<
     tracing::info!("stopping");
     notify(sd_notify::NotifyState::Stopping);
     serving.set_unready("draining");
+    draining.cancel();
     let ended = async {
         if let Some(node) = node {
             node.stop(plan.args.limits.drain_timeout).await;

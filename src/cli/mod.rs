@@ -122,6 +122,10 @@ pub struct Args {
     #[arg(long, env = "LB_ADMIN_LISTEN", value_name = "ADDR:PORT", help_heading = "Topology")]
     pub admin_listen: Option<String>,
 
+    /// Where HAProxy's agent-check asks how much of this node is free, or 'off' [default: off]
+    #[arg(long, env = "LB_AGENT_LISTEN", value_name = "ADDR:PORT", help_heading = "Topology")]
+    pub agent_listen: Option<String>,
+
     /// Replaces the role's bundled mmids config
     #[arg(long, env = "LB_CONFIG", value_name = "FILE", help_heading = "Configuration")]
     pub config: Option<PathBuf>,

@@ -21,6 +21,7 @@ pub(super) struct Sockets {
     pub rtmps_port: Option<u16>,
     pub reactor: Option<TcpListener>,
     pub admin: Option<TcpListener>,
+    pub agent: Option<TcpListener>,
     pub addresses: Addresses,
 }
 
@@ -41,6 +42,7 @@ pub struct Addresses {
     rtmps: Vec<SocketAddr>,
     pub(super) reactor: Option<SocketAddr>,
     admin: Option<SocketAddr>,
+    agent: Option<SocketAddr>,
     pub(super) http: Option<SocketAddr>,
 }
 
@@ -49,9 +51,14 @@ impl Sockets {
         let http = |what, address: Option<SocketAddr>| address.map(|address| bind(what, address)).transpose();
         let reactor = http("the reactor", plan.reactor_listen)?;
         let admin = http("the admin port", plan.admin_listen)?;
+        let agent = http("the agent-check", plan.agent_listen)?;
         let local = |bound: &Option<(TcpListener, SocketAddr)>| bound.as_ref().map(|(_, address)| *address);
-        let mut addresses =
-            Addresses { reactor: local(&reactor), admin: local(&admin), ..Addresses::default() };
+        let mut addresses = Addresses {
+            reactor: local(&reactor),
+            admin: local(&admin),
+            agent: local(&agent),
+            ..Addresses::default()
+        };
         let (mut rtmp, mut rtmp_port, mut rtmps_port) = (Vec::new(), plan.args.rtmp_port, None);
         if plan.roles.is_node() {
             let mut free = if rtmp_port == 0 { Some(Rtmp::bind(0, false)?) } else { None };
@@ -80,8 +87,8 @@ impl Sockets {
             addresses.http = Some(address);
         }
         let listener = |bound: Option<(TcpListener, SocketAddr)>| bound.map(|(listener, _)| listener);
-        let (reactor, admin) = (listener(reactor), listener(admin));
-        Ok(Sockets { rtmp, rtmp_port, rtmps_port, reactor, admin, addresses })
+        let (reactor, admin, agent) = (listener(reactor), listener(admin), listener(agent));
+        Ok(Sockets { rtmp, rtmp_port, rtmps_port, reactor, admin, agent, addresses })
     }
 }
 
@@ -156,6 +163,7 @@ impl Addresses {
         self.http.iter().for_each(|address| line += &one("http", address));
         self.admin.iter().for_each(|address| line += &one("admin", address));
         self.reactor.iter().for_each(|address| line += &one("reactor", address));
+        self.agent.iter().for_each(|address| line += &one("agent", address));
         // Whoever closed our output does not want the line; the service goes on.
         if let Err(error) = writeln!(io::stdout(), "{line}") {
             tracing::debug!(%error, "stdout");
