@@ -105,3 +105,26 @@ pub fn proxied(data: &[u8]) {
         }
     }
 }
+
+/// What a player over HTTP sends: the head of its request, or frames of its WebSocket.
+pub fn player(data: &[u8]) {
+    use lb::net::flv::{request, websocket};
+    let (steer, data) = steer(data);
+    if steer % 2 == 0 {
+        let whole = request::read(data);
+        // What is not complete is no answer yet, and what was answered once is answered so again.
+        for end in 0..data.len() {
+            if let Some(early) = request::read(&data[..end]) {
+                let refused = |read: &request::Request| matches!(read, request::Request::Refused(..));
+                assert!(refused(&early) || whole.as_ref() == Some(&early));
+            }
+        }
+        return;
+    }
+    let mut input = bytes::BytesMut::from(data);
+    let mut left = input.len();
+    while let Ok(Some(_)) = websocket::take(&mut input) {
+        assert!(input.len() < left, "a frame has at least two bytes");
+        left = input.len();
+    }
+}

@@ -398,6 +398,46 @@ fn http_heads_a_byte_at_a_time() {
     });
 }
 
+/// An attack on the port of viewers over HTTP of the same process.
+fn players_port_endures<F>(what: &str, attack: impl Fn(SocketAddr, usize) -> F)
+where
+    F: Future<Output = std::io::Result<()>> + Send + 'static,
+{
+    let _machine = MACHINE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let target = Target::start(&[]);
+    let http = target.lb.http();
+    target.endure_at(http, what, attack);
+}
+
+#[test]
+fn heads_of_players_a_byte_at_a_time() {
+    players_port_endures("slow heads of players", |server, _| async move {
+        loop {
+            let mut socket = TcpStream::connect(server).await?;
+            socket.write_all(b"GET /live/healthy.flv HTTP/1.1\r\nx: ").await?;
+            let mut ticks = tokio::time::interval(Duration::from_millis(100));
+            while socket.write_all(b"y").await.is_ok() {
+                ticks.tick().await;
+            }
+        }
+    });
+}
+
+#[test]
+fn players_that_never_read_and_ping_without_end() {
+    players_port_endures("players that never read", |server, _| async move {
+        loop {
+            let mut socket = TcpStream::connect(server).await?;
+            let head = "GET /live/healthy.flv HTTP/1.1\r\nupgrade: websocket\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+            socket.write_all(head.as_bytes()).await?;
+            let mut ticks = tokio::time::interval(Duration::from_millis(20));
+            while socket.write_all(b"\x89\x80\0\0\0\0").await.is_ok() {
+                ticks.tick().await;
+            }
+        }
+    });
+}
+
 #[test]
 fn http_bodies_a_byte_at_a_time() {
     reactor_endures("slow bodies", |server, _| async move {

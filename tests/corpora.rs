@@ -56,5 +56,6 @@ targets!(
     texts::auth,
     texts::texts,
     texts::flv,
-    texts::proxied
+    texts::proxied,
+    texts::player
 );

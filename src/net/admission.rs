@@ -4,7 +4,7 @@ use super::routes::PlayRoute;
 use super::server::Server;
 use crate::ids::StreamName;
 use crate::relay::stream::End;
-use crate::relay::{Interest, JoinError};
+use crate::relay::{Admission, Interest, JoinError};
 use crate::telemetry::Counted;
 use std::net::SocketAddr;
 
@@ -30,18 +30,23 @@ impl NotAdmitted {
     }
 }
 
-/// Lets a viewer in at a port and an app, if there is a route and room.
+/// Lets a viewer in at a port and an app, if there is a route and room. `looped`: it is a pull that came through this node before.
 pub(super) fn admit(
     server: &Server,
     port: u16,
     app: &str,
     name: &StreamName,
     peer: SocketAddr,
+    looped: bool,
 ) -> Result<Admitted, NotAdmitted> {
     let route = server
         .routes
         .play(port, app, name, peer)
         .map_err(|no| NotAdmitted::new(no.reason(), no.to_string()))?;
+    if looped && route.hub.admission() == Admission::OnDemand {
+        // A stream that is published here may be pulled from here; one that is not would be pulled in a loop.
+        return Err(NotAdmitted::new("loop", "this node would pull from itself"));
+    }
     let taken = usize::try_from(server.metrics.connections.get()).unwrap_or(0);
     let (connections, reserve) = (server.limits.connections, server.limits.reserve);
     if !route.pulls && taken > connections.saturating_sub(reserve.min(connections / 10)) {

@@ -8,7 +8,7 @@ mod addresses;
 mod admission;
 pub mod certificate;
 mod connection;
-mod flv;
+pub mod flv;
 mod listener;
 pub mod location;
 mod low_water;

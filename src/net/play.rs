@@ -6,7 +6,7 @@ use super::peers::{Doing, Present, Protocol};
 use super::routes::PlayRoute;
 use crate::auth::Grant;
 use crate::relay::stream::End;
-use crate::relay::{Admission, Format, Interest, Turn, Viewer};
+use crate::relay::{Format, Interest, Turn, Viewer};
 use crate::rtmp::session::Event;
 use crate::telemetry::{Seldom, shown};
 use futures::FutureExt;
@@ -24,15 +24,11 @@ pub(super) async fn run(connection: &mut Connection<'_>, playing: Playing) -> Re
     let Playing { grant, looped, node } = playing;
     let (name, begun) = (grant.name.clone(), Instant::now());
     let admitted =
-        admission::admit(connection.server, connection.port, &connection.app, &name, connection.peer);
+        admission::admit(connection.server, connection.port, &connection.app, &name, connection.peer, looped);
     let Admitted { route, interest, _counted } = match admitted {
         Ok(admitted) => admitted,
         Err(no) => return connection.refuse_play(no.reason, &no.text).await.map(|()| false),
     };
-    if looped && route.hub.admission() == Admission::OnDemand {
-        // A stream that is published here may be pulled from here; one that is not would be pulled in a loop.
-        return connection.refuse_play("loop", "this node would pull from itself").await.map(|()| false);
-    }
     match Box::pin(wait(connection, &interest)).await? {
         Waited::Ready => {}
         Waited::Stopped => return Ok(true),

@@ -4,8 +4,8 @@
 //! The stream comes from the same ring, on demand and by the same rules as over RTMP, so this knows no more of HTTP than one request: the
 //! socket is the relay's from then on. A connection plays one stream and ends with it.
 
-mod request;
-mod websocket;
+pub mod request;
+pub mod websocket;
 
 use super::admission::{self, Admitted};
 use super::peers::{Doing, Present, Protocol};
@@ -158,7 +158,7 @@ impl Connection<'_> {
         if self.server.routes.serves_pulls(self.port, &wanted.app) {
             return Err(self.refused(Status::NotFound, "app", "no such app"));
         }
-        let admitted = admission::admit(self.server, self.port, &wanted.app, &grant.name, self.peer);
+        let admitted = admission::admit(self.server, self.port, &wanted.app, &grant.name, self.peer, false);
         let admitted = admitted.map_err(|no| self.refused(status(no.reason), no.reason, &no.text))?;
         let stays = self.wait(&admitted.interest).await?;
         Ok(stays.then_some((admitted, grant)))

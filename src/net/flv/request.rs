@@ -37,11 +37,17 @@ pub enum Request {
 /// The status of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {
+    /// 400.
     BadRequest,
+    /// 403.
     Forbidden,
+    /// 404.
     NotFound,
+    /// 405.
     MethodNotAllowed,
+    /// 431.
     HeadTooLarge,
+    /// 503, to be tried again.
     Unavailable,
 }
 
