@@ -53,6 +53,7 @@ fn documents_lead_to_files_that_are_there() {
         "docs/OPERATING.md",
         "docs/ARCHITECTURE.md",
         "docs/TROUBLESHOOTING.md",
+        "docs/DEPLOYING.md",
     ];
     for document in documents {
         let path = root().join(document);
