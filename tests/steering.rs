@@ -279,8 +279,15 @@ fn top_shows_nodes_and_streams() {
         let line = shown.lines().find(|line| line.starts_with("x ")).unwrap_or_default().to_owned();
         line.contains("kb/s") && line.contains("H.264, AAC") && line.contains(" one ")
     });
-    let cluster: Value = serde_json::from_str(&top("--json")).unwrap();
-    assert_eq!(cluster["nodes"]["one"]["state"], "well");
+    let cluster = || serde_json::from_str::<Value>(&top("--json")).unwrap();
+    assert_eq!(cluster()["nodes"]["one"]["state"], "well");
+    // This node is published to and watched.
+    let viewer = Viewer::start(node.rtmp(), "live", "x");
+    viewer.wait_for_keyframe(1, SOON);
+    wait_for("the viewer beside the figures", SOON, || {
+        let stream = &cluster()["streams"]["x"];
+        stream["viewers"] == 1 && stream["source"]["bits_per_second"].as_u64() > Some(0)
+    });
 }
 
 #[test]

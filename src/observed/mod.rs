@@ -19,6 +19,12 @@ const STREAMS: usize = 5_000;
 /// The most events that are kept of a stream.
 const EVENTS: usize = 64;
 
+/// The most nodes of which reports are kept: as many as a reactor has connections for.
+const NODES: usize = 1_000;
+
+/// The most reports that are kept of one stream: its ingest node, and the playback nodes that watch it.
+const PLACES: usize = 200;
+
 /// The most switches that are kept of all streams together.
 const SWITCHES: usize = 50;
 
@@ -59,13 +65,19 @@ pub struct Place {
 
 #[derive(Debug)]
 struct Seen {
-    /// What each node said last, and until when that holds.
-    on: BTreeMap<NodeId, (StreamReport, Instant)>,
+    /// What each node said last, and until when that holds. A node with several roles says two things of a stream: how it is
+    /// published there, and how it is watched.
+    on: BTreeMap<(NodeId, bool), (StreamReport, Instant)>,
     /// In the order in which they were heard of, with when they happened and where.
     events: VecDeque<(Instant, TimelineEntry)>,
     samples: VecDeque<(Instant, Sample)>,
     heard: Instant,
 }
+
+/// More nodes report than are kept account of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{NODES} nodes report here already; there is no room for one more")]
+pub struct Full;
 
 /// How a stream was doing at one time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
@@ -82,20 +94,28 @@ pub struct Sample {
 
 impl Observed {
     /// Takes what a node at this address says. `true`: it is to drain.
-    pub fn report(&self, node: &NodeId, source: IpAddr, report: Report, now: Instant) -> bool {
+    ///
+    /// Errors: so many nodes report that there is no room for one more.
+    pub fn report(&self, node: &NodeId, source: IpAddr, report: Report, now: Instant) -> Result<bool, Full> {
         let mut state = self.lock();
         let until = now + 3 * Duration::from_millis(report.interval_ms).min(INTERVAL_MAX);
         state.nodes.retain(|_, place| place.until > now);
+        if state.nodes.len() >= NODES && !state.nodes.contains_key(node) {
+            return Err(Full);
+        }
         state.nodes.insert(node.clone(), Place { source, http: report.http, until });
+        let names: Vec<StreamName> = report.streams.iter().map(|stream| stream.stream_name.clone()).collect();
         for stream in report.streams {
-            let seen = state.seen(&stream.stream_name, now);
-            seen.on.insert(node.clone(), (stream, until));
-            seen.sample(now);
+            state.seen(&stream.stream_name, now).report(node, stream, until, now);
+        }
+        // Once all of it is known, as a report may say two things of a stream.
+        for name in names {
+            state.seen(&name, now).sample(now);
         }
         for event in report.events {
             state.note(Some(node.clone()), event, now);
         }
-        state.drains.remove(node)
+        Ok(state.drains.remove(node))
     }
 
     /// Has a node drain, which it hears with its next report. `false`: it does not report.
@@ -184,13 +204,21 @@ impl State {
 
 impl Seen {
     fn now(&self, now: Instant) -> impl Iterator<Item = (NodeId, StreamReport)> {
-        let fresh = move |(_, (_, until)): &(&NodeId, &(StreamReport, Instant))| *until > now;
-        self.on.iter().filter(fresh).map(|(node, (report, _))| (node.clone(), report.clone()))
+        let fresh = self.on.iter().filter(move |(_, (_, until))| *until > now);
+        fresh.map(|((node, _), (report, _))| (node.clone(), report.clone()))
+    }
+
+    /// Takes what a node says, if there is room for one more.
+    fn report(&mut self, node: &NodeId, report: StreamReport, until: Instant, now: Instant) {
+        self.on.retain(|_, (_, until)| *until > now);
+        let key = (node.clone(), report.published);
+        if self.on.len() < PLACES || self.on.contains_key(&key) {
+            self.on.insert(key, (report, until));
+        }
     }
 
     /// Keeps a sample, if the last one is old enough.
     fn sample(&mut self, now: Instant) {
-        self.on.retain(|_, (_, until)| *until > now);
         if self.samples.back().is_some_and(|(at, _)| now.saturating_duration_since(*at) < SAMPLE) {
             return;
         }
@@ -261,8 +289,8 @@ mod tests {
         let (observed, now) = (Observed::default(), Instant::now());
         let (name, a, b): (StreamName, NodeId, NodeId) =
             ("x".parse().unwrap(), "a".parse().unwrap(), "b".parse().unwrap());
-        observed.report(&b, HERE, report(vec![], vec![event(&name, Happening::PullBrings, 100)]), now);
-        observed.report(&a, HERE, report(vec![], vec![event(&name, Happening::Published, 900)]), now);
+        observed.report(&b, HERE, report(vec![], vec![event(&name, Happening::PullBrings, 100)]), now).unwrap();
+        observed.report(&a, HERE, report(vec![], vec![event(&name, Happening::Published, 900)]), now).unwrap();
         observed.note(event(&name, Happening::Registered, 0), now - Duration::from_millis(500));
         let told = observed.timeline(&name, now + Duration::from_secs(1)).events;
         let told: Vec<_> = told
@@ -281,12 +309,43 @@ mod tests {
     fn what_a_node_says_holds_for_three_intervals() {
         let (observed, now) = (Observed::default(), Instant::now());
         let (name, a): (StreamName, NodeId) = ("x".parse().unwrap(), "a".parse().unwrap());
-        observed.report(&a, HERE, report(vec![stream(&name, true, 1)], vec![]), now);
+        observed.report(&a, HERE, report(vec![stream(&name, true, 1)], vec![]), now).unwrap();
         assert_eq!(observed.stream(&name, now + Duration::from_millis(2999)).len(), 1);
         assert_eq!(observed.stream(&name, now + Duration::from_secs(3)).len(), 0);
         assert!(
             observed.place(&a, now).is_some() && observed.place(&a, now + Duration::from_secs(3)).is_none()
         );
+    }
+
+    #[test]
+    fn a_node_that_is_published_to_and_watched_says_both() {
+        let (observed, now) = (Observed::default(), Instant::now());
+        let (name, a): (StreamName, NodeId) = ("x".parse().unwrap(), "a".parse().unwrap());
+        observed
+            .report(&a, HERE, report(vec![stream(&name, true, 1), stream(&name, false, 7)], vec![]), now)
+            .unwrap();
+        let said = observed.stream(&name, now);
+        assert_eq!(said.iter().map(|(_, said)| said.viewers).collect::<Vec<_>>(), [7, 1]);
+        let samples = observed.samples(&name, now);
+        assert_eq!((samples.len(), samples[0].bits_per_second, samples[0].viewers), (1, 1000, 7));
+    }
+
+    #[test]
+    fn nodes_are_bounded_for_a_stream_and_in_all() {
+        let (observed, now) = (Observed::default(), Instant::now());
+        let name: StreamName = "x".parse().unwrap();
+        for number in 0..NODES + 10 {
+            let node: NodeId = format!("n{number}").parse().unwrap();
+            observed.report(&node, HERE, report(vec![stream(&name, false, 1)], vec![]), now).ok();
+        }
+        let more = observed.report(&"more".parse().unwrap(), HERE, report(vec![], vec![]), now);
+        assert_eq!(more, Err(Full));
+        assert_eq!(observed.lock().nodes.len(), NODES);
+        assert_eq!(observed.stream(&name, now).len(), PLACES);
+        let later = now + Duration::from_secs(4);
+        let late: NodeId = "late".parse().unwrap();
+        observed.report(&late, HERE, report(vec![stream(&name, false, 1)], vec![]), later).unwrap();
+        assert_eq!(observed.stream(&name, later).len(), 1, "those who fell silent make room");
     }
 
     #[test]
@@ -296,13 +355,13 @@ mod tests {
         for (number, node) in ["b", "c"].iter().enumerate() {
             let node = node.parse().unwrap();
             let at = begun + Duration::from_millis(number as u64);
-            observed.report(&node, HERE, report(vec![stream(&name, false, 2)], vec![]), at);
+            observed.report(&node, HERE, report(vec![stream(&name, false, 2)], vec![]), at).unwrap();
         }
         for step in 1..=SAMPLES as u64 + 10 {
             let now = begun + SAMPLE * step as u32;
             for node in ["b", "c"] {
                 let node = node.parse().unwrap();
-                observed.report(&node, HERE, report(vec![stream(&name, false, 2)], vec![]), now);
+                observed.report(&node, HERE, report(vec![stream(&name, false, 2)], vec![]), now).unwrap();
             }
             observed.report(
                 &a,

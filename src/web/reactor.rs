@@ -162,6 +162,9 @@ impl Handler {
         let report: Report = request.json(REPORT_BODY_MAX).await?;
         check(&report).map_err(Failure::bad)?;
         let drain = self.reactor.observed.report(&node, caller.source, report, Instant::now());
+        let drain = drain.map_err(|full| {
+            Failure::new(StatusCode::SERVICE_UNAVAILABLE, full.to_string()).retry_after(UNAVAILABLE_RETRY)
+        })?;
         Ok(warp::reply::json(&ReportReply { drain }).into_response())
     }
 
