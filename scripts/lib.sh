@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What scripts/demo and scripts/test share. Sourced at their top, with the working directory at the project's root.
+# What the scripts share. Sourced at their top, with the working directory at the project's root.
 
 # A toolchain from rustup that this shell does not know of.
 if ! command -v cargo >/dev/null && [[ -x $HOME/.cargo/bin/cargo ]]; then
@@ -14,9 +14,25 @@ else
     bold='' red='' green='' plain=''
 fi
 
-# Builds the binary that ships. Neither this folder nor that of the crates is named in it, not even by the hashes of what the
+# Bundles the reactor's page for the binary to embed, if something of it is newer than the bundle. In the project's root.
+bundle_page() {
+    local page=src/web/page
+    if [[ -e $page/dist/index.html && -e $page/node_modules ]] &&
+        [[ -z $(find $page -maxdepth 1 -type f -newer $page/dist/index.html -print -quit) ]]; then
+        return
+    fi
+    command -v npm >/dev/null || {
+        echo "npm is missing; it is needed to bundle the reactor's page: run scripts/setup first" >&2
+        return 1
+    }
+    echo "bundling the reactor's page"
+    (cd $page && npm ci --ignore-scripts --no-fund --no-audit --loglevel=error && npm run --silent build)
+}
+
+# Builds the binary that ships, with its page. Neither this folder nor that of the crates is named in it, not even by the hashes of what the
 # linker saw: the same source gives the same bytes anywhere (scripts/reproduce).
 build_release() {
+    bundle_page || return
     RUSTFLAGS="${RUSTFLAGS:-} --remap-path-prefix=$PWD=lb --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=cargo" \
         cargo build --release --locked --bin lb
 }
