@@ -337,7 +337,7 @@ impl<'a> Shared<'a> {
         let every = Some(self.args.reactor.report_interval).filter(|every| !every.is_zero())?;
         self.metrics.journal.keep();
         let (routes, metrics) = (self.routes.clone(), self.metrics.clone());
-        let mut reports = Reports { routes, metrics, http, every, before: HashMap::new() };
+        let mut reports = Reports { routes, metrics, http, every, before: HashMap::new(), traffic: None };
         let (node, urls, counted) = (self.node.clone(), self.urls, self.client_metrics.clone());
         let drain = self.asked_to_drain.clone();
         Some(Reporter::start(self.http.clone(), urls, node, every, move || reports.next(), drain, counted))

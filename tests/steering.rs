@@ -286,7 +286,8 @@ fn top_shows_nodes_and_streams() {
     viewer.wait_for_keyframe(1, SOON);
     wait_for("the viewer beside the figures", SOON, || {
         let stream = &cluster()["streams"]["x"];
-        stream["viewers"] == 1 && stream["source"]["bits_per_second"].as_u64() > Some(0)
+        let sent = cluster()["nodes"]["one"]["sent_bits_per_second"].as_u64();
+        stream["viewers"] == 1 && stream["source"]["bits_per_second"].as_u64() > Some(0) && sent > Some(0)
     });
 }
 

@@ -3,6 +3,7 @@
 //! An event's data is a [`Cluster`] with what is new or another, and `null` for what is gone; the first one has everything. The
 //! event's name is `cluster`.
 
+use super::NodeEntry;
 use super::report::{HttpPlay, StreamReport, TimelineEntry};
 use crate::ids::{NodeId, Origin, SessionTag, StreamName};
 use serde::{Deserialize, Serialize};
@@ -72,6 +73,29 @@ pub enum NodeState {
     Silent,
 }
 
+impl NodeState {
+    /// How a node is by its last heartbeat.
+    pub fn of(entry: &NodeEntry) -> Self {
+        match () {
+            () if entry.heartbeat.draining => NodeState::Draining,
+            () if entry.silent_ms > LATE * entry.heartbeat.interval_ms => NodeState::Silent,
+            () => NodeState::Well,
+        }
+    }
+
+    /// One word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            NodeState::Well => "well",
+            NodeState::Draining => "draining",
+            NodeState::Silent => "silent",
+        }
+    }
+}
+
+/// A node is silent when so many of its heartbeats are late: one may be lost.
+const LATE: u64 = 2;
+
 /// One node.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct NodeView {
@@ -87,7 +111,7 @@ pub struct NodeView {
     pub viewers: u64,
     /// The most connections it takes.
     pub capacity: u64,
-    /// Bits a second that come in, between its last two heartbeats.
+    /// Bits a second that come in, as of its last report.
     pub received_bits_per_second: u64,
     /// Bits a second that go out, likewise.
     pub sent_bits_per_second: u64,
@@ -101,14 +125,7 @@ pub struct NodeView {
 pub struct Switch {
     /// When, in seconds since 1970 by the reactor's clock.
     pub at: u64,
-    /// What happened, and where; its age is not told.
+    /// What happened, and where; of its age the time is left.
     #[serde(flatten)]
     pub entry: TimelineEntry,
-}
-
-impl Switch {
-    /// Whether two are the same, told at different times.
-    pub fn is_same(&self, other: &Switch) -> bool {
-        self.at.abs_diff(other.at) <= 1 && self.entry == other.entry
-    }
 }

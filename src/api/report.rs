@@ -21,6 +21,12 @@ pub const REPORT_TEXT_MAX: usize = 200;
 pub struct Report {
     /// Milliseconds until the next one. What is not named for three of them is there no more.
     pub interval_ms: u64,
+    /// Bits a second that came in on RTMP sockets and those of viewers over HTTP, over the last interval.
+    #[serde(default)]
+    pub received_bits_per_second: u64,
+    /// Bits a second that went out there, likewise.
+    #[serde(default)]
+    pub sent_bits_per_second: u64,
     /// Where viewers play over HTTP, if they do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http: Option<HttpPlay>,
@@ -161,4 +167,38 @@ pub struct TimelineEntry {
     /// What happened.
     #[serde(flatten)]
     pub event: StreamEvent,
+    /// The same as a sentence, for people.
+    #[serde(default)]
+    pub what: String,
+}
+
+impl TimelineEntry {
+    /// Something that happened there.
+    pub fn of(node: Option<NodeId>, event: StreamEvent) -> Self {
+        TimelineEntry { what: event.sentence(), node, event }
+    }
+}
+
+impl StreamEvent {
+    /// What happened, for people. A detail is in the words of whoever reported it.
+    pub fn sentence(&self) -> String {
+        let detail = self.detail.as_deref().unwrap_or("?");
+        let number = self.number.unwrap_or_default();
+        match self.event {
+            Happening::Published => format!("published from {detail}"),
+            Happening::Unpublished => "unpublished".to_owned(),
+            Happening::Registered => format!("registered, epoch {number}, to be pulled from {detail}"),
+            Happening::Unregistered => "no longer registered".to_owned(),
+            Happening::Found => format!("found at {detail}"),
+            Happening::Moved => format!("moved to {detail}"),
+            Happening::PullBrings => format!("the pull brings media after {number} ms"),
+            Happening::PullEnded => format!("the pull ended: {detail}"),
+            Happening::FirstViewer => "the first viewer came".to_owned(),
+            Happening::FirstPicture => format!("first picture after {number} ms"),
+            Happening::LastViewerLeft => "the last viewer left".to_owned(),
+            Happening::Switched => format!("switched: viewers saw nothing new for {number} ms"),
+            Happening::Ended => "ended: the publisher did not come back".to_owned(),
+            Happening::Refused => format!("refused: {detail}"),
+        }
+    }
 }

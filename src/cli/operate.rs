@@ -1,7 +1,8 @@
 //! Commands that ask a running cluster: what there is, as tables for people or as JSON, and that a publisher be sent away.
 
 use super::failed::Failed;
-use super::table::{age, table};
+use super::table::{age, share, table};
+use crate::api::cluster::NodeState;
 use crate::api::{NodeEntry, StreamEntry};
 use crate::client::{Http, Operator, OperatorError};
 use crate::ids::{NodeId, StreamName};
@@ -150,18 +151,13 @@ impl ListArgs {
     }
 }
 
-fn node(NodeEntry { node, silent_ms, heartbeat }: &NodeEntry) -> [String; 7] {
-    let state = match () {
-        () if heartbeat.draining => "draining".to_owned(),
-        // The second one is late.
-        () if *silent_ms > 2 * heartbeat.interval_ms => {
-            format!("silent for {}", age(Duration::from_millis(*silent_ms)))
-        }
-        () => "well".to_owned(),
+fn node(entry: &NodeEntry) -> [String; 7] {
+    let NodeEntry { node, silent_ms, heartbeat } = entry;
+    let state = match NodeState::of(entry) {
+        NodeState::Silent => format!("silent for {}", age(Duration::from_millis(*silent_ms))),
+        other => other.name().to_owned(),
     };
     let used = heartbeat.viewers + heartbeat.published + heartbeat.pulls;
-    let share =
-        (heartbeat.capacity > 0).then(|| format!("{:.1} %", 100.0 * used as f64 / heartbeat.capacity as f64));
     [
         node.as_str().to_owned(),
         heartbeat.roles.join(","),
@@ -169,7 +165,7 @@ fn node(NodeEntry { node, silent_ms, heartbeat }: &NodeEntry) -> [String; 7] {
         heartbeat.published.to_string(),
         heartbeat.viewers.to_string(),
         heartbeat.pulls.to_string(),
-        share.unwrap_or_else(|| "-".to_owned()),
+        share(used, heartbeat.capacity),
     ]
 }
 

@@ -9,6 +9,14 @@ pub(super) fn age(time: Duration) -> String {
     shown.split(' ').take(2).collect::<Vec<_>>().join(" ")
 }
 
+/// A part of a whole.
+pub(super) fn share(part: u64, whole: u64) -> String {
+    match whole {
+        0 => "-".to_owned(),
+        _ => format!("{:.1} %", 100.0 * part as f64 / whole as f64),
+    }
+}
+
 /// Columns as wide as what stands in them.
 pub(super) fn table<const N: usize>(head: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
     let rows: Vec<[String; N]> = std::iter::once(head.map(str::to_owned)).chain(rows).collect();

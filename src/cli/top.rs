@@ -1,7 +1,7 @@
 //! `lb top`: the cluster on a terminal, again and again.
 
-use super::table::{age, table};
-use crate::api::cluster::{Cluster, NodeState, NodeView, StreamView};
+use super::table::{age, share, table};
+use crate::api::cluster::{Cluster, NodeView, StreamView};
 use crate::ids::{NodeId, StreamName};
 use std::time::{Duration, SystemTime};
 
@@ -28,19 +28,13 @@ pub(super) fn screen(cluster: &Cluster, rows: usize) -> String {
 
 fn node((name, node): (&NodeId, &NodeView)) -> [String; 8] {
     let used = node.viewers + node.published + node.pulls;
-    let share = if node.capacity > 0 { 100.0 * used as f64 / node.capacity as f64 } else { 0.0 };
-    let state = match node.state {
-        NodeState::Well => "well",
-        NodeState::Draining => "draining",
-        NodeState::Silent => "silent",
-    };
     [
         name.as_str().to_owned(),
-        state.to_owned(),
+        node.state.name().to_owned(),
         node.published.to_string(),
         node.viewers.to_string(),
         node.pulls.to_string(),
-        format!("{share:.1} %"),
+        share(used, node.capacity),
         bits(node.received_bits_per_second),
         bits(node.sent_bits_per_second),
     ]

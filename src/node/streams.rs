@@ -41,6 +41,8 @@ pub(super) struct Reports {
     pub every: Duration,
     /// What had come of each stream when the last report was made.
     pub before: HashMap<(StreamName, bool), (Instant, u64, u64)>,
+    /// When that was, and the bytes that this node had received and sent.
+    pub traffic: Option<(Instant, [u64; 2])>,
 }
 
 impl Reports {
@@ -53,9 +55,12 @@ impl Reports {
             .take(REPORTS * REPORT_MAX)
             .map(|stream| self.report(stream, &mut before, now))
             .collect();
+        let [received_bits_per_second, sent_bits_per_second] = self.bits_per_second(now);
         let http = self.http.clone().map(|http| HttpPlay { app: self.app(), ..http });
         let report = |streams: &[StreamReport]| Report {
             interval_ms: u64::try_from(self.every.as_millis()).unwrap_or(u64::MAX),
+            received_bits_per_second,
+            sent_bits_per_second,
             http: http.clone(),
             streams: streams.to_vec(),
             events: self.metrics.journal.take(REPORT_MAX),
@@ -72,6 +77,20 @@ impl Reports {
             );
         }
         reports
+    }
+
+    /// What came in and went out since the last report.
+    fn bits_per_second(&mut self, now: Instant) -> [u64; 2] {
+        let bytes = [self.metrics.received_bytes_total.get(), self.metrics.sent_bytes_total.get()];
+        let before = self.traffic.replace((now, bytes));
+        let rates = before.map(|(at, before)| {
+            let seconds = now.saturating_duration_since(at).as_secs_f64().max(0.001);
+            std::array::from_fn(|way| {
+                let passed = bytes.get(way).copied().unwrap_or(0) - before.get(way).copied().unwrap_or(0);
+                (passed as f64 * 8.0 / seconds) as u64
+            })
+        });
+        rates.unwrap_or_default()
     }
 
     fn report(

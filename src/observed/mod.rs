@@ -53,13 +53,15 @@ struct State {
     drains: HashSet<NodeId>,
 }
 
-/// Where a node serves viewers over HTTP.
+/// What a node says of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
     /// The address that its report came from.
     pub source: IpAddr,
     /// What it said.
     pub http: Option<HttpPlay>,
+    /// Bits a second that come in, and that go out.
+    pub bits_per_second: [u64; 2],
     until: Instant,
 }
 
@@ -103,7 +105,8 @@ impl Observed {
         if state.nodes.len() >= NODES && !state.nodes.contains_key(node) {
             return Err(Full);
         }
-        state.nodes.insert(node.clone(), Place { source, http: report.http, until });
+        let bits_per_second = [report.received_bits_per_second, report.sent_bits_per_second];
+        state.nodes.insert(node.clone(), Place { source, http: report.http, bits_per_second, until });
         let names: Vec<StreamName> = report.streams.iter().map(|stream| stream.stream_name.clone()).collect();
         for stream in report.streams {
             state.seen(&stream.stream_name, now).report(node, stream, until, now);
@@ -139,7 +142,7 @@ impl Observed {
         self.lock().streams.get(name).map_or_else(Vec::new, |seen| seen.now(now).collect())
     }
 
-    /// Where a node serves viewers over HTTP.
+    /// What a node says of itself now.
     pub fn place(&self, node: &NodeId, now: Instant) -> Option<Place> {
         self.lock().nodes.get(node).filter(|place| place.until > now).cloned()
     }
@@ -161,9 +164,9 @@ impl Observed {
             .collect()
     }
 
-    /// The last switches of all streams, newest first.
-    pub fn switches(&self, now: Instant) -> Vec<TimelineEntry> {
-        self.lock().switches.iter().rev().map(|(at, entry)| aged(*at, entry, now)).collect()
+    /// The last switches of all streams, newest first, and when they were.
+    pub fn switches(&self) -> Vec<(Instant, TimelineEntry)> {
+        self.lock().switches.iter().rev().cloned().collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -192,9 +195,9 @@ impl State {
 
     fn note(&mut self, node: Option<NodeId>, event: StreamEvent, now: Instant) {
         let at = now.checked_sub(Duration::from_millis(event.ago_ms)).unwrap_or(now);
-        let switch = event.event == Happening::Switched;
-        let entry = TimelineEntry { node, event };
-        if switch {
+        // Its age is told by when it was.
+        let entry = TimelineEntry::of(node, StreamEvent { ago_ms: 0, ..event });
+        if entry.event.event == Happening::Switched {
             push(&mut self.switches, (at, entry.clone()), SWITCHES);
         }
         let name = entry.event.stream_name.clone();
@@ -279,7 +282,7 @@ mod tests {
     }
 
     fn report(streams: Vec<StreamReport>, events: Vec<StreamEvent>) -> Report {
-        Report { interval_ms: 1000, http: None, streams, events }
+        Report { interval_ms: 1000, streams, events, ..Report::default() }
     }
 
     const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
@@ -289,8 +292,12 @@ mod tests {
         let (observed, now) = (Observed::default(), Instant::now());
         let (name, a, b): (StreamName, NodeId, NodeId) =
             ("x".parse().unwrap(), "a".parse().unwrap(), "b".parse().unwrap());
-        observed.report(&b, HERE, report(vec![], vec![event(&name, Happening::PullBrings, 100)]), now).unwrap();
-        observed.report(&a, HERE, report(vec![], vec![event(&name, Happening::Published, 900)]), now).unwrap();
+        observed
+            .report(&b, HERE, report(vec![], vec![event(&name, Happening::PullBrings, 100)]), now)
+            .unwrap();
+        observed
+            .report(&a, HERE, report(vec![], vec![event(&name, Happening::Published, 900)]), now)
+            .unwrap();
         observed.note(event(&name, Happening::Registered, 0), now - Duration::from_millis(500));
         let told = observed.timeline(&name, now + Duration::from_secs(1)).events;
         let told: Vec<_> = told
@@ -363,12 +370,14 @@ mod tests {
                 let node = node.parse().unwrap();
                 observed.report(&node, HERE, report(vec![stream(&name, false, 2)], vec![]), now).unwrap();
             }
-            observed.report(
-                &a,
-                HERE,
-                report(vec![stream(&name, true, 2)], vec![event(&name, Happening::Found, 0); 3]),
-                now,
-            );
+            observed
+                .report(
+                    &a,
+                    HERE,
+                    report(vec![stream(&name, true, 2)], vec![event(&name, Happening::Found, 0); 3]),
+                    now,
+                )
+                .unwrap();
         }
         let samples = observed.samples(&name, begun + SAMPLE * (SAMPLES as u32 + 10));
         assert_eq!((samples.len(), samples[SAMPLES - 1].ago_s), (SAMPLES, 0));

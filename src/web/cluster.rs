@@ -1,5 +1,5 @@
 //! The whole cluster as people see it: streams with where they are and how they are doing, nodes, the last switches. As one answer, or as
-//! Server-Sent Events: everything once, then each second what changed.
+//! Server-Sent Events: everything once, then what changed, within half a second.
 //!
 //! One task looks at the registry for all who watch, and only while somebody does.
 
@@ -8,7 +8,7 @@ use crate::api::report::HttpPlay;
 use crate::api::{NodeEntry, StreamEntry};
 use crate::ids::{NodeId, SessionTag, StreamName};
 use crate::observed::{Observed, Place};
-use crate::registry::Registry;
+use crate::registry::{Error, Registry};
 use futures::stream::{self, Stream, StreamExt};
 use serde::Serialize;
 use std::collections::{BTreeMap, HashMap};
@@ -27,9 +27,6 @@ use warp::sse::Event;
 /// The time between two looks at the registry.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// A silent node is one whose second heartbeat is late.
-const SILENT: u64 = 2;
-
 /// All of it, each part as JSON, so that what changed is found by comparing.
 #[derive(Clone, Debug, Default)]
 pub(super) struct View {
@@ -42,6 +39,8 @@ pub(super) struct View {
 pub(super) struct Cluster {
     registry: Arc<Registry>,
     pub observed: Arc<Observed>,
+    /// One moment by both clocks: whatever is shown with a time is placed by it, and does not flicker.
+    clocks: (Instant, Duration),
     /// The look that goes on while somebody watches.
     looking: Mutex<Weak<Looking>>,
 }
@@ -51,31 +50,20 @@ struct Looking {
     _task: AbortOnDropHandle<()>,
 }
 
-/// What is remembered between two looks.
-#[derive(Default)]
-struct Memory {
-    /// When a session began, so that it does not flicker by a second.
-    since: HashMap<StreamName, (u64, u64)>,
-    traffic: HashMap<NodeId, Traffic>,
-    switches: Vec<Switch>,
-}
-
-struct Traffic {
-    at: Instant,
-    bytes: [u64; 2],
-    bits_per_second: [u64; 2],
-}
+/// When each session began, with its epoch: told again as it was told before, so that it does not flicker by a second.
+type Begun = HashMap<StreamName, (u64, u64)>;
 
 impl Cluster {
     pub fn new(registry: Arc<Registry>, observed: Arc<Observed>) -> Arc<Self> {
-        Arc::new(Cluster { registry, observed, looking: Mutex::default() })
+        let clock = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Arc::new(Cluster { registry, observed, clocks: (Instant::now(), clock), looking: Mutex::default() })
     }
 
     /// Everything, once.
-    pub async fn answer(&self) -> Response {
-        let mut memory = Memory::default();
-        let view = self.look(&mut memory).await.unwrap_or_default();
-        json(whole(&view))
+    ///
+    /// Errors: the registry cannot be read.
+    pub async fn answer(&self) -> Result<Response, Error> {
+        Ok(json(whole(&self.look(&mut Begun::new()).await?)))
     }
 
     /// Everything, and then what changes.
@@ -123,9 +111,10 @@ impl Cluster {
         let (sender, view) = watch::channel(View::default());
         let cluster = Arc::downgrade(self);
         let task = tokio::spawn(async move {
-            let mut memory = Memory::default();
+            let mut begun = Begun::new();
             while let Some(cluster) = cluster.upgrade() {
-                if let Some(view) = cluster.look(&mut memory).await {
+                // While the store cannot be reached what is shown stays as it is; readiness says so.
+                if let Ok(view) = cluster.look(&mut begun).await {
                     sender.send_replace(view);
                 }
                 let mut changes = cluster.registry.changes();
@@ -142,44 +131,34 @@ impl Cluster {
         new
     }
 
-    /// Nothing: the store cannot be reached.
-    async fn look(&self, memory: &mut Memory) -> Option<View> {
-        let (leases, nodes) = (self.registry.list().await.ok()?, self.registry.nodes().await.ok()?);
+    async fn look(&self, begun: &mut Begun) -> Result<View, Error> {
+        let (leases, nodes) = (self.registry.list().await?, self.registry.nodes().await?);
         let now = Instant::now();
         let clock = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let mut view = View::default();
-        let mut since = HashMap::with_capacity(leases.len());
+        let before = std::mem::take(begun);
         for lease in leases {
-            let name = lease.name.clone();
-            let began = clock.saturating_sub(lease.age).as_secs();
-            let before = memory.since.get(&name).filter(|(epoch, _)| *epoch == lease.epoch);
-            let began = before.map_or(began, |(_, began)| *began);
-            since.insert(name.clone(), (lease.epoch, began));
+            let (name, epoch) = (lease.name.clone(), lease.epoch);
+            let known = before.get(&name).filter(|(of, _)| *of == epoch);
+            let since = known.map_or_else(|| clock.saturating_sub(lease.age).as_secs(), |(_, since)| *since);
+            begun.insert(name.clone(), (epoch, since));
             let session = lease.session.map(|session| session.tag());
-            let stream = self.stream(StreamEntry::from(lease), session, began, now);
+            let stream = self.stream(StreamEntry::from(lease), session, since, now);
             view.streams.insert(name, text(&stream));
         }
-        memory.since = since;
         for entry in nodes {
-            let node = self.node(&entry, memory, now);
+            let node = self.node(&entry, now);
             view.nodes.insert(entry.node, text(&node));
         }
-        let known = &view.nodes;
-        memory.traffic.retain(|node, _| known.contains_key(node));
-        let switches = self.observed.switches(now).into_iter().map(|mut entry| {
-            let at = clock.saturating_sub(Duration::from_millis(entry.event.ago_ms)).as_secs();
-            // It would change with each look.
-            entry.event.ago_ms = 0;
-            Switch { at, entry }
-        });
-        // The age in milliseconds that is left out makes the second flicker, so what was told once stays.
-        let known = &memory.switches;
-        let switches: Vec<Switch> = switches
-            .map(|switch| known.iter().find(|old| old.is_same(&switch)).cloned().unwrap_or(switch))
-            .collect();
-        view.switches = text(&switches);
-        memory.switches = switches;
-        Some(view)
+        let at = |at: Instant| {
+            let (then, clock) = self.clocks;
+            let after = clock + at.saturating_duration_since(then);
+            after.saturating_sub(then.saturating_duration_since(at)).as_secs()
+        };
+        let switches = self.observed.switches().into_iter();
+        view.switches =
+            text(&switches.map(|(when, entry)| Switch { at: at(when), entry }).collect::<Vec<_>>());
+        Ok(view)
     }
 
     fn stream(
@@ -208,37 +187,21 @@ impl Cluster {
         StreamView { node, origin, epoch, session, since, viewers, source, pulls }
     }
 
-    fn node(&self, entry: &NodeEntry, memory: &mut Memory, now: Instant) -> NodeView {
+    fn node(&self, entry: &NodeEntry, now: Instant) -> NodeView {
         let heartbeat = &entry.heartbeat;
-        let state = match () {
-            () if heartbeat.draining => NodeState::Draining,
-            () if entry.silent_ms > SILENT * heartbeat.interval_ms => NodeState::Silent,
-            () => NodeState::Well,
-        };
-        let bytes = [heartbeat.received_bytes, heartbeat.sent_bytes];
-        let traffic = memory.traffic.entry(entry.node.clone()).or_insert(Traffic {
-            at: now,
-            bytes,
-            bits_per_second: [0; 2],
-        });
-        let passed = now.saturating_duration_since(traffic.at).as_secs_f64();
-        if traffic.bytes != bytes && passed > 0.0 {
-            for ((rate, before), now) in traffic.bits_per_second.iter_mut().zip(traffic.bytes).zip(bytes) {
-                *rate = (now.saturating_sub(before) as f64 * 8.0 / passed) as u64;
-            }
-            (traffic.at, traffic.bytes) = (now, bytes);
-        }
-        let [received_bits_per_second, sent_bits_per_second] = traffic.bits_per_second;
+        let place = self.observed.place(&entry.node, now);
+        let [received_bits_per_second, sent_bits_per_second] =
+            place.as_ref().map(|place| place.bits_per_second).unwrap_or_default();
         NodeView {
             roles: heartbeat.roles.clone(),
-            state,
+            state: NodeState::of(entry),
             published: heartbeat.published,
             pulls: heartbeat.pulls,
             viewers: heartbeat.viewers,
             capacity: heartbeat.capacity,
             received_bits_per_second,
             sent_bits_per_second,
-            http: self.observed.place(&entry.node, now).and_then(reached_at),
+            http: place.and_then(reached_at),
         }
     }
 }

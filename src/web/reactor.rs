@@ -117,7 +117,7 @@ impl Handler {
             }
             "/cluster" => {
                 self.admit(&request, "GET")?;
-                Ok(self.cluster.answer().await)
+                Ok(self.cluster.answer().await?)
             }
             "/cluster/events" => {
                 self.admit(&request, "GET")?;

@@ -41,25 +41,3 @@ export function element(name, attributes = {}, ...children) {
 export function setText(target, text) {
   if (target.textContent !== text) target.textContent = text;
 }
-
-const HAPPENED = {
-  published: (e) => `published from ${e.detail ?? "?"}`,
-  unpublished: (e) => `unpublished${e.detail ? `: ${e.detail}` : ""}`,
-  registered: (e) => `registered, epoch ${e.number}, to be pulled from ${e.detail}`,
-  unregistered: () => "no longer registered",
-  found: (e) => `found at ${e.detail}`,
-  moved: (e) => `moved to ${e.detail}`,
-  pull_brings: (e) => `the pull brings media after ${milliseconds(e.number)}`,
-  pull_ended: (e) => `the pull ended: ${e.detail}`,
-  first_viewer: () => "the first viewer came",
-  first_picture: (e) => `first picture after ${milliseconds(e.number)}`,
-  last_viewer_left: () => "the last viewer left",
-  switched: (e) => `switched: viewers saw nothing new for ${milliseconds(e.number)}`,
-  ended: () => "ended: the publisher did not come back",
-  refused: (e) => `refused: ${e.detail}`,
-};
-
-/** What happened, as a sentence. */
-export function happening(event) {
-  return (HAPPENED[event.event] ?? (() => event.event))(event);
-}

@@ -3,7 +3,7 @@
 import mpegts from "mpegts.js";
 import uPlot from "uplot";
 import { ask } from "./api.js";
-import { age, bits, element, happening, milliseconds, number, setText } from "./format.js";
+import { age, bits, element, milliseconds, number, setText } from "./format.js";
 
 const get = (id) => document.getElementById(id);
 
@@ -160,7 +160,7 @@ export class StreamPage {
       const at = new Date(Date.now() - event.ago_ms);
       const where = event.node ?? "reactor";
       const session = event.session ? [" ", element("span", { class: "session" }, event.session)] : [];
-      return element("li", {}, element("time", { datetime: at.toISOString() }, at.toLocaleTimeString()), ` ${where}: ${happening(event)}`, ...session);
+      return element("li", {}, element("time", { datetime: at.toISOString() }, at.toLocaleTimeString()), ` ${where}: ${event.what}`, ...session);
     };
     get("timeline").replaceChildren(...(events.length ? events.map(line) : [element("li", {}, "Nothing is known.")]));
     const most = (value) => samples.reduce((peak, sample) => Math.max(peak, value(sample)), 0);

@@ -1,6 +1,6 @@
 // The tables of streams and nodes. A row is kept for as long as what it shows is there, and only cells that changed are touched.
 
-import { age, bits, element, happening, milliseconds, number, setText } from "./format.js";
+import { age, bits, element, milliseconds, number, setText } from "./format.js";
 
 /** A table whose rows are kept by name. */
 class Rows {
@@ -71,7 +71,7 @@ export class Tables {
     const line = (event) => element("li", {},
       element("time", { datetime: new Date(event.at * 1000).toISOString() }, new Date(event.at * 1000).toLocaleTimeString()),
       " ", element("a", { href: `#/stream/${encodeURIComponent(event.stream_name)}` }, event.stream_name),
-      ` ${happening(event)}${event.node ? ` on ${event.node}` : ""}`);
+      ` ${event.what}${event.node ? ` on ${event.node}` : ""}`);
     this.switches.replaceChildren(...(switches.length ? switches.map(line) : [element("li", {}, "None yet.")]));
   }
 }
