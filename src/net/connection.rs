@@ -29,6 +29,8 @@ pub(super) enum Error {
     #[error("nothing was published or played in time")]
     Negotiation,
     #[error("{0}")]
+    Misbehaved(&'static str),
+    #[error("{0}")]
     Refused(String),
     #[error("the memory that peers may make this node hold is used up")]
     Evicted,
@@ -53,6 +55,23 @@ pub(super) struct Connection<'a> {
     pub brings_much: bool,
 }
 
+/// Counts a refusal, and says so in the log.
+pub(super) fn count_refusal(
+    server: &Server,
+    id: u64,
+    peer: SocketAddr,
+    app: &str,
+    reason: &'static str,
+    text: &str,
+) {
+    static REFUSED: Seldom = Seldom::new(Duration::from_secs(1));
+    server.metrics.refused(reason);
+    if let Some(held_back) = REFUSED.pass() {
+        let (app, text) = (shown(app), shown(text));
+        tracing::info!(id, %peer, app, reason, held_back, "refused: {text}");
+    }
+}
+
 impl Connection<'_> {
     /// Refuses a connect and closes.
     pub async fn refuse_connect(&mut self, reason: &'static str, text: &str) -> Result<(), Error> {
@@ -73,12 +92,7 @@ impl Connection<'_> {
     }
 
     async fn refused(&mut self, reason: &'static str, text: &str) -> Error {
-        static REFUSED: Seldom = Seldom::new(Duration::from_secs(1));
-        self.server.metrics.refused(reason);
-        if let Some(held_back) = REFUSED.pass() {
-            let (app, text) = (shown(&self.app), shown(text));
-            tracing::info!(id = self.id, peer = %self.peer, app, reason, held_back, "refused: {text}");
-        }
+        count_refusal(self.server, self.id, self.peer, &self.app, reason, text);
         self.close_gracefully().await;
         Error::Refused(text.to_owned())
     }

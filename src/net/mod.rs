@@ -5,7 +5,6 @@
 
 pub mod acl;
 mod addresses;
-mod admission;
 pub mod certificate;
 mod connection;
 pub mod flv;
@@ -25,6 +24,7 @@ pub mod server;
 mod socket;
 mod tls;
 mod transport;
+mod viewing;
 
 pub use peers::Peers;
 pub use server::{Entrance, Limits, Parts, Protocol, Server};

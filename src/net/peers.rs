@@ -3,35 +3,24 @@
 //! Entered once a peer was let in, left when it goes; nothing on the way of media looks here.
 
 use crate::ids::{SessionTag, StreamName};
+use crate::relay::Format;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
-use tokio::sync::Notify;
+use tokio::sync::oneshot;
 
 /// What a peer does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Doing {
+pub enum Activity {
     /// It publishes.
     Publishing,
     /// It watches.
     Watching,
     /// It is a node that pulls.
     Pulling,
-}
-
-/// How a peer is connected.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Protocol {
-    /// RTMP or RTMPS.
-    Rtmp,
-    /// FLV over HTTP.
-    HttpFlv,
-    /// FLV over a WebSocket.
-    WebsocketFlv,
 }
 
 /// One peer, as operators see it.
@@ -43,8 +32,8 @@ pub struct Peer {
     pub stream_name: StreamName,
     /// Where it calls from.
     pub address: SocketAddr,
-    /// How it is connected.
-    pub protocol: Protocol,
+    /// How it is connected: `rtmp`, `http-flv` or `websocket-flv`.
+    pub protocol: &'static str,
     /// The publish, if it publishes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub session: Option<SessionTag>,
@@ -55,68 +44,71 @@ pub struct Peer {
 /// See the module's head.
 #[derive(Debug, Default)]
 pub struct Peers {
-    table: Mutex<BTreeMap<(Doing, u64), Entry>>,
+    table: Mutex<BTreeMap<(Activity, u64), Entry>>,
 }
 
 #[derive(Debug)]
 struct Entry {
     stream: StreamName,
     address: SocketAddr,
-    protocol: Protocol,
+    format: Format,
     session: Option<SessionTag>,
     since: Instant,
-    kick: Arc<Kick>,
-}
-
-#[derive(Debug, Default)]
-struct Kick {
-    reason: Mutex<Option<String>>,
-    told: Notify,
+    /// Nothing once it was sent away.
+    kick: Option<oneshot::Sender<String>>,
 }
 
 /// A peer that is there, for as long as this is.
 #[derive(Debug)]
 pub(super) struct Present {
     peers: Arc<Peers>,
-    key: (Doing, u64),
-    kick: Arc<Kick>,
+    key: (Activity, u64),
+    kicked: oneshot::Receiver<String>,
 }
 
 impl Peers {
     /// Enters a peer.
     pub(super) fn enter(
         self: &Arc<Self>,
-        doing: Doing,
+        activity: Activity,
         id: u64,
         stream: &StreamName,
         address: SocketAddr,
-        protocol: Protocol,
+        format: Format,
         session: Option<SessionTag>,
     ) -> Present {
-        let (kick, key) = (Arc::<Kick>::default(), (doing, id));
-        let (stream, since, kicked) = (stream.clone(), Instant::now(), kick.clone());
-        self.lock().insert(key, Entry { stream, address, protocol, session, since, kick: kicked });
-        Present { peers: self.clone(), key, kick }
+        let (kick, kicked) = oneshot::channel();
+        let (key, stream, since) = ((activity, id), stream.clone(), Instant::now());
+        self.lock().insert(key, Entry { stream, address, format, session, since, kick: Some(kick) });
+        Present { peers: self.clone(), key, kicked }
     }
 
     /// Those who do this, by number, from behind `after` on, and at most so many; of one stream if one is named.
-    pub fn list(&self, doing: Doing, stream: Option<&StreamName>, after: u64, most: usize) -> Vec<Peer> {
+    pub fn list(
+        &self,
+        activity: Activity,
+        stream: Option<&StreamName>,
+        after: u64,
+        most: usize,
+    ) -> Vec<Peer> {
         let table = self.lock();
-        let range = table.range((doing, after.saturating_add(1))..=(doing, u64::MAX));
+        let range = table.range((activity, after.saturating_add(1))..=(activity, u64::MAX));
         let wanted = range.filter(|(_, entry)| stream.is_none_or(|stream| entry.stream == *stream));
         wanted.take(most).map(|((_, id), entry)| entry.show(*id)).collect()
     }
 
     /// Sends one away, with a reason for its logs and ours. `false`: there is none of this number.
-    pub fn kick(&self, doing: Doing, id: u64, reason: &str) -> bool {
-        let table = self.lock();
-        let Some(entry) = table.get(&(doing, id)) else { return false };
-        *entry.kick.reason.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
-        entry.kick.told.notify_one();
+    pub fn kick(&self, activity: Activity, id: u64, reason: &str) -> bool {
+        let mut table = self.lock();
+        let Some(entry) = table.get_mut(&(activity, id)) else { return false };
+        if let Some(kick) = entry.kick.take() {
+            // One that is leaving by itself does not hear it.
+            kick.send(reason.to_owned()).ok();
+        }
         true
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<(Doing, u64), Entry>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<(Activity, u64), Entry>> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -127,7 +119,7 @@ impl Entry {
             id,
             stream_name: self.stream.clone(),
             address: self.address,
-            protocol: self.protocol,
+            protocol: self.format.name(),
             session: self.session,
             age_s: self.since.elapsed().as_secs(),
         }
@@ -135,13 +127,12 @@ impl Entry {
 }
 
 impl Present {
-    /// Waits until an operator sends it away, and gives the reason. Safe to drop and call again.
-    pub async fn kicked(&self) -> String {
-        loop {
-            if let Some(reason) = self.kick.reason.lock().unwrap_or_else(PoisonError::into_inner).clone() {
-                return reason;
-            }
-            self.kick.told.notified().await;
+    /// Waits until an operator sends it away, and gives the reason, once. Safe to drop and call again before that.
+    pub async fn kicked(&mut self) -> String {
+        match (&mut self.kicked).await {
+            Ok(reason) => reason,
+            // Its entry goes with it, so this does not happen.
+            Err(_) => std::future::pending().await,
         }
     }
 }
@@ -161,20 +152,23 @@ mod tests {
         let peers = Arc::<Peers>::default();
         let (x, y): (StreamName, StreamName) = ("x".parse().unwrap(), "y".parse().unwrap());
         let address = SocketAddr::from(([192, 0, 2, 1], 5));
-        let enter = |doing, id, stream| peers.enter(doing, id, stream, address, Protocol::Rtmp, None);
-        let (a, _b, _c) =
-            (enter(Doing::Watching, 1, &x), enter(Doing::Watching, 7, &y), enter(Doing::Publishing, 3, &x));
-        let ids = |doing, stream, after, most| {
-            peers.list(doing, stream, after, most).iter().map(|peer| peer.id).collect::<Vec<_>>()
+        let enter = |activity, id, stream| peers.enter(activity, id, stream, address, Format::Rtmp, None);
+        let (mut a, _b, _c) = (
+            enter(Activity::Watching, 1, &x),
+            enter(Activity::Watching, 7, &y),
+            enter(Activity::Publishing, 3, &x),
+        );
+        let ids = |activity, stream, after, most| {
+            peers.list(activity, stream, after, most).iter().map(|peer| peer.id).collect::<Vec<_>>()
         };
-        assert_eq!(ids(Doing::Watching, None, 0, 10), [1, 7]);
-        assert_eq!(ids(Doing::Watching, None, 1, 10), [7]);
-        assert_eq!(ids(Doing::Watching, Some(&y), 0, 10), [7]);
-        assert_eq!(ids(Doing::Watching, None, 0, 1), [1]);
-        assert_eq!(ids(Doing::Publishing, None, 0, 10), [3]);
-        assert!(!peers.kick(Doing::Pulling, 1, "no") && peers.kick(Doing::Watching, 1, "because"));
+        assert_eq!(ids(Activity::Watching, None, 0, 10), [1, 7]);
+        assert_eq!(ids(Activity::Watching, None, 1, 10), [7]);
+        assert_eq!(ids(Activity::Watching, Some(&y), 0, 10), [7]);
+        assert_eq!(ids(Activity::Watching, None, 0, 1), [1]);
+        assert_eq!(ids(Activity::Publishing, None, 0, 10), [3]);
+        assert!(!peers.kick(Activity::Pulling, 1, "no") && peers.kick(Activity::Watching, 1, "because"));
         assert_eq!(a.kicked().await, "because");
         drop(a);
-        assert_eq!(ids(Doing::Watching, None, 0, 10), [7]);
+        assert_eq!(ids(Activity::Watching, None, 0, 10), [7]);
     }
 }

@@ -2,7 +2,7 @@
 
 use super::connection::{Connection, Error};
 use super::low_water::LowWater;
-use super::peers::{Doing, Present, Protocol};
+use super::peers::{Activity, Present};
 use super::rate::Rate;
 use super::routes::{Publication, PublishRequest, Refused};
 use super::server::Limits;
@@ -11,7 +11,7 @@ use crate::auth::Grant;
 use crate::ids::{SessionId, SessionTag, StreamName};
 use crate::journal::Note;
 use crate::media::Packet;
-use crate::relay::{Feed, FeedRef};
+use crate::relay::{Feed, FeedRef, Format};
 use crate::rtmp::session::Event;
 use crate::telemetry::{Counted, Loss, Seldom, shown};
 use std::time::Duration;
@@ -67,8 +67,8 @@ pub(super) async fn run(connection: &mut Connection<'_>, publishing: Publishing)
     let note = |event| Note::of(event).session(Some(session));
     journal.note(&name, note(Happening::Published).detail(peer.ip().to_string()));
     let peers = &connection.server.peers;
-    let present = peers.enter(Doing::Publishing, id, &name, peer, Protocol::Rtmp, Some(session));
-    let result = relay(connection, &mut feed, publication, (&name, session), grant.until, &present).await;
+    let mut present = peers.enter(Activity::Publishing, id, &name, peer, Format::Rtmp, Some(session));
+    let result = relay(connection, &mut feed, publication, (&name, session), grant.until, &mut present).await;
     drop(present);
     connection.server.metrics.journal.note(&name, note(Happening::Unpublished));
     if let Some(held_back) = ENDED.pass() {
@@ -156,7 +156,7 @@ async fn relay(
     Publication { mut evicted }: Publication,
     who: (&StreamName, SessionTag),
     until: Option<Instant>,
-    present: &Present,
+    present: &mut Present,
 ) -> Result<bool, Error> {
     let draining = connection.server.drain.draining().clone();
     let silence = connection.server.limits.publisher_silence;

@@ -41,18 +41,29 @@ pub(super) async fn serve(
         Ok(transport) => transport,
         Err(error) => return no_transport(server, peer, id, &error),
     };
-    if entrance.protocol == Protocol::Http {
-        return flv::serve(server, transport, peer, entrance.port, id).await;
-    }
-    static MISBEHAVED: Seldom = Seldom::new(Duration::from_secs(1));
-    static EVICTED: Seldom = Seldom::new(Duration::from_secs(1));
+    let outcome = match entrance.protocol {
+        // Boxed, as it would take its room in the tasks of all others.
+        Protocol::Http => Box::pin(flv::serve(server, transport, peer, entrance.port, id)).await,
+        Protocol::Rtmp => rtmp(server, transport, peer, entrance.port, id).await,
+    };
+    ended(server, peer, id, outcome);
+}
+
+/// Serves a connection that speaks RTMP to its end.
+async fn rtmp(
+    server: &Arc<Server>,
+    transport: Transport,
+    peer: SocketAddr,
+    port: u16,
+    id: u64,
+) -> Result<(), Error> {
     let holder = server.feeds.budget().holder();
     let mut connection = Connection {
         server,
         transport,
         session: Box::new(Session::new(server.limits.rtmp, super::nonce())),
         peer,
-        port: entrance.port,
+        port,
         id,
         app: String::new(),
         charge: holder.charge(),
@@ -62,9 +73,16 @@ pub(super) async fn serve(
     };
     let outcome = connection.run().await;
     server.metrics.lost(Loss::Unusable, connection.session.ignored());
+    outcome
+}
+
+/// Counts how a connection ended, and says so where somebody should know.
+fn ended(server: &Server, peer: SocketAddr, id: u64, outcome: Result<(), Error>) {
+    static MISBEHAVED: Seldom = Seldom::new(Duration::from_secs(1));
+    static EVICTED: Seldom = Seldom::new(Duration::from_secs(1));
     match outcome {
         Ok(()) => tracing::debug!(id, %peer, "connection closed"),
-        Err(Error::Protocol(error)) => {
+        Err(error @ (Error::Protocol(_) | Error::Misbehaved(_))) => {
             server.metrics.misbehaved_total.inc();
             if let Some(held_back) = MISBEHAVED.pass() {
                 tracing::warn!(id, %peer, held_back, "connection closed: {error}");

@@ -36,6 +36,15 @@ impl Format {
         }
     }
 
+    /// Its name, for people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Format::Rtmp => "rtmp",
+            Format::Flv => "http-flv",
+            Format::WebSocket => "websocket-flv",
+        }
+    }
+
     /// What is RTMP on the wire, in this form.
     pub(super) fn of(self, wire: &Bytes) -> Bytes {
         match self {

@@ -27,7 +27,7 @@ use crate::api::LIST_MAX;
 use crate::health::Health;
 use crate::ids::StreamName;
 use crate::net::Peers;
-use crate::net::peers::Doing;
+use crate::net::peers::Activity;
 use futures::future::BoxFuture;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -132,8 +132,8 @@ impl Admin {
                 Ok(empty(StatusCode::ACCEPTED))
             }
             _ => match side(&path) {
-                Some((doing, None)) => self.list(doing, &request),
-                Some((doing, Some(id))) => self.kick(doing, id, &path, &request),
+                Some((activity, None)) => self.list(activity, &request),
+                Some((activity, Some(id))) => self.kick(activity, id, &path, &request),
                 None => Err(Failure::no_path(&path)),
             },
         }
@@ -205,7 +205,7 @@ impl Admin {
         Ok(json_reply(&json!({ "filter": (self.log.get)() })))
     }
 
-    fn list(&self, doing: Doing, request: &Request) -> Result<Response, Failure> {
+    fn list(&self, activity: Activity, request: &Request) -> Result<Response, Failure> {
         request.expect("GET")?;
         let (mut after, mut limit, mut stream) = (0, LIST_MAX, None);
         for (key, value) in url::form_urlencoded::parse(request.query.as_bytes()) {
@@ -228,7 +228,7 @@ impl Admin {
         }
         let peers = self.peers.as_ref();
         let mut page =
-            peers.map_or_else(Vec::new, |peers| peers.list(doing, stream.as_ref(), after, limit + 1));
+            peers.map_or_else(Vec::new, |peers| peers.list(activity, stream.as_ref(), after, limit + 1));
         let next = (page.len() > limit).then(|| {
             page.truncate(limit);
             page.last().map(|peer| peer.id)
@@ -236,7 +236,7 @@ impl Admin {
         Ok(json_reply(&json!({ "peers": page, "next": next.flatten() })))
     }
 
-    fn kick(&self, doing: Doing, id: &str, path: &str, request: &Request) -> Result<Response, Failure> {
+    fn kick(&self, activity: Activity, id: &str, path: &str, request: &Request) -> Result<Response, Failure> {
         request.expect("DELETE")?;
         self.may_change(request)?;
         let reason = url::form_urlencoded::parse(request.query.as_bytes()).find(|(key, _)| key == "reason");
@@ -246,7 +246,7 @@ impl Admin {
             return Err(Failure::bad(format!("a reason has at most {REASON_MAX} bytes")));
         }
         let id = id.parse().map_err(|_| Failure::no_path(path))?;
-        match self.peers.as_ref().is_some_and(|peers| peers.kick(doing, id, &reason)) {
+        match self.peers.as_ref().is_some_and(|peers| peers.kick(activity, id, &reason)) {
             true => Ok(empty(StatusCode::NO_CONTENT)),
             false => Err(Failure::no_path(path)),
         }
@@ -254,18 +254,18 @@ impl Admin {
 }
 
 /// Which peers a path is about, and which one of them.
-fn side(path: &str) -> Option<(Doing, Option<&str>)> {
+fn side(path: &str) -> Option<(Activity, Option<&str>)> {
     let (side, id) = match path.strip_prefix('/')?.split_once('/') {
         Some((side, id)) => (side, Some(id)),
         None => (path.strip_prefix('/')?, None),
     };
-    let doing = match side {
-        "publishers" => Doing::Publishing,
-        "viewers" => Doing::Watching,
-        "pulls" => Doing::Pulling,
+    let activity = match side {
+        "publishers" => Activity::Publishing,
+        "viewers" => Activity::Watching,
+        "pulls" => Activity::Pulling,
         _ => return None,
     };
-    Some((doing, id))
+    Some((activity, id))
 }
 
 fn no_node() -> Failure {

@@ -7,43 +7,30 @@
 pub mod request;
 pub mod websocket;
 
-use super::admission::{self, Admitted};
-use super::peers::{Doing, Present, Protocol};
+use super::connection::{Error, count_refusal};
 use super::rate::Rate;
 use super::server::{Negotiating, Server};
 use super::transport::Transport;
+use super::viewing::{self, Admitted, NotAdmitted, Prospect, Watching, Who};
 use crate::auth::{Action, Grant};
 use crate::budget::Holder;
 use crate::ids::SessionId;
 use crate::relay::stream::End;
-use crate::relay::{Format, Interest, Turn, Viewer, format};
-use crate::telemetry::{Seldom, shown};
+use crate::relay::{Format, Interest, Viewer, format};
 use bytes::{Bytes, BytesMut};
 use request::{Request, Status, Wanted};
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, timeout};
 use tungstenite::protocol::frame::coding::{Control, OpCode};
 use websocket::Received;
 
-/// How long the last block may take when the node sends its viewers away.
-const LAST_BLOCK: Duration = Duration::from_secs(1);
+/// How long an answer that is no stream may take.
+const ANSWER: Duration = Duration::from_secs(1);
 
-/// Why a connection ended, other than by its own wish.
-#[derive(Debug, thiserror::Error)]
-enum Ended {
-    #[error(transparent)]
-    Socket(#[from] io::Error),
-    #[error("nothing was asked for in time")]
-    Silent,
-    #[error("it sends what no player does")]
-    Misbehaved,
-    #[error("the memory that peers may make this node hold is used up")]
-    Evicted,
-    #[error("{1}")]
-    Refused(Status, String),
-}
+/// What is said of a peer that sends more, or other things, than a player does.
+const NO_PLAYER: Error = Error::Misbehaved("it sends what no player does");
 
 struct Connection<'a> {
     server: &'a Server,
@@ -59,71 +46,66 @@ struct Connection<'a> {
 }
 
 /// Serves a connection to its end.
-pub(super) async fn serve(server: &Server, transport: Transport, peer: SocketAddr, port: u16, id: u64) {
+pub(super) async fn serve(
+    server: &Server,
+    transport: Transport,
+    peer: SocketAddr,
+    port: u16,
+    id: u64,
+) -> Result<(), Error> {
     let rate = Rate::new(server.limits.idle_bytes, Instant::now());
     let holder = server.feeds.budget().holder();
-    let mut connection =
-        Connection { server, transport, peer, port, id, holder, rate, input: BytesMut::new() };
-    match connection.run().await {
-        Ok(()) => tracing::debug!(id, %peer, "connection closed"),
-        Err(Ended::Refused(status, text)) => {
-            connection.say(request::refusal(status, &text).into()).await;
-            tracing::debug!(id, %peer, "connection closed: {text}");
-        }
-        Err(ended) => {
-            match ended {
-                Ended::Evicted => server.metrics.refused("memory"),
-                Ended::Silent => server.metrics.refused("negotiation"),
-                Ended::Misbehaved => server.metrics.misbehaved_total.inc(),
-                _ => {}
-            }
-            tracing::debug!(id, %peer, "connection closed: {ended}");
-        }
-    }
+    Connection { server, transport, peer, port, id, holder, rate, input: BytesMut::new() }.run().await
 }
 
 impl Connection<'_> {
-    async fn run(&mut self) -> Result<(), Ended> {
-        let negotiating = Negotiating::begin(self.server);
-        let mut charge = self.holder.charge();
-        charge.set(request::HEAD_MAX);
-        let request = timeout(self.server.limits.negotiation, self.request()).await;
-        let wanted = match request.unwrap_or(Err(Ended::Silent))? {
-            None => return Ok(()),
-            Some(Request::Play(wanted)) => wanted,
-            Some(Request::Preflight) => {
-                self.say(request::preflight().into()).await;
-                return Ok(());
-            }
-            Some(Request::Refused(status, why)) => return Err(self.refused(status, "http", why)),
-        };
-        drop((negotiating, charge));
-        // Boxed, so that what it takes is not held for as long as the viewer watches.
+    async fn run(&mut self) -> Result<(), Error> {
+        // Boxed, so that what these take is not held for as long as the viewer watches.
+        let Some(wanted) = Box::pin(self.negotiate()).await? else { return Ok(()) };
         let begun = Instant::now();
         let Some((admitted, grant)) = Box::pin(self.admit(&wanted)).await? else { return Ok(()) };
-        let format = if wanted.websocket.is_some() { Format::WebSocket } else { Format::Flv };
         let Admitted { interest, _counted, .. } = admitted;
-        self.joined(&interest, begun.elapsed(), format);
+        let format = if wanted.websocket.is_some() { Format::WebSocket } else { Format::Flv };
+        let (id, peer, until) = (self.id, self.peer, grant.until);
+        let who = Who { id, peer, format, node: None, pulls: false, until };
+        let watching = Watching::begin(self.server, interest.stream(), who, begun.elapsed());
         let head = request::stream_head(wanted.websocket.as_deref());
         let mut viewer = Box::new(interest.watch(self.transport.sink(), head.into(), format));
-        let protocol = if format == Format::Flv { Protocol::HttpFlv } else { Protocol::WebsocketFlv };
-        let (peers, name) = (&self.server.peers, &grant.name);
-        let present = peers.enter(Doing::Watching, self.id, name, self.peer, protocol, None);
-        let outcome = self.watch(&mut viewer, format, grant.until, &present).await;
-        drop(present);
+        let told = self.watch(&mut viewer, format, watching).await;
         // From here on only this task writes to the socket.
         drop(viewer);
-        match outcome? {
-            Outcome::Left => {}
+        match told? {
+            false => {}
             // What the player has not read yet would be lost by a reset.
-            Outcome::Ended if format == Format::WebSocket => self.say(close()).await,
-            Outcome::Ended => self.transport.linger().await,
+            true if format == Format::WebSocket => self.say(close()).await,
+            true => self.transport.linger().await,
         }
         Ok(())
     }
 
+    /// Reads what the peer wants. Nothing: it left, or has its answer.
+    async fn negotiate(&mut self) -> Result<Option<Wanted>, Error> {
+        let _negotiating = Negotiating::begin(self.server);
+        let mut charge = self.holder.charge();
+        charge.set(request::HEAD_MAX);
+        let request = timeout(self.server.limits.negotiation, self.request()).await;
+        let request = request.unwrap_or_else(|_| {
+            self.server.metrics.refused("negotiation");
+            Err(Error::Negotiation)
+        });
+        match request? {
+            None => Ok(None),
+            Some(Request::Play(wanted)) => Ok(Some(wanted)),
+            Some(Request::Preflight) => {
+                self.say(request::preflight().into()).await;
+                Ok(None)
+            }
+            Some(Request::Refused(status, why)) => Err(self.refuse(status, "", "http", why).await),
+        }
+    }
+
     /// Reads the request. Nothing: the peer left, or the node stops.
-    async fn request(&mut self) -> Result<Option<Request>, Ended> {
+    async fn request(&mut self) -> Result<Option<Request>, Error> {
         let draining = self.server.drain.draining().clone();
         loop {
             if let Some(request) = request::read(&self.input) {
@@ -142,7 +124,7 @@ impl Connection<'_> {
     }
 
     /// Lets a viewer in, once its stream has something to show. Nothing: the peer left.
-    async fn admit(&mut self, wanted: &Wanted) -> Result<Option<(Admitted, Grant)>, Ended> {
+    async fn admit(&mut self, wanted: &Wanted) -> Result<Option<(Admitted, Grant)>, Error> {
         let request = crate::auth::Request {
             action: Action::Play,
             app: wanted.app.clone(),
@@ -153,117 +135,86 @@ impl Connection<'_> {
         };
         let grant = match self.server.gate.ask(&request).await {
             Ok(grant) => grant,
-            Err(denied) => return Err(self.refused(Status::Forbidden, denied.reason, &denied.text)),
+            Err(denied) => {
+                return Err(self.refuse(Status::Forbidden, &wanted.app, denied.reason, &denied.text).await);
+            }
         };
         if self.server.routes.serves_pulls(self.port, &wanted.app) {
-            return Err(self.refused(Status::NotFound, "app", "no such app"));
+            return Err(self.refuse(Status::NotFound, &wanted.app, "app", "no such app").await);
         }
-        let admitted = admission::admit(self.server, self.port, &wanted.app, &grant.name, self.peer, false);
-        let admitted = admitted.map_err(|no| self.refused(status(no.reason), no.reason, &no.text))?;
-        let stays = self.wait(&admitted.interest).await?;
-        Ok(stays.then_some((admitted, grant)))
+        let admitted = viewing::admit(self.server, self.port, &wanted.app, &grant.name, self.peer, false);
+        let ready = match admitted {
+            Ok(admitted) => self.wait(&admitted.interest).await?.map(|stays| stays.then_some(admitted)),
+            Err(no) => Err(no),
+        };
+        match ready {
+            Ok(admitted) => Ok(admitted.map(|admitted| (admitted, grant))),
+            Err(no) => Err(self.refuse(status(no.prospect), &wanted.app, no.reason, &no.text).await),
+        }
     }
 
-    /// Waits until a stream has something to show. `false`: the peer left.
-    async fn wait(&mut self, interest: &Interest) -> Result<bool, Ended> {
+    /// Waits until a stream has something to show. `false`: the peer left; inside is why there is nothing to show.
+    async fn wait(&mut self, interest: &Interest) -> Result<Result<bool, NotAdmitted>, Error> {
         let draining = self.server.drain.draining().clone();
         let ready = interest.ready();
         tokio::pin!(ready);
         loop {
             tokio::select! {
                 biased;
-                ready = &mut ready => return ready.map(|()| true).map_err(|end| self.not_ready(&end)),
-                () = draining.cancelled() => return Err(self.not_ready(&End::Closed)),
+                ready = &mut ready => {
+                    return Ok(ready.map(|()| true).map_err(|end| viewing::refusal(&end)));
+                }
+                () = draining.cancelled() => return Ok(Err(viewing::refusal(&End::Closed))),
                 read = self.read() => {
                     if !read? {
-                        return Ok(false);
+                        return Ok(Ok(false));
                     }
                     // A player that asks for a WebSocket may send a ping at once, and none says more than that.
                     if self.input.len() > request::HEAD_MAX {
-                        return Err(Ended::Misbehaved);
+                        return Err(NO_PLAYER);
                     }
                 }
             }
         }
     }
 
-    fn not_ready(&self, end: &End) -> Ended {
-        let no = admission::refusal(end);
-        self.refused(status(no.reason), no.reason, &no.text)
+    /// Answers with an error, and closes.
+    async fn refuse(&self, status: Status, app: &str, reason: &'static str, text: &str) -> Error {
+        count_refusal(self.server, self.id, self.peer, app, reason, text);
+        self.say(request::refusal(status, text).into()).await;
+        Error::Refused(text.to_owned())
     }
 
-    fn refused(&self, status: Status, reason: &'static str, text: &str) -> Ended {
-        static REFUSED: Seldom = Seldom::new(Duration::from_secs(1));
-        self.server.metrics.refused(reason);
-        if let Some(held_back) = REFUSED.pass() {
-            let text = shown(text);
-            tracing::info!(id = self.id, peer = %self.peer, reason, held_back, "refused over HTTP: {text}");
-        }
-        Ended::Refused(status, text.to_owned())
-    }
-
-    fn joined(&self, interest: &Interest, after: Duration, format: Format) {
-        static JOINED: Seldom = Seldom::events();
-        let Some(held_back) = JOINED.pass() else { return };
-        let stream = interest.stream();
-        let session = stream.session().map_or_else(|| "unknown".to_owned(), |tag| tag.to_string());
-        let (id, name) = (self.id, stream.name());
-        tracing::info!(id, peer = %self.peer, stream = %name, %session, ?after, ?format, held_back, "viewer joined");
-    }
-
+    /// `true`: the stream ended between two blocks, so that something may be said after it.
     async fn watch(
         &mut self,
         viewer: &mut Viewer,
         format: Format,
-        until: Option<Instant>,
-        present: &Present,
-    ) -> Result<Outcome, Ended> {
-        let draining = self.server.drain.draining().clone();
-        // Sooner at a random moment when the node drains, so that they do not all come back at once.
-        let mut leave = until;
-        let mut drains = false;
+        mut watching: Watching,
+    ) -> Result<bool, Error> {
         loop {
-            let leaves = leave;
-            let moment = async move {
-                match leaves {
-                    Some(moment) => sleep_until(moment).await,
-                    None => std::future::pending().await,
-                }
-            };
             tokio::select! {
-                turn = viewer.turn() => return self.after(turn),
+                turn = viewer.turn() => return watching.turned(turn),
                 read = self.read() => {
                     if !read? {
-                        return Ok(Outcome::Left);
+                        return Ok(false);
                     }
-                    match format {
-                        Format::WebSocket => {
-                            if self.listen(viewer)? {
-                                return Ok(finish(viewer).await);
-                            }
-                        }
+                    if format == Format::WebSocket && self.listen(viewer)? {
+                        return viewing::finish(viewer).await;
+                    }
+                    if format == Format::Flv {
                         // Nothing is expected after a request.
-                        _ => self.input.clear(),
+                        self.input = BytesMut::new();
                     }
                 }
-                reason = present.kicked() => {
-                    let (id, reason) = (self.id, shown(&reason));
-                    tracing::info!(id, peer = %self.peer, "viewer sent away: {reason}");
-                    return Ok(finish(viewer).await);
-                }
-                () = moment => return Ok(finish(viewer).await),
-                () = draining.cancelled(), if !drains => {
-                    drains = true;
-                    let spread = Instant::now() + self.server.drain_spread.mul_f64(rand::random());
-                    leave = Some(leave.map_or(spread, |leave| leave.min(spread)));
-                }
+                () = watching.sent_away() => return viewing::finish(viewer).await,
             }
         }
     }
 
     /// Answers what a player says on its WebSocket. `true`: it wants to end.
-    fn listen(&mut self, viewer: &mut Viewer) -> Result<bool, Ended> {
-        while let Some(received) = websocket::take(&mut self.input).map_err(|_| Ended::Misbehaved)? {
+    fn listen(&mut self, viewer: &mut Viewer) -> Result<bool, Error> {
+        while let Some(received) = websocket::take(&mut self.input).map_err(|_| NO_PLAYER)? {
             match received {
                 Received::Ping(payload) => {
                     viewer.reply(format::framed(OpCode::Control(Control::Pong), &payload));
@@ -275,19 +226,8 @@ impl Connection<'_> {
         Ok(false)
     }
 
-    fn after(&self, turn: Turn) -> Result<Outcome, Ended> {
-        match turn {
-            Turn::Ended(_) | Turn::Stopped => Ok(Outcome::Ended),
-            Turn::Gone(error) => Err(error.into()),
-            Turn::Stalled => {
-                tracing::info!(id = self.id, peer = %self.peer, "viewer closed: it stopped reading (stalled)");
-                Ok(Outcome::Left)
-            }
-        }
-    }
-
     /// Reads once. `false`: the peer closed. Safe to drop and call again.
-    async fn read(&mut self) -> Result<bool, Ended> {
+    async fn read(&mut self) -> Result<bool, Error> {
         let input = &mut self.input;
         let n = tokio::select! {
             biased;
@@ -295,11 +235,11 @@ impl Connection<'_> {
                 input.extend_from_slice(bytes);
                 Ok::<(), io::Error>(())
             }) => n?,
-            () = self.holder.evicted() => return Err(Ended::Evicted),
+            () = self.holder.evicted() => return Err(Error::Evicted),
         };
         if !self.rate.take(n as u64, Instant::now()).is_zero() {
             self.server.metrics.refused("idle_bytes");
-            return Err(Ended::Misbehaved);
+            return Err(NO_PLAYER);
         }
         self.server.metrics.received_bytes_total.inc_by(n as u64);
         Ok(n > 0)
@@ -308,26 +248,9 @@ impl Connection<'_> {
     /// Sends what comes last, and closes gracefully.
     async fn say(&self, bytes: Bytes) {
         let sent = |bytes| self.server.metrics.sent_bytes_total.inc_by(bytes as u64);
-        if let Ok(Ok(())) = timeout(LAST_BLOCK, self.transport.send(bytes, sent)).await {
+        if let Ok(Ok(())) = timeout(ANSWER, self.transport.send(bytes, sent)).await {
             self.transport.linger().await;
         }
-    }
-}
-
-enum Outcome {
-    Left,
-    Ended,
-}
-
-/// Ends the media between two blocks. A player that does not take the rest of one in time gets nothing more.
-async fn finish(viewer: &mut Viewer) -> Outcome {
-    viewer.stop();
-    tokio::select! {
-        turn = viewer.turn() => match turn {
-            Turn::Stopped | Turn::Ended(_) => Outcome::Ended,
-            Turn::Gone(_) | Turn::Stalled => Outcome::Left,
-        },
-        () = sleep(LAST_BLOCK) => Outcome::Left,
     }
 }
 
@@ -336,11 +259,10 @@ fn close() -> Bytes {
     format::framed(OpCode::Control(Control::Close), &1001u16.to_be_bytes())
 }
 
-/// The status for a reason of a refusal.
-fn status(reason: &str) -> Status {
-    match reason {
-        "unknown_stream" | "unpublished" | "app" | "stream_key" => Status::NotFound,
-        "address" => Status::Forbidden,
-        _ => Status::Unavailable,
+fn status(prospect: Prospect) -> Status {
+    match prospect {
+        Prospect::Absent => Status::NotFound,
+        Prospect::Forbidden => Status::Forbidden,
+        Prospect::Later => Status::Unavailable,
     }
 }
