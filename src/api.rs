@@ -10,7 +10,7 @@
 //! | `GET /events` | | Server-Sent Events, see [`Change`] |
 //! | `GET /streams?after=NAME&limit=N` | | `200` [`StreamList`]; `400` [`Refusal`] |
 //! | `GET /streams/{name}` | | `200` [`StreamEntry`]; `404` |
-//! | `DELETE /streams/{name}` | | `204`, its publisher is sent away; `404`; `409` on plain mmids nodes |
+//! | `DELETE /streams/{name}?reason=TEXT` | | `204`, its publisher is sent away; `404`; `409` on plain mmids nodes |
 //! | `GET /nodes?after=NODE&limit=N` | | `200` [`NodeList`]; `400` [`Refusal`] |
 //!
 //! What nodes report for people to see is in [`report`], and what people see in [`cluster`].

@@ -130,6 +130,14 @@ impl Plan {
     pub fn new(args: Args) -> Result<Self, Error> {
         let roles = Roles::new(&args);
         let flag = |flag: &'static str, why: String| Error::Flag { flag, why };
+        if let Some((misplaced, of)) = args.typed.misplaced(|role| roles.has(role)) {
+            let names = |roles: &[Role]| Roles(roles.iter().copied().collect()).names().join(" or ");
+            let own = roles.names().join(" and ");
+            return Err(flag(
+                misplaced,
+                format!("only a process with the role {} uses it; the role here is {own}", names(of)),
+            ));
+        }
         let admin_listen = match args.admin_listen.as_deref() {
             Some("off") => None,
             Some(text) => Some(address("--admin-listen", text)?),
@@ -137,19 +145,13 @@ impl Plan {
         };
         let http_listen = match args.http_listen.as_deref() {
             Some("off") => None,
-            Some(text) => Some(address("--http-listen", text)?),
+            Some(text) => Some(address("--http-listen", text)?).filter(|_| roles.is_node()),
             None => roles.has(Role::Playback).then(|| (Ipv6Addr::UNSPECIFIED, DEFAULT_HTTP_PORT).into()),
         };
         let agent_listen = match args.agent_listen.as_deref() {
             Some("off") | None => None,
             Some(text) => Some(address("--agent-listen", text)?),
         };
-        if http_listen.is_some() && !roles.is_node() {
-            return Err(flag(
-                "--http-listen",
-                "only nodes serve viewers; the reactor is at --reactor-listen".to_owned(),
-            ));
-        }
         let token = token(&args.reactor)?;
         if let Some(token) = &token {
             Secret::new(token).map_err(|error| flag("--reactor-token", error.to_string()))?;
@@ -175,11 +177,8 @@ impl Plan {
             Redis::check(&args.reactor.store).map_err(|error| flag("--store", error.to_string()))?;
         }
         let sources = match &args.config {
-            Some(_) if !roles.is_node() => {
-                return Err(flag("--config", "only the roles ingest and playback have one".to_owned()));
-            }
-            Some(file) => vec![(file.display().to_string(), read(file)?)],
-            None => [(Role::Ingest, INGEST), (Role::Playback, PLAYBACK)]
+            Some(file) if roles.is_node() => vec![(file.display().to_string(), read(file)?)],
+            _ => [(Role::Ingest, INGEST), (Role::Playback, PLAYBACK)]
                 .into_iter()
                 .filter(|(role, _)| roles.has(*role))
                 .map(|(_, (name, text))| (name.to_owned(), text.to_owned()))
@@ -279,7 +278,7 @@ impl Plan {
     /// Errors: a file cannot be read.
     pub fn reread(&self) -> Result<Plan, Error> {
         let mut plan = self.clone();
-        if let Some(file) = &self.args.config {
+        if let Some(file) = self.args.config.as_ref().filter(|_| self.roles.is_node()) {
             plan.sources = vec![(file.display().to_string(), read(file)?)];
         }
         Ok(plan)
@@ -398,10 +397,9 @@ fn is_own(address: IpAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::Parser;
 
     fn plan(args: &[&str]) -> Result<Plan, Error> {
-        Plan::new(Args::try_parse_from([&["lb"], args].concat()).unwrap())
+        Plan::new(Args::read([&["lb"], args].concat()).unwrap())
     }
 
     #[test]
@@ -486,7 +484,18 @@ mod tests {
                 &["--role", "reactor", "--store", "rediss://host?ca=/nonexistent"],
                 "?ca=/nonexistent: No such file",
             ),
-            (&["--role", "reactor", "--config", "x"], "--config: only the roles"),
+            (
+                &["--role", "reactor", "--config", "x"],
+                "--config: only a process with the role ingest or playback uses it; the role here is reactor",
+            ),
+            (
+                &["--role", "playback", "--advertise", "x"],
+                "--advertise: only a process with the role ingest uses it",
+            ),
+            (
+                &["--role", "ingest,playback", "--store", "memory"],
+                "--store: only a process with the role reactor uses it",
+            ),
             (&["--role", "ingest", "--config", "/nonexistent"], "/nonexistent: cannot be read"),
             (&["--role", "ingest", "--reactor-url", "ftp://x"], "--reactor-url: "),
         ] {

@@ -1,6 +1,5 @@
 //! The `lb` binary: reads the command line, then runs a node.
 
-use clap::Parser;
 use lb::cli::{Args, Command, environment};
 use lb::config::Plan;
 use lb::node;
@@ -11,7 +10,7 @@ fn main() -> ExitCode {
         // SAFETY: no other thread runs yet.
         unsafe { std::env::remove_var(name) };
     }
-    let args = Args::parse();
+    let args = Args::read(std::env::args_os()).unwrap_or_else(|error| error.exit());
     if let Some(Command::Demo(demo)) = &args.command {
         // What a node's environment says is not meant for it.
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("LB_")) {

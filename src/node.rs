@@ -77,6 +77,12 @@ pub async fn run_and_tell(plan: Plan, ready: impl FnOnce(&Addresses)) -> Result<
     let health = Health::new();
     let serving = health.register("node");
     let metrics = Arc::new(Metrics::new().map_err(start_error)?);
+    let ready_gauge = {
+        let health = health.clone();
+        move || u64::from(health.is_ready())
+    };
+    let help = "Whether this process is ready: 1, or 0 for a reason that /readyz says";
+    metrics.look("lb_ready", help, ready_gauge).map_err(start_error)?;
     let stop = CancellationToken::new();
     let drain = CancellationToken::new();
     let servers = TaskTracker::new();
@@ -277,8 +283,8 @@ impl<'a> Shared<'a> {
         let node = args.node_id.clone().unwrap_or_else(|| node_id(&plan.roles, rtmp_port));
         let gate = gate(args, &node, &plain)?;
         let asked = args.limits.memory_budget.map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
-        let budget = asked.unwrap_or_else(memory::default_budget);
-        tracing::info!(bytes = budget, "memory budget for what peers make this process hold");
+        let budget = Budget::new(asked.unwrap_or_else(memory::default_budget));
+        memory::register(&budget, metrics).map_err(start_error)?;
         let http = match &plan.token {
             Some(token) => plain.with_token(token).map_err(start_error)?,
             None => plain,
@@ -295,7 +301,7 @@ impl<'a> Shared<'a> {
             pulled_at,
             rtmp: rtmp::Limits { message_bytes: args.limits.max_message_bytes, ..Default::default() },
             routes: Routes::new(),
-            feeds: Feeds::within(Budget::new(budget), metrics.clone()),
+            feeds: Feeds::within(budget, metrics.clone()),
             published: Published::new(),
             http,
             metrics: metrics.clone(),
@@ -472,7 +478,12 @@ impl Node {
         let http = http.map(|address| shared.http_play(address)).transpose()?;
         let reporter = shared.reporter(http);
         let most = shared.args.limits.stream_metrics;
-        let stream_metrics = StreamMetrics::register(shared.routes.clone(), most, shared.metrics.registry());
+        let stream_metrics = StreamMetrics::register(
+            shared.routes.clone(),
+            shared.published.clone(),
+            most,
+            shared.metrics.registry(),
+        );
         Ok(Node {
             _reporter: reporter,
             routes: shared.routes.clone(),

@@ -6,7 +6,8 @@ use crate::journal::Journal;
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{
     Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
-    core::Collector,
+    core::{Collector, Desc},
+    proto::MetricFamily,
 };
 use std::sync::Mutex;
 use std::time::Duration;
@@ -99,102 +100,88 @@ impl Metrics {
     /// Makes and registers all of them.
     pub fn new() -> Result<Self, prometheus::Error> {
         let registry = Registry::new();
+        let r = &registry;
         let made = Metrics {
-            connections: gauge("lb_connections", "RTMP connections that are open")?,
-            connections_total: counter("lb_connections_total", "RTMP connections accepted")?,
-            publishers: gauge("lb_publishers", "Streams being published to this node")?,
-            viewers: gauge("lb_viewers", "Viewers on this node, without the pulls of other nodes")?,
-            pulls_in: gauges("lb_pulls_in", "Streams this node pulls from other nodes", "kind")?,
+            connections: gauge(r, "lb_connections", "RTMP connections that are open")?,
+            connections_total: counter(r, "lb_connections_total", "RTMP connections accepted")?,
+            publishers: gauge(r, "lb_publishers", "Streams being published to this node")?,
+            viewers: gauge(r, "lb_viewers", "Viewers on this node, without the pulls of other nodes")?,
+            pulls_in: gauges(r, "lb_pulls_in", "Streams this node pulls from other nodes", "kind")?,
             pulls_started_total: counters(
+                r,
                 "lb_pulls_started_total",
                 "Pulls started, restarts included",
                 "kind",
             )?,
-            pulls_out: gauge("lb_pulls_out", "Pulls of other nodes from this node")?,
-            received_bytes_total: counter("lb_received_bytes_total", "Bytes read from RTMP sockets")?,
-            sent_bytes_total: counter("lb_sent_bytes_total", "Bytes written to RTMP sockets")?,
+            pulls_out: gauge(r, "lb_pulls_out", "Pulls of other nodes from this node")?,
+            received_bytes_total: counter(r, "lb_received_bytes_total", "Bytes read from RTMP sockets")?,
+            sent_bytes_total: counter(r, "lb_sent_bytes_total", "Bytes written to RTMP sockets")?,
             received_messages_total: counter(
+                r,
                 "lb_received_messages_total",
                 "Media messages received from publishers and pulls",
             )?,
             viewer_skips_total: counter(
+                r,
                 "lb_viewer_skips_total",
                 "Times a viewer fell behind and jumped to a newer keyframe",
             )?,
             viewer_skipped_messages_total: counter(
+                r,
                 "lb_viewer_skipped_messages_total",
                 "Messages that viewers lost by jumping",
             )?,
             viewer_stalls_total: counter(
+                r,
                 "lb_viewer_stalls_total",
                 "Viewers closed because they stopped reading (stalled)",
             )?,
             refusals_total: counters(
+                r,
                 "lb_refusals_total",
                 "Connections, publishes and plays refused, by reason",
                 "reason",
             )?,
             http_refusals_total: counters(
+                r,
                 "lb_http_refusals_total",
                 "HTTP connections and requests refused, by limit or status",
                 "reason",
             )?,
             publishers_throttled_total: counter(
+                r,
                 "lb_publishers_throttled_total",
                 "Pauses of publishers that sent more messages or bytes than they may.",
             )?,
             misbehaved_total: counter(
+                r,
                 "lb_misbehaved_total",
                 "Connections closed because the peer broke the protocol or a limit",
             )?,
             lost_messages_total: counters(
+                r,
                 "lb_lost_messages_total",
                 "Media messages that were not passed on, by reason",
                 "reason",
             )?,
-            streams: gauge("lb_streams", "Streams held, live or in their grace time")?,
-            pumps: gauge("lb_pumps", "Pumps that serve viewers")?,
+            streams: gauge(r, "lb_streams", "Streams held, live or in their grace time")?,
+            pumps: gauge(r, "lb_pumps", "Pumps that serve viewers")?,
             first_picture: histogram(
+                r,
                 "lb_first_picture_seconds",
                 "From a viewer's play to its first keyframe",
             )?,
             switch_gap: histogram(
+                r,
                 "lb_switch_gap_seconds",
                 "How long viewers saw nothing new while their stream came from elsewhere",
             )?,
             journal: Journal::default(),
             lost_log: Default::default(),
-            registry,
+            registry: registry.clone(),
         };
-        let all: [Box<dyn Collector>; 24] = [
-            Box::new(made.connections.clone()),
-            Box::new(made.connections_total.clone()),
-            Box::new(made.publishers.clone()),
-            Box::new(made.viewers.clone()),
-            Box::new(made.pulls_in.clone()),
-            Box::new(made.pulls_started_total.clone()),
-            Box::new(made.pulls_out.clone()),
-            Box::new(made.received_bytes_total.clone()),
-            Box::new(made.sent_bytes_total.clone()),
-            Box::new(made.received_messages_total.clone()),
-            Box::new(made.viewer_skips_total.clone()),
-            Box::new(made.viewer_skipped_messages_total.clone()),
-            Box::new(made.viewer_stalls_total.clone()),
-            Box::new(made.refusals_total.clone()),
-            Box::new(made.http_refusals_total.clone()),
-            Box::new(made.misbehaved_total.clone()),
-            Box::new(made.publishers_throttled_total.clone()),
-            Box::new(made.lost_messages_total.clone()),
-            Box::new(made.streams.clone()),
-            Box::new(made.pumps.clone()),
-            Box::new(made.first_picture.clone()),
-            Box::new(made.switch_gap.clone()),
-            Box::new(build_info()?),
-            Box::new(ProcessCollector::for_self()),
-        ];
-        for collector in all {
-            made.registry.register(collector)?;
-        }
+        registered(r, build_info()?)?;
+        registry.register(Box::new(ProcessCollector::for_self()))?;
         for kind in ["native", "ffmpeg"] {
             made.pulls_in.with_label_values(&[kind]).set(0);
         }
@@ -207,6 +194,18 @@ impl Metrics {
     /// Where other parts register theirs.
     pub fn registry(&self) -> &Registry {
         &self.registry
+    }
+
+    /// Registers a gauge that is looked up whenever somebody asks. `look` must not block.
+    ///
+    /// Errors: there is one of this name.
+    pub fn look(
+        &self,
+        name: &str,
+        help: &str,
+        look: impl Fn() -> u64 + Send + Sync + 'static,
+    ) -> Result<(), prometheus::Error> {
+        self.registry.register(Box::new(Looked { gauge: IntGauge::new(name, help)?, look }))
     }
 
     /// All metrics in Prometheus' text format.
@@ -242,6 +241,23 @@ impl Metrics {
     }
 }
 
+/// A gauge whose value is somebody else's.
+struct Looked<F> {
+    gauge: IntGauge,
+    look: F,
+}
+
+impl<F: Fn() -> u64 + Send + Sync> Collector for Looked<F> {
+    fn desc(&self) -> Vec<&Desc> {
+        self.gauge.desc()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        self.gauge.set(i64::try_from((self.look)()).unwrap_or(i64::MAX));
+        self.gauge.collect()
+    }
+}
+
 /// What this program is, as labels; the value is 1.
 fn build_info() -> Result<IntGaugeVec, prometheus::Error> {
     let info = IntGaugeVec::new(
@@ -255,24 +271,40 @@ fn build_info() -> Result<IntGaugeVec, prometheus::Error> {
 /// From a hundredth of a second, which is next to nothing, to half a minute, when viewers have left.
 const SECONDS: [f64; 12] = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0];
 
-fn histogram(name: &str, help: &str) -> Result<Histogram, prometheus::Error> {
-    Histogram::with_opts(HistogramOpts::new(name, help).buckets(SECONDS.to_vec()))
+fn registered<C: Collector + Clone + 'static>(registry: &Registry, made: C) -> Result<C, prometheus::Error> {
+    registry.register(Box::new(made.clone()))?;
+    Ok(made)
 }
 
-fn gauge(name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
-    IntGauge::new(name, help)
+fn histogram(registry: &Registry, name: &str, help: &str) -> Result<Histogram, prometheus::Error> {
+    let options = HistogramOpts::new(name, help).buckets(SECONDS.to_vec());
+    registered(registry, Histogram::with_opts(options)?)
 }
 
-fn counter(name: &str, help: &str) -> Result<IntCounter, prometheus::Error> {
-    IntCounter::new(name, help)
+fn gauge(registry: &Registry, name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
+    registered(registry, IntGauge::new(name, help)?)
 }
 
-fn gauges(name: &str, help: &str, label: &str) -> Result<IntGaugeVec, prometheus::Error> {
-    IntGaugeVec::new(Opts::new(name, help), &[label])
+fn counter(registry: &Registry, name: &str, help: &str) -> Result<IntCounter, prometheus::Error> {
+    registered(registry, IntCounter::new(name, help)?)
 }
 
-fn counters(name: &str, help: &str, label: &str) -> Result<IntCounterVec, prometheus::Error> {
-    IntCounterVec::new(Opts::new(name, help), &[label])
+fn gauges(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    label: &str,
+) -> Result<IntGaugeVec, prometheus::Error> {
+    registered(registry, IntGaugeVec::new(Opts::new(name, help), &[label])?)
+}
+
+fn counters(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    label: &str,
+) -> Result<IntCounterVec, prometheus::Error> {
+    registered(registry, IntCounterVec::new(Opts::new(name, help), &[label])?)
 }
 
 /// A gauge that is up by one for as long as this is held.

@@ -390,11 +390,14 @@ fn an_operator_sees_the_cluster_and_sends_a_publisher_away() {
         row.starts_with(&["n1", "ingest", "well", "1", "0", "0"])
     });
 
-    let kicked = run(&["kick", "team/x"]);
+    let kicked = run(&["kick", "team/x", "--reason", "wrong camera"]);
     assert_eq!((kicked.code, kicked.stderr.as_str()), (Some(0), ""), "{kicked:?}");
     publisher.wait_for_end(SOON);
     let session = reactor.log();
     assert!(session.contains("publisher kicked stream=team/x session="), "{session}");
+    assert!(session.contains("reason=wrong camera"), "{session}");
+    let told = run(&["explain", "team/x"]);
+    assert!(told.stdout.contains("the publisher was sent away: wrong camera"), "{told:?}");
     wait_for("the stream to be gone", SOON, || run(&["streams"]).stdout.lines().count() == 1);
 
     // Both ports say the same of a registry that has just begun.
@@ -415,6 +418,37 @@ fn an_operator_sees_the_cluster_and_sends_a_publisher_away() {
     assert!(nowhere.code == Some(1) && nowhere.stderr.contains("no reactor answers"), "{nowhere:?}");
     assert_usage_error(&["status", "--reactor-url", "ftp://x"], &["--reactor-url"]);
     assert_usage_error(&["kick", "a b"], &["a b"]);
+}
+
+#[test]
+fn health_is_told_by_the_exit_code() {
+    let node = Lb::start(&["--role", "all"]);
+    let url = format!("http://{}", node.admin());
+    wait_for("a node that is ready", SOON, || {
+        let asked = lb::run(&["health", "--admin", &url]);
+        assert!(asked.code == Some(0) || asked.stderr.starts_with("lb: not ready: "), "{asked:?}");
+        asked.code == Some(0)
+    });
+    assert_eq!(node.metric("lb_ready"), 1.0);
+    let lonely = Lb::start(&["--role", "ingest", "--reactor-url", "http://127.0.0.1:1"]);
+    let asked = lb::run(&["health", "--admin", &format!("http://{}", lonely.admin())]);
+    assert!(asked.code == Some(1) && asked.stderr.contains("not ready: reactor: no reactor"), "{asked:?}");
+    assert_eq!(lonely.metric("lb_ready"), 0.0);
+    let nobody = lb::run(&["health", "--admin", "http://127.0.0.1:1"]);
+    assert!(nobody.code == Some(1) && nobody.stderr.contains("127.0.0.1:1"), "{nobody:?}");
+    assert_usage_error(&["health", "--admin", "nowhere"], &["--admin"]);
+}
+
+#[test]
+fn a_flag_for_another_role_is_refused_and_a_variable_is_not() {
+    assert_usage_error(
+        &["--role", "reactor", "--check", "--rtmp-port", "1936"],
+        &["--rtmp-port", "ingest or playback"],
+    );
+    assert_usage_error(&["--role", "playback", "--check", "--store", "memory"], &["--store", "reactor"]);
+    let shared = [("LB_STORE", "memory"), ("LB_ADVERTISE", "a.example"), ("LB_CONFIG", "/nonexistent")];
+    let checked = lb::run_with(&["--role", "reactor", "--check"], &shared);
+    assert_eq!((checked.code, checked.stderr.as_str()), (Some(0), ""), "{checked:?}");
 }
 
 #[test]

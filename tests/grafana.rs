@@ -14,8 +14,8 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Of Prometheus itself and of the blackbox exporter.
-const FOREIGN: [&str; 3] = ["ALERTS", "probe_success", "up"];
+/// Of Prometheus itself.
+const FOREIGN: [&str; 2] = ["ALERTS", "up"];
 
 /// Whatever is lost or refused is to be seen.
 const LOSSES: [&str; 9] = [

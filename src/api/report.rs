@@ -107,6 +107,8 @@ pub enum Happening {
     Unpublished,
     /// A reactor registered it; the origin is the detail, and the epoch the number.
     Registered,
+    /// An operator sent its publisher away; why is the detail.
+    Kicked,
     /// A reactor knows no publisher of it any more.
     Unregistered,
     /// A playback node was told where it is: the origin is the detail.
@@ -188,6 +190,7 @@ impl StreamEvent {
             Happening::Published => format!("published from {detail}"),
             Happening::Unpublished => "unpublished".to_owned(),
             Happening::Registered => format!("registered, epoch {number}, to be pulled from {detail}"),
+            Happening::Kicked => format!("the publisher was sent away: {detail}"),
             Happening::Unregistered => "no longer registered".to_owned(),
             Happening::Found => format!("found at {detail}"),
             Happening::Moved => format!("moved to {detail}"),

@@ -2,7 +2,7 @@
 
 use super::duration;
 use super::failed::Failed;
-use super::operate::{DrainArgs, ExplainArgs, KickArgs, ListArgs, TopArgs};
+use super::operate::{DrainArgs, ExplainArgs, HealthArgs, KickArgs, ListArgs, TopArgs};
 use crate::auth::jwt::{Claims, Keys, Patterns};
 use crate::ids::StreamName;
 use clap::{Args, CommandFactory, Subcommand, ValueEnum};
@@ -19,6 +19,8 @@ pub enum Command {
     Token,
     /// Sign a token (JWT) for a publisher or viewer, and print what to type into OBS and ffmpeg
     Sign(SignArgs),
+    /// Ask a process on this host whether it is ready, by its admin port; for health checks of containers
+    Health(HealthArgs),
     /// List the nodes of a running cluster: what they do, and how full they are
     Status(ListArgs),
     /// List the streams of a running cluster: where each is published, and for how long
@@ -96,6 +98,7 @@ impl Command {
                 Ok(token.iter().map(|byte| format!("{byte:02x}")).collect())
             }
             Command::Sign(args) => args.sign().map_err(Failed::usage),
+            Command::Health(args) => args.health(),
             Command::Status(args) => args.status(),
             Command::Streams(args) => args.streams(),
             Command::Kick(args) => args.kick(),

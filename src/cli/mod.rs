@@ -12,6 +12,7 @@ mod limits;
 mod media;
 mod operate;
 mod reactor;
+mod scope;
 mod table;
 mod top;
 mod transport;
@@ -76,6 +77,10 @@ pub struct Args {
     /// Something else than to run a node
     #[command(subcommand)]
     pub command: Option<Command>,
+
+    /// Which flags were typed.
+    #[arg(skip)]
+    pub typed: scope::Typed,
 
     /// What this process does; several with commas, or repeated
     #[arg(long, env = "LB_ROLE", value_enum, value_delimiter = ',', required = true)]

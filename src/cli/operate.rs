@@ -10,8 +10,10 @@ use crate::net::certificate;
 use clap::Args;
 use serde_json::json;
 use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
+use tokio::runtime::Runtime;
+use url::Url;
 
 /// How a command reaches the cluster.
 #[derive(Clone, Debug, Args)]
@@ -51,8 +53,24 @@ pub struct KickArgs {
     /// The stream
     name: String,
 
+    /// Why, for logs and 'lb explain': 200 bytes at most
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
+
     #[command(flatten)]
     pub(super) reach: ReachArgs,
+}
+
+/// Which process is asked.
+#[derive(Clone, Debug, Args)]
+pub struct HealthArgs {
+    /// Its admin port
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:9011")]
+    admin: Url,
+
+    /// Certificates that it is believed by, in PEM, besides those of the host and those built in
+    #[arg(long, env = "LB_CA_FILE", value_name = "FILE")]
+    ca_file: Option<PathBuf>,
 }
 
 /// What is watched.
@@ -98,13 +116,31 @@ pub struct DrainArgs {
     pub(super) reach: ReachArgs,
 }
 
+/// Calls of servers that are believed by this file too.
+fn http(ca_file: Option<&Path>) -> Result<Http, Failed> {
+    crate::client::install_crypto_provider();
+    let believed = certificate::client(ca_file);
+    let believed = believed.map_err(|error| Failed::usage(format!("--ca-file: {error}")))?;
+    Http::believing((*believed).clone()).map_err(Failed::other)
+}
+
+fn runtime() -> Result<Runtime, Failed> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failed::other)
+}
+
+impl HealthArgs {
+    pub(super) fn health(&self) -> Result<String, Failed> {
+        let http = http(self.ca_file.as_deref())?;
+        let ready = runtime()?.block_on(crate::client::ready(&http, &self.admin));
+        ready.map(|()| "ready".to_owned()).map_err(Failed::other)
+    }
+}
+
 impl ReachArgs {
     fn operator(&self) -> Result<Operator, Failed> {
         let urls =
             self.reactor_url.parse().map_err(|error| Failed::usage(format!("--reactor-url: {error}")))?;
-        let believed = certificate::client(self.ca_file.as_deref());
-        let believed = believed.map_err(|error| Failed::usage(format!("--ca-file: {error}")))?;
-        let mut http = Http::believing((*believed).clone()).map_err(Failed::other)?;
+        let mut http = http(self.ca_file.as_deref())?;
         if let Some(file) = &self.reactor_token_file {
             let token = std::fs::read_to_string(file).map_err(|error| {
                 Failed::usage(format!("--reactor-token-file: {}: cannot be read: {error}", file.display()))
@@ -116,11 +152,8 @@ impl ReachArgs {
     }
 
     fn ask<T>(&self, ask: impl AsyncFnOnce(Operator) -> Result<T, OperatorError>) -> Result<T, Failed> {
-        crate::client::install_crypto_provider();
         let operator = self.operator()?;
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failed::other)?;
-        runtime.block_on(ask(operator)).map_err(Failed::other)
+        runtime()?.block_on(ask(operator)).map_err(Failed::other)
     }
 }
 
@@ -173,7 +206,7 @@ impl KickArgs {
     pub(super) fn kick(&self) -> Result<String, Failed> {
         let name = StreamName::parse(&self.name)
             .map_err(|error| Failed::usage(format!("{}: {error}", self.name)))?;
-        self.reach.ask(async |operator| operator.kick(&name).await)?;
+        self.reach.ask(async |operator| operator.kick(&name, self.reason.as_deref()).await)?;
         Ok(format!("the publisher of {} is sent away", self.name))
     }
 }

@@ -40,7 +40,7 @@ pub use http::{
 };
 pub use lookup::{Answer, Lookup};
 pub use metrics::ClientMetrics;
-pub use operator::{Operator, OperatorError};
+pub use operator::{Operator, OperatorError, ready};
 pub use reporter::{REPORTS, Reporter};
 pub use targets::PLAIN_SERVER_RETRY;
 pub use urls::Urls;

@@ -9,6 +9,7 @@ use crate::api::{NodeEntry, NodeList, Refusal, StreamEntry, StreamList};
 use crate::ids::{NodeId, StreamName};
 use reqwest::{Method, StatusCode};
 use serde::de::DeserializeOwned;
+use url::Url;
 
 /// The ages of one event, as two reactors tell them that are asked at the same time, differ by no more than this.
 const SAME_MS: u64 = 1_500;
@@ -35,6 +36,12 @@ pub enum OperatorError {
     /// No reactor hears of the node.
     #[error("no reactor hears of the node '{0}'")]
     UnknownNode(NodeId),
+    /// A process is not ready, for these reasons.
+    #[error("not ready: {0}")]
+    Unready(String),
+    /// Nothing answers there.
+    #[error("{0}")]
+    Silent(#[from] Error),
     /// What came is no answer of a reactor.
     #[error("what answers is no reactor of this version: {0}")]
     Garbage(String),
@@ -76,13 +83,13 @@ impl Operator {
         }
     }
 
-    /// Sends the publisher of a stream away. An encoder that reconnects is let in again.
+    /// Sends the publisher of a stream away, for this reason if there is one. An encoder that reconnects is let in again.
     ///
     /// Errors: the stream is not published; and as of [`Operator::streams`].
-    pub async fn kick(&self, name: &StreamName) -> Result<(), OperatorError> {
+    pub async fn kick(&self, name: &StreamName, reason: Option<&str>) -> Result<(), OperatorError> {
         let mut path = vec!["streams"];
         path.extend(name.as_str().split('/'));
-        let reply = self.call(Method::DELETE, &path, None).await?;
+        let reply = self.call(Method::DELETE, &path, reason.map(|reason| ("reason", reason))).await?;
         match reply.status {
             StatusCode::NOT_FOUND => Err(OperatorError::Unknown(name.clone())),
             status if status.is_success() => Ok(()),
@@ -156,7 +163,7 @@ impl Operator {
     }
 
     async fn list<T: DeserializeOwned>(&self, what: &str, after: Option<&str>) -> Result<T, OperatorError> {
-        let reply = self.call(Method::GET, &[what], after).await?;
+        let reply = self.call(Method::GET, &[what], after.map(|after| ("after", after))).await?;
         if !reply.status.is_success() {
             return Err(refused(reply.status, &reply));
         }
@@ -164,12 +171,17 @@ impl Operator {
     }
 
     /// The answer of the first reactor that gives one.
-    async fn call(&self, method: Method, path: &[&str], after: Option<&str>) -> Result<Reply, OperatorError> {
+    async fn call(
+        &self,
+        method: Method,
+        path: &[&str],
+        query: Option<(&str, &str)>,
+    ) -> Result<Reply, OperatorError> {
         let mut errors = Vec::new();
         for base in self.reactors.as_slice() {
             let mut url = endpoint(base, path);
-            if let Some(after) = after {
-                url.query_pairs_mut().append_pair("after", after);
+            if let Some((key, value)) = query {
+                url.query_pairs_mut().append_pair(key, value);
             }
             match self.http.call(method.clone(), &url, None).await {
                 // It may be warming up, or have lost its store: another one may be better off.
@@ -182,6 +194,21 @@ impl Operator {
         }
         Err(OperatorError::Away(errors.join("; ")))
     }
+}
+
+/// Asks the admin port of a process whether it is ready.
+///
+/// Errors: it is not, or does not answer within [`super::http::CALL_DEADLINE`].
+pub async fn ready(http: &Http, admin: &Url) -> Result<(), OperatorError> {
+    let reply = http.call(Method::GET, &endpoint(admin, &["readyz"]), None).await?;
+    if reply.status.is_success() {
+        return Ok(());
+    }
+    let said: serde_json::Value = serde_json::from_slice(&reply.body).unwrap_or_default();
+    let reasons = said.get("reasons").and_then(|reasons| reasons.as_array()).into_iter().flatten();
+    let reasons: Vec<&str> = reasons.filter_map(|reason| reason.as_str()).collect();
+    let why = if reasons.is_empty() { reply.status.to_string() } else { reasons.join("; ") };
+    Err(OperatorError::Unready(crate::telemetry::shown(&why)))
 }
 
 /// Whether two reactors were told the same.

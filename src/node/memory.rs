@@ -1,6 +1,9 @@
 //! How much memory this process may use, and what it gives back.
 
+use crate::budget::Budget;
+use crate::telemetry::Metrics;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// What is assumed where the system does not say.
@@ -13,6 +16,18 @@ pub(super) fn default_budget() -> usize {
     let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let limits = [total(&meminfo), group_limit(&groups)].into_iter().flatten();
     limits.min().unwrap_or(UNKNOWN) / 2
+}
+
+/// Says how large a budget is, in the log and as a metric, and how much of it is used.
+pub(super) fn register(budget: &Arc<Budget>, metrics: &Metrics) -> Result<(), prometheus::Error> {
+    tracing::info!(bytes = budget.limit(), "memory budget for what peers make this process hold");
+    let (limit, used) = (budget.clone(), budget.clone());
+    metrics.look("lb_memory_budget_bytes", "What all peers may make this process hold", move || {
+        limit.limit() as u64
+    })?;
+    metrics.look("lb_memory_budget_used_bytes", "What peers make this process hold now", move || {
+        used.used() as u64
+    })
 }
 
 /// `MemTotal` of `/proc/meminfo`, in bytes.
@@ -32,13 +47,14 @@ fn group_limit(groups: &str) -> Option<usize> {
 }
 
 /// How often it is looked whether the allocator holds more than it needs.
-const LOOK: Duration = Duration::from_secs(5);
+const LOOK: Duration = Duration::from_secs(3);
 
 /// After a look that was of no use, the next one is twice as far away, up to here.
 const LOOK_MAX: Duration = Duration::from_secs(300);
 
-/// So many bytes may be resident and not in use: 25 MiB are code, and the rest saves the allocator going to the system.
-const SPARE: usize = 48 << 20;
+/// So much may be held and not in use, as it saves the allocator going to the system: bytes, or this part of what is in use.
+const SPARE: usize = 6 << 20;
+const SPARE_PART: usize = 8;
 
 /// Gives memory back to the system that was in small pieces: what a crowd or an attack left stays with the allocator
 /// otherwise, for as long as one piece in a thousand is in use.
@@ -46,7 +62,7 @@ pub(super) async fn give_back() {
     let (mut pause, mut was_much) = (LOOK, false);
     loop {
         tokio::time::sleep(pause).await;
-        let much = spare().filter(|spare| *spare > SPARE);
+        let much = Held::now().filter(Held::is_much);
         // Twice in a row: what comes and goes this moment had better stay.
         let was = std::mem::replace(&mut was_much, much.is_some());
         let Some(before) = much.filter(|_| was) else {
@@ -55,20 +71,37 @@ pub(super) async fn give_back() {
         };
         // It takes milliseconds: not on a thread that serves streams.
         drop(tokio::task::spawn_blocking(trim).await);
-        let after = spare().unwrap_or(before);
-        let gained = before.saturating_sub(after);
+        let after = Held::now().unwrap_or(before);
+        let gained = before.spare.saturating_sub(after.spare);
         pause = if gained > SPARE / 4 { LOOK } else { (pause * 2).min(LOOK_MAX) };
-        tracing::debug!(before, after, "memory given back to the system");
+        tracing::debug!(before = before.spare, after = after.spare, "memory given back to the system");
     }
 }
 
-/// What is resident beyond what is in use, in bytes.
-fn spare() -> Option<usize> {
-    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
-    let pages: usize = statm.split_whitespace().nth(1)?.parse().ok()?;
-    // SAFETY: it takes a number and touches nothing.
-    let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).ok()?;
-    Some((pages * page).saturating_sub(in_use()?))
+/// What the allocator holds, in bytes.
+#[derive(Clone, Copy, Debug)]
+struct Held {
+    in_use: usize,
+    /// What is resident beyond that: free pieces, and the stacks of threads.
+    spare: usize,
+}
+
+impl Held {
+    /// Nothing where neither the system nor the allocator says.
+    fn now() -> Option<Self> {
+        let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
+        // proc(5): resident pages, then those of them that are of files: code, which nobody has allocated.
+        let mut pages = statm.split_whitespace().skip(1).map(str::parse::<usize>);
+        let (resident, of_files) = (pages.next()?.ok()?, pages.next()?.ok()?);
+        // SAFETY: it takes a number and touches nothing.
+        let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).ok()?;
+        let in_use = in_use()?;
+        Some(Held { in_use, spare: (resident.saturating_sub(of_files) * page).saturating_sub(in_use) })
+    }
+
+    fn is_much(&self) -> bool {
+        self.spare > SPARE.max(self.in_use / SPARE_PART)
+    }
 }
 
 /// What the allocator has handed out, in bytes.
@@ -100,11 +133,11 @@ mod tests {
         let pieces: Vec<Vec<u8>> = (0..4096).map(|_| vec![1; 60 << 10]).collect();
         // One in a hundred stays, so that the allocator cannot give the rest back by itself.
         let kept: Vec<Vec<u8>> = pieces.into_iter().step_by(100).collect();
-        let before = spare().unwrap();
-        assert!(before > SPARE, "{before}");
+        let before = Held::now().unwrap();
+        assert!(before.is_much(), "{before:?}");
         trim();
-        let after = spare().unwrap();
-        assert!(after < before / 2, "{before} {after}");
+        let after = Held::now().unwrap();
+        assert!(after.spare < before.spare / 2, "{before:?} {after:?}");
         drop(kept);
     }
 

@@ -4,6 +4,7 @@ use crate::api::report::{HttpPlay, REPORT_MAX, Report, StreamReport};
 use crate::client::REPORTS;
 use crate::ids::StreamName;
 use crate::net::routes::Routes;
+use crate::published::Published;
 use crate::relay::Doing;
 use crate::telemetry::Metrics;
 use prometheus::core::{AtomicU64, GenericCounterVec};
@@ -138,6 +139,7 @@ impl Reports {
 /// The metrics of each stream, filled when they are asked for.
 pub(super) struct StreamMetrics {
     routes: Arc<Routes>,
+    registered: Arc<Published>,
     /// The most streams that are shown.
     most: usize,
     received: GenericCounterVec<AtomicU64>,
@@ -145,6 +147,7 @@ pub(super) struct StreamMetrics {
     skips: GenericCounterVec<AtomicU64>,
     viewers: IntGaugeVec,
     keyframe_interval: GaugeVec,
+    epoch: IntGaugeVec,
     hidden: prometheus::IntGauge,
     filling: Mutex<()>,
 }
@@ -152,6 +155,7 @@ pub(super) struct StreamMetrics {
 impl StreamMetrics {
     pub fn register(
         routes: Arc<Routes>,
+        registered: Arc<Published>,
         most: usize,
         registry: &Registry,
     ) -> Result<Self, prometheus::Error> {
@@ -163,6 +167,7 @@ impl StreamMetrics {
         };
         let made = StreamMetrics {
             routes,
+            registered,
             most,
             received: counter("lb_stream_in_bytes_total", "Bytes of media that came in, by stream")?,
             frames: counter("lb_stream_frames_total", "Video frames that came in, by stream")?,
@@ -184,6 +189,10 @@ impl StreamMetrics {
                 ),
                 &LABELS,
             )?,
+            epoch: IntGaugeVec::new(
+                Opts::new("lb_stream_epoch", "Epoch that a reactor gave the publish of a stream"),
+                &LABELS,
+            )?,
             hidden: prometheus::IntGauge::new(
                 "lb_streams_without_metrics",
                 "Streams beyond --stream-metrics, which have no metrics of their own",
@@ -192,6 +201,7 @@ impl StreamMetrics {
         };
         registry.register(Box::new(made.viewers.clone()))?;
         registry.register(Box::new(made.keyframe_interval.clone()))?;
+        registry.register(Box::new(made.epoch.clone()))?;
         registry.register(Box::new(made.hidden.clone()))?;
         Ok(made)
     }
@@ -205,6 +215,13 @@ impl StreamMetrics {
         self.skips.reset();
         self.viewers.reset();
         self.keyframe_interval.reset();
+        self.epoch.reset();
+        let epochs: HashMap<StreamName, u64> = self
+            .registered
+            .streams()
+            .into_iter()
+            .filter_map(|stream| Some((stream.stream_name, stream.epoch?)))
+            .collect();
         let mut all = streams(&self.routes);
         // Those with the most viewers first, so that what is left out is what matters least.
         all.sort_by(|a, b| b.viewers.cmp(&a.viewers).then_with(|| a.name.cmp(&b.name)));
@@ -215,6 +232,9 @@ impl StreamMetrics {
             self.frames.with_label_values(&labels).inc_by(doing.figures.frames);
             self.skips.with_label_values(&labels).inc_by(doing.skips);
             self.viewers.with_label_values(&labels).set(i64::try_from(viewers).unwrap_or(i64::MAX));
+            if let Some(epoch) = epochs.get(&name).filter(|_| published) {
+                self.epoch.with_label_values(&labels).set(i64::try_from(*epoch).unwrap_or(i64::MAX));
+            }
             if let Some(interval) = doing.figures.keyframe_interval {
                 self.keyframe_interval.with_label_values(&labels).set(interval.as_secs_f64());
             }

@@ -20,12 +20,10 @@
 //! that no foreign page made.
 
 use super::door::Door;
-use super::openapi;
+use super::query::{self, Page};
 use super::request::{Failure, Request, decoded, empty, request};
-use super::{Routes, probes};
-use crate::api::LIST_MAX;
+use super::{Routes, openapi, probes};
 use crate::health::Health;
-use crate::ids::StreamName;
 use crate::net::Peers;
 use crate::net::peers::Activity;
 use futures::future::BoxFuture;
@@ -41,9 +39,6 @@ use warp::{Filter, Reply};
 
 /// The longest text of a workflow, bytes: a line a step, and some dozen steps.
 const WORKFLOW_MAX: usize = 64 << 10;
-
-/// The longest reason for which a peer is sent away, bytes.
-const REASON_MAX: usize = 200;
 
 /// What the admin port shows and changes; where it comes from is the caller's business.
 #[derive(Clone)]
@@ -207,44 +202,24 @@ impl Admin {
 
     fn list(&self, activity: Activity, request: &Request) -> Result<Response, Failure> {
         request.expect("GET")?;
-        let (mut after, mut limit, mut stream) = (0, LIST_MAX, None);
-        for (key, value) in url::form_urlencoded::parse(request.query.as_bytes()) {
-            match &*key {
-                "after" => {
-                    after =
-                        value.parse().map_err(|_| Failure::bad("after is the id of a peer".to_owned()))?;
-                }
-                "limit" => {
-                    let wanted = value.parse().ok().filter(|limit| (1..=LIST_MAX).contains(limit));
-                    limit = wanted
-                        .ok_or_else(|| Failure::bad(format!("limit is a number from 1 to {LIST_MAX}")))?;
-                }
-                "stream" => {
-                    let name = value.parse::<StreamName>();
-                    stream = Some(name.map_err(|error| Failure::bad(format!("stream: {error}")))?);
-                }
-                _ => {}
-            }
-        }
-        let peers = self.peers.as_ref();
+        let Page { after, limit, stream } = Page::<u64>::read(&request.query)?;
+        let (after, peers) = (after.unwrap_or_default(), self.peers.as_ref());
         let mut page =
             peers.map_or_else(Vec::new, |peers| peers.list(activity, stream.as_ref(), after, limit + 1));
-        let next = (page.len() > limit).then(|| {
-            page.truncate(limit);
-            page.last().map(|peer| peer.id)
-        });
-        Ok(json_reply(&json!({ "peers": page, "next": next.flatten() })))
+        let more = page.len() > limit;
+        page.truncate(limit);
+        let mut answer = json!({ "peers": page });
+        // As the lists of reactors have it: missing on the last page.
+        if let (true, Some(last)) = (more, page.last()) {
+            answer["next"] = last.id.into();
+        }
+        Ok(json_reply(&answer))
     }
 
     fn kick(&self, activity: Activity, id: &str, path: &str, request: &Request) -> Result<Response, Failure> {
         request.expect("DELETE")?;
         self.may_change(request)?;
-        let reason = url::form_urlencoded::parse(request.query.as_bytes()).find(|(key, _)| key == "reason");
-        let reason =
-            reason.map_or_else(|| "sent away by an operator".to_owned(), |(_, reason)| reason.into_owned());
-        if reason.len() > REASON_MAX {
-            return Err(Failure::bad(format!("a reason has at most {REASON_MAX} bytes")));
-        }
+        let reason = query::reason(&request.query)?;
         let id = id.parse().map_err(|_| Failure::no_path(path))?;
         match self.peers.as_ref().is_some_and(|peers| peers.kick(activity, id, &reason)) {
             true => Ok(empty(StatusCode::NO_CONTENT)),

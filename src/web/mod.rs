@@ -13,6 +13,7 @@ mod metrics;
 mod openapi;
 mod page;
 mod probes;
+mod query;
 pub mod reactor;
 mod request;
 mod secret;

@@ -3,20 +3,21 @@
 use super::cluster::Cluster;
 use super::door::{Caller, Door};
 use super::metrics::ReactorMetrics;
+use super::query::{self, Page};
 use super::request::{Failure, Request, decoded, empty, request};
 use super::template::Template;
 use super::{Routes, events, openapi, page, probes};
-use crate::api::report::{REPORT_MAX, REPORT_TEXT_MAX, Report, ReportReply};
+use crate::api::report::{Happening, REPORT_MAX, REPORT_TEXT_MAX, Report, ReportReply, StreamEvent};
 use crate::api::{
-    ACCEPT_RTMP_PULL, EPOCH_HEADER, HEARTBEAT_STREAMS, Heartbeat, LIST_MAX, NodeList, ORIGIN_HEADER,
-    PublisherLookup, PublisherRelease, SESSION_HEADER, StreamEntry, StreamList, WatcherLookup,
+    ACCEPT_RTMP_PULL, EPOCH_HEADER, HEARTBEAT_STREAMS, Heartbeat, NodeList, ORIGIN_HEADER, PublisherLookup,
+    PublisherRelease, SESSION_HEADER, StreamEntry, StreamList, WatcherLookup,
 };
 use crate::health::{Health, Verdict};
 use crate::ids::{NodeId, Origin, STREAM_NAME_MAX, SessionId, StreamName};
 use crate::observed::Observed;
 use crate::registry::{Claim, Error, Lease, Registry, Status};
+use crate::telemetry::shown;
 use std::convert::Infallible;
-use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
@@ -208,8 +209,19 @@ impl Handler {
             let text = format!("stream '{name}' is published on a node that cannot be told");
             return Err(Failure::new(StatusCode::CONFLICT, text));
         };
+        let reason = query::reason(&request.query)?;
         registry.release(name.clone(), session).await?;
-        tracing::info!(stream = %name, session = %session.tag(), source = %caller.source, "publisher kicked");
+        let (tag, source, shown) = (session.tag(), caller.source, shown(&reason));
+        tracing::info!(stream = %name, session = %tag, %source, reason = %shown, "publisher kicked");
+        let event = StreamEvent {
+            stream_name: name,
+            event: Happening::Kicked,
+            ago_ms: 0,
+            session: Some(tag),
+            number: None,
+            detail: Some(reason),
+        };
+        self.reactor.observed.note(event, Instant::now());
         Ok(empty(StatusCode::NO_CONTENT))
     }
 
@@ -358,43 +370,6 @@ fn check(report: &Report) -> Result<(), String> {
         return Err(format!("a text in a report has at most {REPORT_TEXT_MAX} bytes"));
     }
     Ok(())
-}
-
-/// The part of a list that is asked for.
-struct Page<T> {
-    after: Option<T>,
-    limit: usize,
-}
-
-impl<T: FromStr<Err: std::fmt::Display> + Ord + Clone> Page<T> {
-    /// From the query of a request: `after` and `limit`.
-    fn read(query: &str) -> Result<Self, Failure> {
-        let mut page = Page { after: None, limit: LIST_MAX };
-        for (key, value) in url::form_urlencoded::parse(query.as_bytes()) {
-            match &*key {
-                "after" => {
-                    let after = value.parse().map_err(|error| Failure::bad(format!("after: {error}")))?;
-                    page.after = Some(after);
-                }
-                "limit" => {
-                    let limit = value.parse().ok().filter(|limit| (1..=LIST_MAX).contains(limit));
-                    page.limit = limit
-                        .ok_or_else(|| Failure::bad(format!("limit is a number from 1 to {LIST_MAX}")))?;
-                }
-                _ => {}
-            }
-        }
-        Ok(page)
-    }
-
-    /// The entries of a list that is ordered by `key`, and where the next page begins.
-    fn of<E>(&self, list: Vec<E>, key: impl Fn(&E) -> &T) -> (Vec<E>, Option<T>) {
-        let later = |entry: &E| self.after.as_ref().is_none_or(|after| key(entry) > after);
-        let mut rest = list.into_iter().filter(later);
-        let page: Vec<E> = rest.by_ref().take(self.limit).collect();
-        let next = rest.next().and_then(|_| page.last()).map(|last| key(last).clone());
-        (page, next)
-    }
 }
 
 /// The process of a node that signs off, in the query of its request.

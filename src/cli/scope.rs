@@ -1,0 +1,122 @@
+//! Which roles a flag is of use to. One that is given to a process which has no use for it is a mistake, most likely about the host that
+//! it is typed on, and is refused; a variable is not, as one file of them may serve all services of a host.
+
+use super::{Args, Role};
+use clap::parser::ValueSource;
+use clap::{ArgMatches, CommandFactory, FromArgMatches};
+use std::ffi::OsString;
+
+const NODES: &[Role] = &[Role::Ingest, Role::Playback];
+const REACTORS: &[Role] = &[Role::Reactor];
+
+/// The flags that not all roles use.
+const SCOPES: [(&str, &[Role]); 40] = [
+    ("--reactor-url", NODES),
+    ("--rtmp-port", NODES),
+    ("--http-listen", NODES),
+    ("--http-advertise", NODES),
+    ("--advertise", &[Role::Ingest]),
+    ("--node-id", NODES),
+    ("--config", NODES),
+    ("--pull", NODES),
+    ("--ffmpeg-path", NODES),
+    ("--batch-ms", NODES),
+    ("--gather-ms", NODES),
+    ("--publisher-grace", NODES),
+    ("--auth-jwt-keys", NODES),
+    ("--auth-url", NODES),
+    ("--auth-file", NODES),
+    ("--auth-outage", NODES),
+    ("--auth-expiry", NODES),
+    ("--rtmps-port", NODES),
+    ("--pull-tls", NODES),
+    ("--ca-file", NODES),
+    ("--proxy-protocol-from", NODES),
+    ("--max-connections", NODES),
+    ("--max-connections-per-address", NODES),
+    ("--max-joins-per-address", NODES),
+    ("--handshake-timeout", NODES),
+    ("--max-message-bytes", NODES),
+    ("--stream-metrics", NODES),
+    ("--max-publish-messages", NODES),
+    ("--max-publish-bytes", NODES),
+    ("--memory-budget", NODES),
+    ("--report-interval", NODES),
+    ("--store", REACTORS),
+    ("--watcher-template", REACTORS),
+    ("--duplicate-publish", REACTORS),
+    ("--trusted-nodes", REACTORS),
+    ("--insecure", REACTORS),
+    ("--allowed-origins", REACTORS),
+    ("--reactor-hosts", REACTORS),
+    ("--trusted-proxies", REACTORS),
+    ("--reactor-listen", &[Role::Ingest, Role::Playback, Role::Reactor]),
+];
+
+/// The flags of [`SCOPES`] that were typed, and not taken from the environment or left as they are.
+#[derive(Clone, Debug, Default)]
+pub struct Typed(Vec<(&'static str, &'static [Role])>);
+
+impl Typed {
+    fn of(matches: &ArgMatches) -> Self {
+        let typed = |(flag, _): &(&str, _)| {
+            let source = matches.value_source(&id(flag));
+            source == Some(ValueSource::CommandLine)
+        };
+        Typed(SCOPES.into_iter().filter(typed).collect())
+    }
+
+    /// A flag that none of these roles uses, with those that do.
+    pub fn misplaced(&self, has: impl Fn(Role) -> bool) -> Option<(&'static str, &'static [Role])> {
+        self.0.iter().find(|(_, roles)| !roles.iter().any(|role| has(*role))).copied()
+    }
+}
+
+/// What clap calls a flag.
+fn id(flag: &str) -> String {
+    flag.trim_start_matches('-').replace('-', "_")
+}
+
+impl Args {
+    /// Reads a command line, and which of its flags were typed.
+    ///
+    /// Errors: clap's, which can print themselves.
+    pub fn read(line: impl IntoIterator<Item: Into<OsString> + Clone>) -> Result<Args, clap::Error> {
+        let matches = Args::command().try_get_matches_from(line)?;
+        let typed = Typed::of(&matches);
+        Ok(Args { typed, ..Args::from_arg_matches(&matches)? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_flag_has_its_scope() {
+        // Of use to a process of any role.
+        const ALL: [&str; 15] = [
+            "--role",
+            "--reactor-token",
+            "--reactor-token-file",
+            "--admin-listen",
+            "--agent-listen",
+            "--check",
+            "--print-config",
+            "--log",
+            "--log-format",
+            "--https",
+            "--tls-cert",
+            "--tls-key",
+            "--tls-password-file",
+            "--drain-timeout",
+            "--heartbeat",
+        ];
+        let mut scoped: Vec<String> = SCOPES.iter().map(|(flag, _)| *flag).chain(ALL).map(id).collect();
+        let command = Args::command();
+        let mut flags: Vec<String> = command.get_arguments().map(|flag| flag.get_id().to_string()).collect();
+        scoped.sort();
+        flags.sort();
+        assert_eq!(scoped, flags);
+    }
+}
