@@ -14,6 +14,10 @@ else
     bold='' red='' green='' plain=''
 fi
 
+# What builds the Debian package.
+# shellcheck disable=SC2034 # used by the scripts that source this
+readonly CARGO_DEB=3.8.0
+
 # Bundles the reactor's page for the binary to embed, if something of it is newer than the bundle. In the project's root.
 bundle_page() {
     local page=src/web/page
@@ -35,6 +39,11 @@ build_release() {
     bundle_page || return
     RUSTFLAGS="${RUSTFLAGS:-} --remap-path-prefix=$PWD=lb --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=cargo" \
         cargo build --release --locked --bin lb
+}
+
+# unit PREFIX: prints the systemd unit for a binary in PREFIX/bin.
+unit() {
+    sed "s|^ExecStart=/usr/local/bin/lb |ExecStart=${1%/}/bin/lb |" 'scripts/systemd/lb@.service'
 }
 
 # The directory of what `cargo` builds.
