@@ -272,7 +272,9 @@ impl Cluster {
 }
 
 fn decoded(value: &Value) -> String {
-    let bytes = base64::engine::general_purpose::STANDARD.decode(value.as_str().unwrap()).unwrap();
+    // Long ones are broken into lines.
+    let text: String = value.as_str().unwrap().split_whitespace().collect();
+    let bytes = base64::engine::general_purpose::STANDARD.decode(text).unwrap();
     String::from_utf8(bytes).unwrap()
 }
 
