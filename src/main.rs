@@ -5,6 +5,11 @@ use lb::config::Plan;
 use lb::node;
 use std::process::ExitCode;
 
+/// Where the C library's allocator has one lock for all threads and keeps what was freed in pieces.
+#[cfg(target_env = "musl")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     for name in environment::empty(std::env::vars_os()) {
         // SAFETY: no other thread runs yet.

@@ -39,8 +39,8 @@ const LEFT_OVER: u64 = 32 << 20;
 
 static MACHINE: Mutex<()> = Mutex::new(());
 
-/// The runtime of the attackers. Node, publisher and viewers go before its threads: real attackers bring machines of their own, so what
-/// counts is what they send, and not the processor time that sending takes here.
+/// The runtime of the attackers. Publisher and viewers go before its threads: real attackers bring machines of their own, so what counts is
+/// what they send, and not the processor time that sending takes here.
 fn attackers() -> &'static Runtime {
     static RUNTIME: OnceLock<Runtime> = OnceLock::new();
     RUNTIME.get_or_init(|| {
@@ -77,7 +77,7 @@ impl Target {
         let _machine = MACHINE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         endpoint::raise_descriptor_limit();
         let budget = BUDGET.to_string();
-        let lb = Lb::start(&["--role", "all", "--memory-budget", &budget, "--log", "warn"]);
+        let lb = Lb::start_release(&["--role", "all", "--memory-budget", &budget, "--log", "warn"]);
         let publisher = Publisher::start(lb.rtmp(), "ingest", "healthy", Media::default());
         publisher.wait_for_keyframe();
         let viewers: Vec<Viewer> = (0..5).map(|_| Viewer::start(lb.rtmp(), "live", "healthy")).collect();

@@ -19,6 +19,9 @@ const GRACEFUL_CLOSE: Duration = Duration::from_secs(1);
 /// What a publisher is charged at least for unfinished messages, so that its charge changes with the largest keyframes only.
 const FRAME_BYTES: usize = 128 << 10;
 
+/// How long a peer is kept that flooded the node: a thousand of them cost a thousand handshakes in that time.
+const FLOOD_PAUSE: Duration = Duration::from_secs(2);
+
 /// Why a connection ended, other than by its own wish.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
@@ -30,6 +33,8 @@ pub(super) enum Error {
     Negotiation,
     #[error("{0}")]
     Misbehaved(&'static str),
+    #[error("it sends more than a peer that does not publish may")]
+    Flooded,
     #[error("{0}")]
     Refused(String),
     #[error("the memory that peers may make this node hold is used up")]
@@ -53,6 +58,14 @@ pub(super) struct Connection<'a> {
     pub idle: Rate,
     /// The last read was a full one: more is there already. Live media of 20 Mb/s comes in smaller ones.
     pub brings_much: bool,
+}
+
+/// Keeps a connection that flooded the node open for a while, and reads nothing: it would come back at once, and begin anew.
+pub(super) async fn keep_waiting(server: &Server, outcome: &Result<(), Error>) {
+    if matches!(outcome, Err(Error::Flooded)) {
+        let draining = server.drain.draining();
+        drop(tokio::time::timeout(FLOOD_PAUSE, draining.cancelled()).await);
+    }
 }
 
 /// Counts a refusal, and says so in the log.
@@ -126,7 +139,7 @@ impl Connection<'_> {
         }
         if !publishes && !self.idle.take(n as u64, Instant::now()).is_zero() {
             self.server.metrics.refused("idle_bytes");
-            return Err(Error::Refused("it sends too much for a peer that does not publish".to_owned()));
+            return Err(Error::Flooded);
         }
         self.server.metrics.received_bytes_total.inc_by(n as u64);
         Ok(n > 0)

@@ -1,6 +1,6 @@
 //! The life of a connection: negotiate, then publish or play, until it ends.
 
-use super::connection::{Connection, Error};
+use super::connection::{Connection, Error, keep_waiting};
 use super::play::Playing;
 use super::publish::Publishing;
 use super::rate::Rate;
@@ -72,6 +72,7 @@ async fn rtmp(
         brings_much: false,
     };
     let outcome = connection.run().await;
+    keep_waiting(server, &outcome).await;
     server.metrics.lost(Loss::Unusable, connection.session.ignored());
     outcome
 }
@@ -82,7 +83,7 @@ fn ended(server: &Server, peer: SocketAddr, id: u64, outcome: Result<(), Error>)
     static EVICTED: Seldom = Seldom::new(Duration::from_secs(1));
     match outcome {
         Ok(()) => tracing::debug!(id, %peer, "connection closed"),
-        Err(error @ (Error::Protocol(_) | Error::Misbehaved(_))) => {
+        Err(error @ (Error::Protocol(_) | Error::Misbehaved(_) | Error::Flooded)) => {
             server.metrics.misbehaved_total.inc();
             if let Some(held_back) = MISBEHAVED.pass() {
                 tracing::warn!(id, %peer, held_back, "connection closed: {error}");

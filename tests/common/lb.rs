@@ -19,12 +19,14 @@ const CHILDREN_DEADLINE: Duration = Duration::from_secs(3);
 
 /// The binary, without any `LB_` variable of the caller's environment.
 pub fn command(args: &[&str]) -> Command {
-    command_by(&[], args)
+    command_by(&[DEVELOPMENT], args)
 }
 
-fn command_by(prefix: &[&str], args: &[&str]) -> Command {
-    let binary = [env!("CARGO_BIN_EXE_lb")];
-    let words = [prefix, &binary, args].concat();
+const DEVELOPMENT: &str = env!("CARGO_BIN_EXE_lb");
+
+/// The words before the arguments: the binary, maybe after another command that becomes it.
+fn command_by(words: &[&str], args: &[&str]) -> Command {
+    let words = [words, args].concat();
     let mut command = Command::new(words[0]);
     for (name, _) in std::env::vars_os() {
         let name = name.to_string_lossy();
@@ -72,31 +74,39 @@ impl Lb {
     /// As [`Lb::start`], with variables in its environment.
     #[track_caller]
     pub fn start_with(args: &[&str], variables: &[(&str, &str)]) -> Lb {
-        Lb::launch(&[], Ipv4Addr::LOCALHOST.into(), args, variables)
+        Lb::launch(&[DEVELOPMENT], Ipv4Addr::LOCALHOST.into(), args, variables)
+    }
+
+    /// As [`Lb::start`], of the build that ships: where figures are measured.
+    #[track_caller]
+    pub fn start_release(args: &[&str]) -> Lb {
+        Lb::launch(&[process::release()], Ipv4Addr::LOCALHOST.into(), args, &[])
     }
 
     /// As [`Lb::start`], run by another command (`prlimit …`) that becomes it.
     #[track_caller]
     pub fn start_by(prefix: &[&str], args: &[&str]) -> Lb {
-        Lb::launch(prefix, Ipv4Addr::LOCALHOST.into(), args, &[])
+        Lb::launch(&[prefix, &[DEVELOPMENT]].concat(), Ipv4Addr::LOCALHOST.into(), args, &[])
     }
 
     /// As [`Lb::start`], on a host of its own.
     #[track_caller]
     pub fn start_on(host: &Host, args: &[&str]) -> Lb {
         let admin = SocketAddr::new(host.address(), 0).to_string();
-        Lb::launch(&host.prefix(), host.address(), &[args, &["--admin-listen", &admin]].concat(), &[])
+        let words = [&host.prefix()[..], &[DEVELOPMENT]].concat();
+        Lb::launch(&words, host.address(), &[args, &["--admin-listen", &admin]].concat(), &[])
     }
 
     #[track_caller]
-    fn launch(prefix: &[&str], host: IpAddr, args: &[&str], variables: &[(&str, &str)]) -> Lb {
-        let mut command = command_by(prefix, args);
+    fn launch(words: &[&str], host: IpAddr, args: &[&str], variables: &[(&str, &str)]) -> Lb {
+        let mut command = command_by(words, args);
         let named = |flag: &str, variable: &str| {
             args.iter().any(|arg| *arg == flag || arg.starts_with(&format!("{flag}=")))
                 || variables.iter().any(|(name, _)| *name == variable)
         };
         if !named("--rtmp-port", "LB_RTMP_PORT") {
-            command.args(["--rtmp-port", "0"]);
+            // Not as a flag, which a reactor has no use for.
+            command.env("LB_RTMP_PORT", "0");
         }
         if !named("--admin-listen", "LB_ADMIN_LISTEN") {
             command.args(["--admin-listen", "127.0.0.1:0"]);

@@ -7,6 +7,9 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{OnceLock, mpsc};
 use std::time::Duration;
 
+/// From nothing, on two slow cores beside other builds.
+const RELEASE_DEADLINE: Duration = Duration::from_secs(1200);
+
 type Order = (Command, mpsc::Sender<io::Result<Child>>);
 
 /// Starts a process that the kernel kills when the test process ends, however it ends.
@@ -50,6 +53,31 @@ pub fn spawn_tool(command: Command) -> Child {
     spawn(command).unwrap_or_else(|error| match error.kind() {
         io::ErrorKind::NotFound => panic!("'{name}' is not installed; `scripts/setup test` installs it"),
         _ => panic!("'{name}' does not start: {error}"),
+    })
+}
+
+/// A script of the project, as from a shell: what cargo tells a test about its package would have it build dependencies once more.
+pub fn script(words: &str) -> Command {
+    let mut command = Command::new("bash");
+    command.current_dir(env!("CARGO_MANIFEST_DIR")).args(["-euc", words]);
+    for (name, _) in std::env::vars_os() {
+        let name = name.to_string_lossy().into_owned();
+        let told = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_", "CARGO_PRIMARY_"];
+        if told.iter().any(|told| name.starts_with(told)) || ["CARGO", "OUT_DIR"].contains(&&*name) {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+/// The build that ships, made now if it is not there yet.
+pub fn release() -> &'static str {
+    static BINARY: OnceLock<String> = OnceLock::new();
+    BINARY.get_or_init(|| {
+        let build = "source scripts/lib.sh; build_release >&2; echo \"$(target_dir)/release/lb\"";
+        let built = run(script(build), RELEASE_DEADLINE);
+        assert_eq!(built.code, Some(0), "{}", built.stderr);
+        built.stdout.trim_end().to_owned()
     })
 }
 

@@ -38,16 +38,8 @@ fn packages() -> &'static Packages {
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("package");
         std::fs::create_dir_all(&folder).unwrap();
         let build = |more: &[&str]| {
-            let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/package"));
-            command.args(["--fast", "--output"]).arg(&folder).args(more);
-            // What cargo tells a test about its package would have dependencies built once more.
-            for (name, _) in std::env::vars_os() {
-                let name = name.to_string_lossy().into_owned();
-                let told = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_", "CARGO_PRIMARY_"];
-                if told.iter().any(|told| name.starts_with(told)) || ["CARGO", "OUT_DIR"].contains(&&*name) {
-                    command.env_remove(name);
-                }
-            }
+            let mut command = process::script("scripts/package --fast --output \"$@\"");
+            command.arg("package").arg(&folder).args(more);
             let built = process::run(command, BUILD);
             assert_eq!(built.code, Some(0), "{}{}", built.stdout, built.stderr);
             let path = PathBuf::from(built.stdout.trim_end());

@@ -7,7 +7,7 @@
 pub mod request;
 pub mod websocket;
 
-use super::connection::{Error, count_refusal};
+use super::connection::{Error, count_refusal, keep_waiting};
 use super::rate::Rate;
 use super::server::{Negotiating, Server};
 use super::transport::Transport;
@@ -55,7 +55,11 @@ pub(super) async fn serve(
 ) -> Result<(), Error> {
     let rate = Rate::new(server.limits.idle_bytes, Instant::now());
     let holder = server.feeds.budget().holder();
-    Connection { server, transport, peer, port, id, holder, rate, input: BytesMut::new() }.run().await
+    let mut connection =
+        Connection { server, transport, peer, port, id, holder, rate, input: BytesMut::new() };
+    let outcome = connection.run().await;
+    keep_waiting(server, &outcome).await;
+    outcome
 }
 
 impl Connection<'_> {
@@ -239,7 +243,7 @@ impl Connection<'_> {
         };
         if !self.rate.take(n as u64, Instant::now()).is_zero() {
             self.server.metrics.refused("idle_bytes");
-            return Err(NO_PLAYER);
+            return Err(Error::Flooded);
         }
         self.server.metrics.received_bytes_total.inc_by(n as u64);
         Ok(n > 0)
