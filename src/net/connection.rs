@@ -61,7 +61,8 @@ pub(super) struct Connection<'a> {
 }
 
 /// Keeps a connection that flooded the node open for a while, and reads nothing: it would come back at once, and begin anew.
-pub(super) async fn keep_waiting(server: &Server, outcome: &Result<(), Error>) {
+/// What else is held for it is given back before.
+pub(super) async fn keep_waiting(server: &Server, outcome: &Result<(), Error>, _open: Transport) {
     if matches!(outcome, Err(Error::Flooded)) {
         let draining = server.drain.draining();
         drop(tokio::time::timeout(FLOOD_PAUSE, draining.cancelled()).await);

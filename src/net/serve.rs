@@ -72,8 +72,9 @@ async fn rtmp(
         brings_much: false,
     };
     let outcome = connection.run().await;
-    keep_waiting(server, &outcome).await;
     server.metrics.lost(Loss::Unusable, connection.session.ignored());
+    let Connection { transport, .. } = connection;
+    keep_waiting(server, &outcome, transport).await;
     outcome
 }
 

@@ -57,7 +57,7 @@ impl Default for Limits {
             joins_per_address: 20_000,
             publish_messages: 10_000,
             publish_bytes: 32 << 20,
-            idle_bytes: 32 << 10,
+            idle_bytes: 16 << 10,
             reserve: 5_000,
             negotiating: 10_000,
             negotiation: Duration::from_secs(10),

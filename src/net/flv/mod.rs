@@ -58,7 +58,8 @@ pub(super) async fn serve(
     let mut connection =
         Connection { server, transport, peer, port, id, holder, rate, input: BytesMut::new() };
     let outcome = connection.run().await;
-    keep_waiting(server, &outcome).await;
+    let Connection { transport, .. } = connection;
+    keep_waiting(server, &outcome, transport).await;
     outcome
 }
 
