@@ -10,6 +10,7 @@ pub mod listen;
 pub mod log;
 mod memory;
 mod reactor;
+mod service;
 mod sockets;
 mod streams;
 mod workflows;
@@ -40,6 +41,7 @@ use crate::web::{self, Door, Secret, admin};
 use crate::{ffmpeg, rtmp};
 use agent_check::AgentCheck;
 use error::start_error;
+use service::{Signals, hangups, keep_watchdog, notify, outlive_harmless_signals};
 use sockets::Sockets;
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -47,7 +49,6 @@ use std::sync::Arc;
 use std::time::Duration;
 use streams::{Reports, StreamMetrics};
 use tokio::net::TcpListener;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
@@ -71,7 +72,7 @@ pub async fn run(plan: Plan) -> Result<(), Error> {
 /// Errors: as of [`run`].
 pub async fn run_and_tell(plan: Plan, ready: impl FnOnce(&Addresses)) -> Result<(), Error> {
     let mut signals = Signals::new()?;
-    let mut hangup = signal(SignalKind::hangup()).map_err(start_error)?;
+    let mut hangups = hangups()?;
     let plan = Arc::new(plan);
     let sockets = Sockets::bind(&plan)?;
     let health = Health::new();
@@ -144,7 +145,7 @@ pub async fn run_and_tell(plan: Plan, ready: impl FnOnce(&Addresses)) -> Result<
             () = failed.cancelled() => {
                 break Err(Error::Start("a workflow cannot be kept running".to_owned()));
             }
-            _ = hangup.recv() => tokio::select! {
+            _ = hangups.recv() => tokio::select! {
                 () = reload(&plan, node.as_ref()) => {}
                 () = signals.next() => break Ok(()),
             },
@@ -591,63 +592,5 @@ async fn watch_contact(
         if contact.changed().await.is_err() {
             return;
         }
-    }
-}
-
-/// The signals that stop a process.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    fn new() -> Result<Self, Error> {
-        let listen = |kind| signal(kind).map_err(start_error);
-        Ok(Signals {
-            terminate: listen(SignalKind::terminate())?,
-            interrupt: listen(SignalKind::interrupt())?,
-        })
-    }
-
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
-    }
-}
-
-/// Signals that end a process which does nothing about them, and that nobody sends to end one.
-fn outlive_harmless_signals() -> Result<impl Future<Output = ()>, Error> {
-    let listen = |kind| signal(kind).map_err(start_error);
-    let mut both = [listen(SignalKind::user_defined1())?, listen(SignalKind::user_defined2())?];
-    Ok(async move {
-        let [first, second] = &mut both;
-        loop {
-            tokio::select! {
-                _ = first.recv() => {}
-                _ = second.recv() => {}
-            }
-        }
-    })
-}
-
-/// Tells the service manager, if there is one.
-fn notify(state: sd_notify::NotifyState) {
-    if let Err(error) = sd_notify::notify(false, &[state]) {
-        tracing::warn!(%error, "the service manager cannot be told");
-    }
-}
-
-/// Feeds the service manager's watchdog from a task, so that a runtime that no longer turns is found.
-async fn keep_watchdog() {
-    let mut micros = 0;
-    if !sd_notify::watchdog_enabled(false, &mut micros) {
-        return;
-    }
-    let mut ticks = tokio::time::interval(Duration::from_micros(micros / 3).max(Duration::from_millis(100)));
-    loop {
-        ticks.tick().await;
-        notify(sd_notify::NotifyState::Watchdog);
     }
 }

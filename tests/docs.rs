@@ -44,6 +44,50 @@ fn every_metric_is_documented_and_none_that_is_not_there() {
     assert_eq!(quoted(&document, '`'), in_code);
 }
 
+/// The calls in the tables at the heads of these modules, as `METHOD /path`.
+fn calls_in_heads(modules: &[&str]) -> BTreeSet<String> {
+    let mut calls = BTreeSet::new();
+    for module in modules {
+        let text = std::fs::read_to_string(root().join("src").join(module)).unwrap();
+        let rows = text.lines().filter_map(|line| line.strip_prefix("//! | `"));
+        for row in rows {
+            // The first column: 'GET /a?b=C`, `/d' is two calls with one method.
+            let mut method = "";
+            for word in row.split(" | ").next().unwrap().split("`, `") {
+                let word = word.trim_end_matches('`');
+                let path = word.split_once(' ').map_or(word, |(named, path)| {
+                    method = named;
+                    path
+                });
+                calls.insert(format!("{method} {}", path.split('?').next().unwrap()));
+            }
+        }
+    }
+    calls
+}
+
+#[test]
+fn every_call_is_in_the_openapi_document_and_none_that_is_not_there() {
+    // The same on every port, and said where they are made.
+    let everywhere = ["GET /livez", "GET /readyz", "GET /openapi.json"].map(str::to_owned);
+    for (document, modules) in
+        [("admin", &["web/admin.rs"][..]), ("reactor", &["api.rs", "api/report.rs", "api/cluster.rs"])]
+    {
+        let path = root().join(format!("src/web/openapi/{document}.json"));
+        let openapi: serde_json::Value =
+            serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+        let mut described = BTreeSet::new();
+        for (path, methods) in openapi["paths"].as_object().unwrap() {
+            let methods = methods.as_object().unwrap().keys().filter(|key| *key != "parameters");
+            described.extend(methods.map(|method| format!("{} {path}", method.to_uppercase())));
+        }
+        let mut said = calls_in_heads(modules);
+        said.extend(everywhere.clone());
+        assert!(said.len() > 10, "{said:?}");
+        assert_eq!(described, said, "{document}");
+    }
+}
+
 #[test]
 fn documents_lead_to_files_that_are_there() {
     let mut found = 0;

@@ -8,10 +8,13 @@ use common::ffmpeg::{self, Clip};
 use common::http;
 use common::lb::Lb;
 use common::publisher::{Media, Publisher};
+use common::viewer::Viewer;
 use common::{SOON, wait_for};
 use lb::media::{Packet, flv};
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use tungstenite::Message;
 
 const TAG_MAX: usize = 8 << 20;
@@ -121,6 +124,64 @@ fn a_late_player_starts_with_headers_and_a_keyframe_and_time_goes_on() {
             .collect();
         assert!(times.windows(2).all(|pair| pair[1] > pair[0]), "{times:?}");
     }
+}
+
+/// A line between a player and a node, which counts how often the player has to wait for an answer before it can go on.
+struct Line {
+    address: SocketAddr,
+    turns: Arc<AtomicUsize>,
+}
+
+impl Line {
+    fn to(server: SocketAddr) -> Line {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (address, turns) = (listener.local_addr().unwrap(), Arc::new(AtomicUsize::new(0)));
+        let counted = turns.clone();
+        std::thread::spawn(move || {
+            let (player, _) = listener.accept().unwrap();
+            let node = TcpStream::connect(server).unwrap();
+            let answered = Arc::new(AtomicBool::new(true));
+            let (from, to, answers) =
+                (node.try_clone().unwrap(), player.try_clone().unwrap(), answered.clone());
+            std::thread::spawn(move || carry(from, to, || answers.store(true, SeqCst)));
+            carry(player, node, || {
+                counted.fetch_add(usize::from(answered.swap(false, SeqCst)), SeqCst);
+            });
+        });
+        Line { address, turns }
+    }
+}
+
+fn carry(mut from: TcpStream, mut to: TcpStream, before: impl Fn()) {
+    let mut bytes = [0; 16 << 10];
+    while let Ok(n) = from.read(&mut bytes) {
+        before();
+        if n == 0 || to.write_all(&bytes[..n]).is_err() {
+            break;
+        }
+    }
+    to.shutdown(Shutdown::Both).ok();
+}
+
+/// With the one that TCP takes that is two round trips: 100 ms on a line of 50 ms.
+#[test]
+fn a_player_has_its_first_keyframe_one_round_trip_after_it_is_connected() {
+    let node = all(&[]);
+    let _publisher = publish(&node, "x");
+    let first = Viewer::start(node.rtmp(), "live", "x");
+    first.wait_for_keyframe(1, SOON);
+
+    let line = Line::to(node.http());
+    let mut player = Player::start(line.address, "/live/x.flv");
+    while !player.next().expect("the stream goes on").kind.is_keyframe() {}
+    assert_eq!(line.turns.load(SeqCst), 1);
+
+    let line = Line::to(node.rtmp());
+    let viewer = Viewer::start(line.address, "live", "x");
+    viewer.wait_for_keyframe(1, SOON);
+    let turns = line.turns.load(SeqCst);
+    assert!(turns > 2, "RTMP has a handshake: {turns}");
+    println!("round trips to the first keyframe, after that of TCP: 1 over HTTP, {turns} over RTMP");
 }
 
 #[test]

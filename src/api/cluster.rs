@@ -1,4 +1,9 @@
-//! The cluster as people see it: `GET /cluster`, and `GET /cluster/events` for what changes of it.
+//! The cluster as people see it.
+//!
+//! | call | answers |
+//! |---|---|
+//! | `GET /cluster` | `200` [`Cluster`]; `503` while the store is away |
+//! | `GET /cluster/events` | what changes of it, as Server-Sent Events |
 //!
 //! An event's data is a [`Cluster`] with what is new or another, and `null` for what is gone; the first one has everything. The
 //! event's name is `cluster`.

@@ -5,7 +5,7 @@
 //! |---|---|---|
 //! | `POST /nodes/{node}/report` | [`Report`] | `200` [`ReportReply`]; `400`, `413` [`super::Refusal`] |
 //! | `POST /nodes/{node}/drain` | | `202`: it hears of it with its next report; `404` |
-//! | `GET /streams/{name}/timeline` | | `200` [`Timeline`] |
+//! | `GET /timelines/{name}` | | `200` [`Timeline`] |
 
 use crate::ids::{NodeId, SessionTag, StreamName};
 use serde::{Deserialize, Serialize};

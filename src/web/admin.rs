@@ -210,8 +210,8 @@ impl Admin {
         page.truncate(limit);
         let mut answer = json!({ "peers": page });
         // As the lists of reactors have it: missing on the last page.
-        if let (true, Some(last)) = (more, page.last()) {
-            answer["next"] = last.id.into();
+        if let (true, Some(last), Some(answer)) = (more, page.last(), answer.as_object_mut()) {
+            answer.insert("next".to_owned(), last.id.into());
         }
         Ok(json_reply(&answer))
     }
