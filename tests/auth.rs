@@ -233,6 +233,7 @@ fn while_the_web_server_is_away_nobody_new_gets_in_unless_that_is_set() {
     let told = refusal(&Publisher::start(closed.rtmp(), "ingest", "x", Media::default()));
     assert!(told.contains("the authorisation service does not answer, try again"), "{told}");
     assert!(closed.metric("lb_refusals_total{reason=\"auth_outage\"}") >= 1.0);
+    assert_eq!(http::get(closed.http(), "/live/x.flv").status, 503, "a player may come again");
     let open = Lb::start(&["--role", "all", "--auth-url", &nowhere, "--auth-outage", "allow"]);
     Publisher::start(open.rtmp(), "ingest", "x", Media::default()).wait_for_keyframe();
 }

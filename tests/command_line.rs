@@ -139,7 +139,9 @@ fn check_looks_at_everything_and_starts_nothing() {
     let port = taken.local_addr().unwrap().port().to_string();
     for role in ["ingest", "playback", "reactor", "ingest,playback", "all"] {
         // A check binds nothing: that the port is taken does not matter.
-        let checked = lb::run(&["--role", role, "--check", "--rtmp-port", &port]);
+        let listen = format!("127.0.0.1:{port}");
+        let at = if role == "reactor" { ["--reactor-listen", &listen] } else { ["--rtmp-port", &port] };
+        let checked = lb::run(&[&["--role", role, "--check"], &at[..]].concat());
         assert_eq!(checked.code, Some(0), "{role}: {}", checked.stderr);
         assert!(!checked.stdout.contains("ready"), "{role}: {}", checked.stdout);
     }

@@ -180,7 +180,7 @@ fn a_player_has_its_first_keyframe_one_round_trip_after_it_is_connected() {
     let viewer = Viewer::start(line.address, "live", "x");
     viewer.wait_for_keyframe(1, SOON);
     let turns = line.turns.load(SeqCst);
-    assert!(turns > 2, "RTMP has a handshake: {turns}");
+    assert!(turns > 1, "RTMP has a handshake: {turns}");
     println!("round trips to the first keyframe, after that of TCP: 1 over HTTP, {turns} over RTMP");
 }
 

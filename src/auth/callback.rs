@@ -160,7 +160,7 @@ impl Callback {
         }
         match self.outage_allows {
             true => self.granted(request, Answer::default()),
-            false => Opinion::Denied(Denied { reason: "auth_outage", text: format!("{what}, try again") }),
+            false => Opinion::Denied(Denied::outage(format!("{what}, try again"))),
         }
     }
 

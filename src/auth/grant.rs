@@ -23,6 +23,8 @@ impl Grant {
     }
 }
 
+const OUTAGE: &str = "auth_outage";
+
 /// Why somebody may not.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{text}")]
@@ -34,6 +36,16 @@ pub struct Denied {
 }
 
 impl Denied {
+    /// Whoever decides cannot be asked now: another time it may be allowed.
+    pub(super) fn outage(text: impl Into<String>) -> Self {
+        Denied { reason: OUTAGE, text: text.into() }
+    }
+
+    /// See [`Denied::outage`].
+    pub fn is_outage(&self) -> bool {
+        self.reason == OUTAGE
+    }
+
     pub(super) fn new(text: impl Into<String>) -> Self {
         Denied { reason: "unauthorized", text: text.into() }
     }

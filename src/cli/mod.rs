@@ -12,6 +12,7 @@ mod limits;
 mod media;
 mod operate;
 mod reactor;
+mod role;
 mod scope;
 mod table;
 mod top;
@@ -23,26 +24,15 @@ pub use failed::Failed;
 pub use limits::LimitArgs;
 pub use media::MediaArgs;
 pub use reactor::ReactorArgs;
+pub use role::Role;
 pub use transport::TransportArgs;
 
 use crate::ids::{NodeId, Origin};
-use clap::{Parser, ValueEnum};
+use clap::{CommandFactory, FromArgMatches, Parser, ValueEnum};
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
-
-/// What a process does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
-pub enum Role {
-    /// Takes publishers, and lets playback nodes pull from it.
-    Ingest,
-    /// Serves viewers, and pulls what they want from ingest nodes.
-    Playback,
-    /// Knows which ingest node holds a stream.
-    Reactor,
-    /// All three in one process.
-    All,
-}
 
 /// How a playback node asks to pull.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -186,6 +176,15 @@ pub struct Args {
 }
 
 impl Args {
+    /// Reads a command line, and which of its flags were typed.
+    ///
+    /// Errors: clap's, which can print themselves.
+    pub fn read(line: impl IntoIterator<Item: Into<OsString> + Clone>) -> Result<Args, clap::Error> {
+        let matches = Args::command().try_get_matches_from(line)?;
+        let typed = scope::Typed::of(&matches);
+        Ok(Args { typed, ..Args::from_arg_matches(&matches)? })
+    }
+
     /// The origin to register, if one was given. Its port is the RTMP port unless it names another.
     pub fn origin(&self, rtmp_port: u16) -> Result<Option<Origin>, crate::ids::OriginError> {
         self.advertise.as_deref().map(|text| Origin::parse(text, rtmp_port)).transpose()

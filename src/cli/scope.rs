@@ -1,16 +1,15 @@
 //! Which roles a flag is of use to. One that is given to a process which has no use for it is a mistake, most likely about the host that
 //! it is typed on, and is refused; a variable is not, as one file of them may serve all services of a host.
 
-use super::{Args, Role};
+use super::role::Role;
+use clap::ArgMatches;
 use clap::parser::ValueSource;
-use clap::{ArgMatches, CommandFactory, FromArgMatches};
-use std::ffi::OsString;
 
 const NODES: &[Role] = &[Role::Ingest, Role::Playback];
 const REACTORS: &[Role] = &[Role::Reactor];
 
 /// The flags that not all roles use.
-const SCOPES: [(&str, &[Role]); 40] = [
+const SCOPES: [(&str, &[Role]); 39] = [
     ("--reactor-url", NODES),
     ("--rtmp-port", NODES),
     ("--http-listen", NODES),
@@ -30,7 +29,6 @@ const SCOPES: [(&str, &[Role]); 40] = [
     ("--auth-expiry", NODES),
     ("--rtmps-port", NODES),
     ("--pull-tls", NODES),
-    ("--ca-file", NODES),
     ("--proxy-protocol-from", NODES),
     ("--max-connections", NODES),
     ("--max-connections-per-address", NODES),
@@ -58,7 +56,7 @@ const SCOPES: [(&str, &[Role]); 40] = [
 pub struct Typed(Vec<(&'static str, &'static [Role])>);
 
 impl Typed {
-    fn of(matches: &ArgMatches) -> Self {
+    pub(super) fn of(matches: &ArgMatches) -> Self {
         let typed = |(flag, _): &(&str, _)| {
             let source = matches.value_source(&id(flag));
             source == Some(ValueSource::CommandLine)
@@ -77,25 +75,15 @@ fn id(flag: &str) -> String {
     flag.trim_start_matches('-').replace('-', "_")
 }
 
-impl Args {
-    /// Reads a command line, and which of its flags were typed.
-    ///
-    /// Errors: clap's, which can print themselves.
-    pub fn read(line: impl IntoIterator<Item: Into<OsString> + Clone>) -> Result<Args, clap::Error> {
-        let matches = Args::command().try_get_matches_from(line)?;
-        let typed = Typed::of(&matches);
-        Ok(Args { typed, ..Args::from_arg_matches(&matches)? })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clap::CommandFactory;
 
     #[test]
     fn every_flag_has_its_scope() {
         // Of use to a process of any role.
-        const ALL: [&str; 15] = [
+        const ALL: [&str; 16] = [
             "--role",
             "--reactor-token",
             "--reactor-token-file",
@@ -110,10 +98,11 @@ mod tests {
             "--tls-key",
             "--tls-password-file",
             "--drain-timeout",
+            "--ca-file",
             "--heartbeat",
         ];
         let mut scoped: Vec<String> = SCOPES.iter().map(|(flag, _)| *flag).chain(ALL).map(id).collect();
-        let command = Args::command();
+        let command = crate::cli::Args::command();
         let mut flags: Vec<String> = command.get_arguments().map(|flag| flag.get_id().to_string()).collect();
         scoped.sort();
         flags.sort();

@@ -141,7 +141,8 @@ impl Connection<'_> {
         let grant = match self.server.gate.ask(&request).await {
             Ok(grant) => grant,
             Err(denied) => {
-                return Err(self.refuse(Status::Forbidden, &wanted.app, denied.reason, &denied.text).await);
+                let status = if denied.is_outage() { Status::Unavailable } else { Status::Forbidden };
+                return Err(self.refuse(status, &wanted.app, denied.reason, &denied.text).await);
             }
         };
         if self.server.routes.serves_pulls(self.port, &wanted.app) {
