@@ -147,16 +147,16 @@ impl Holder {
 }
 
 /// How long [`Holder::wait_for_room`] waits at most, and how often it looks.
-const ROOM: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(20));
+const ROOM: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(5));
 
 impl Holder {
-    /// Waits a moment while more than three quarters of the limit are used. For those who bring as much as they can: they would be
-    /// faster than those who are evicted let go, and what they bring then costs everybody's time.
+    /// Waits a moment while those who were evicted have not let go yet, and all together hold an eighth more than the limit:
+    /// who brings more meanwhile would be faster than they are.
     pub async fn wait_for_room(&self) {
         let Budget { limit, used, .. } = &*self.0.budget;
         let (most, pause) = ROOM;
         let mut waited = Duration::ZERO;
-        while used.load(Relaxed) > limit - limit / 4 && waited < most {
+        while used.load(Relaxed) > limit.saturating_add(limit / 8) && waited < most {
             tokio::time::sleep(pause).await;
             waited += pause;
         }

@@ -9,7 +9,7 @@ const NODES: &[Role] = &[Role::Ingest, Role::Playback];
 const REACTORS: &[Role] = &[Role::Reactor];
 
 /// The flags that not all roles use.
-const SCOPES: [(&str, &[Role]); 39] = [
+const SCOPES: [(&str, &[Role]); 38] = [
     ("--reactor-url", NODES),
     ("--rtmp-port", NODES),
     ("--http-listen", NODES),
@@ -48,7 +48,6 @@ const SCOPES: [(&str, &[Role]); 39] = [
     ("--allowed-origins", REACTORS),
     ("--reactor-hosts", REACTORS),
     ("--trusted-proxies", REACTORS),
-    ("--reactor-listen", &[Role::Ingest, Role::Playback, Role::Reactor]),
 ];
 
 /// The flags of [`SCOPES`] that were typed, and not taken from the environment or left as they are.
@@ -83,8 +82,10 @@ mod tests {
     #[test]
     fn every_flag_has_its_scope() {
         // Of use to a process of any role.
-        const ALL: [&str; 16] = [
+        const ALL: [&str; 17] = [
             "--role",
+            // It makes a reactor of any process.
+            "--reactor-listen",
             "--reactor-token",
             "--reactor-token-file",
             "--admin-listen",

@@ -25,6 +25,7 @@ mod lookup;
 mod metrics;
 mod operator;
 mod question;
+mod readiness;
 mod releases;
 mod reporter;
 mod retry;
@@ -40,7 +41,8 @@ pub use http::{
 };
 pub use lookup::{Answer, Lookup};
 pub use metrics::ClientMetrics;
-pub use operator::{Operator, OperatorError, ready};
+pub use operator::{Operator, OperatorError};
+pub use readiness::{NotReady, ready};
 pub use reporter::{REPORTS, Reporter};
 pub use targets::PLAIN_SERVER_RETRY;
 pub use urls::Urls;

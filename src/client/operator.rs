@@ -9,7 +9,6 @@ use crate::api::{NodeEntry, NodeList, Refusal, StreamEntry, StreamList};
 use crate::ids::{NodeId, StreamName};
 use reqwest::{Method, StatusCode};
 use serde::de::DeserializeOwned;
-use url::Url;
 
 /// The ages of one event, as two reactors tell them that are asked at the same time, differ by no more than this.
 const SAME_MS: u64 = 1_500;
@@ -36,12 +35,6 @@ pub enum OperatorError {
     /// No reactor hears of the node.
     #[error("no reactor hears of the node '{0}'")]
     UnknownNode(NodeId),
-    /// A process is not ready, for these reasons.
-    #[error("not ready: {0}")]
-    Unready(String),
-    /// Nothing answers there.
-    #[error("{0}")]
-    Silent(#[from] Error),
     /// What came is no answer of a reactor.
     #[error("what answers is no reactor of this version: {0}")]
     Garbage(String),
@@ -194,21 +187,6 @@ impl Operator {
         }
         Err(OperatorError::Away(errors.join("; ")))
     }
-}
-
-/// Asks the admin port of a process whether it is ready.
-///
-/// Errors: it is not, or does not answer within [`super::http::CALL_DEADLINE`].
-pub async fn ready(http: &Http, admin: &Url) -> Result<(), OperatorError> {
-    let reply = http.call(Method::GET, &endpoint(admin, &["readyz"]), None).await?;
-    if reply.status.is_success() {
-        return Ok(());
-    }
-    let said: serde_json::Value = serde_json::from_slice(&reply.body).unwrap_or_default();
-    let reasons = said.get("reasons").and_then(|reasons| reasons.as_array()).into_iter().flatten();
-    let reasons: Vec<&str> = reasons.filter_map(|reason| reason.as_str()).collect();
-    let why = if reasons.is_empty() { reply.status.to_string() } else { reasons.join("; ") };
-    Err(OperatorError::Unready(crate::telemetry::shown(&why)))
 }
 
 /// Whether two reactors were told the same.

@@ -19,9 +19,6 @@ const GRACEFUL_CLOSE: Duration = Duration::from_secs(1);
 /// What a publisher is charged at least for unfinished messages, so that its charge changes with the largest keyframes only.
 const FRAME_BYTES: usize = 128 << 10;
 
-/// How long a peer is kept that flooded the node: a thousand of them cost a thousand handshakes in that time.
-const FLOOD_PAUSE: Duration = Duration::from_secs(2);
-
 /// Why a connection ended, other than by its own wish.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
@@ -58,15 +55,6 @@ pub(super) struct Connection<'a> {
     pub idle: Rate,
     /// The last read was a full one: more is there already. Live media of 20 Mb/s comes in smaller ones.
     pub brings_much: bool,
-}
-
-/// Keeps a connection that flooded the node open for a while, and reads nothing: it would come back at once, and begin anew.
-/// What else is held for it is given back before.
-pub(super) async fn keep_waiting(server: &Server, outcome: &Result<(), Error>, _open: Transport) {
-    if matches!(outcome, Err(Error::Flooded)) {
-        let draining = server.drain.draining();
-        drop(tokio::time::timeout(FLOOD_PAUSE, draining.cancelled()).await);
-    }
 }
 
 /// Counts a refusal, and says so in the log.
@@ -139,7 +127,6 @@ impl Connection<'_> {
             return Err(Error::Evicted);
         }
         if !publishes && !self.idle.take(n as u64, Instant::now()).is_zero() {
-            self.server.metrics.refused("idle_bytes");
             return Err(Error::Flooded);
         }
         self.server.metrics.received_bytes_total.inc_by(n as u64);

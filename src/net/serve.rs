@@ -1,6 +1,6 @@
 //! The life of a connection: negotiate, then publish or play, until it ends.
 
-use super::connection::{Connection, Error, keep_waiting};
+use super::connection::{Connection, Error};
 use super::play::Playing;
 use super::publish::Publishing;
 use super::rate::Rate;
@@ -41,22 +41,34 @@ pub(super) async fn serve(
         Ok(transport) => transport,
         Err(error) => return no_transport(server, peer, id, &error),
     };
-    let outcome = match entrance.protocol {
+    let (outcome, transport) = match entrance.protocol {
         // Boxed, as it would take its room in the tasks of all others.
         Protocol::Http => Box::pin(flv::serve(server, transport, peer, entrance.port, id)).await,
         Protocol::Rtmp => rtmp(server, transport, peer, entrance.port, id).await,
     };
+    if matches!(outcome, Err(Error::Flooded)) {
+        keep_waiting(server, transport).await;
+    }
     ended(server, peer, id, outcome);
 }
 
-/// Serves a connection that speaks RTMP to its end.
+/// How long a peer is kept that flooded the node: a thousand of them cost a thousand handshakes in that time.
+const FLOOD_PAUSE: Duration = Duration::from_secs(2);
+
+/// Keeps a connection open for a while and reads nothing: who flooded the node would come back at once, and begin anew. What else was held
+/// for it is given back by now.
+async fn keep_waiting(server: &Server, _open: Transport) {
+    drop(tokio::time::timeout(FLOOD_PAUSE, server.drain.draining().cancelled()).await);
+}
+
+/// Serves a connection that speaks RTMP to its end, and gives back what is left of it.
 async fn rtmp(
     server: &Arc<Server>,
     transport: Transport,
     peer: SocketAddr,
     port: u16,
     id: u64,
-) -> Result<(), Error> {
+) -> (Result<(), Error>, Transport) {
     let holder = server.feeds.budget().holder();
     let mut connection = Connection {
         server,
@@ -73,15 +85,16 @@ async fn rtmp(
     };
     let outcome = connection.run().await;
     server.metrics.lost(Loss::Unusable, connection.session.ignored());
-    let Connection { transport, .. } = connection;
-    keep_waiting(server, &outcome, transport).await;
-    outcome
+    (outcome, connection.transport)
 }
 
 /// Counts how a connection ended, and says so where somebody should know.
 fn ended(server: &Server, peer: SocketAddr, id: u64, outcome: Result<(), Error>) {
     static MISBEHAVED: Seldom = Seldom::new(Duration::from_secs(1));
     static EVICTED: Seldom = Seldom::new(Duration::from_secs(1));
+    if matches!(outcome, Err(Error::Flooded)) {
+        server.metrics.refused("idle_bytes");
+    }
     match outcome {
         Ok(()) => tracing::debug!(id, %peer, "connection closed"),
         Err(error @ (Error::Protocol(_) | Error::Misbehaved(_) | Error::Flooded)) => {

@@ -36,7 +36,7 @@ pub struct Limits {
     pub publish_messages: u64,
     /// Bytes a second of a publisher, in the same way. 32 MiB is 268 Mb/s.
     pub publish_bytes: u64,
-    /// Bytes a second of a peer that does not publish, after a burst of two seconds of them; one that sends more is closed.
+    /// Bytes a second of a peer that does not publish, after a burst of two seconds of them; one that sends more is read no more, and closed.
     /// Calls, pongs and acknowledgements are some hundred a second at most.
     pub idle_bytes: u64,
     /// The part of `connections` that viewers may not use: it is kept for publishers and for nodes that pull.

@@ -25,9 +25,9 @@ use super::request::{Failure, Request, decoded, empty, request};
 use super::{Routes, openapi, probes};
 use crate::health::Health;
 use crate::net::Peers;
-use crate::net::peers::Activity;
+use crate::net::peers::{Activity, Peer};
 use futures::future::BoxFuture;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -202,18 +202,12 @@ impl Admin {
 
     fn list(&self, activity: Activity, request: &Request) -> Result<Response, Failure> {
         request.expect("GET")?;
-        let Page { after, limit, stream } = Page::<u64>::read(&request.query)?;
-        let (after, peers) = (after.unwrap_or_default(), self.peers.as_ref());
-        let mut page =
-            peers.map_or_else(Vec::new, |peers| peers.list(activity, stream.as_ref(), after, limit + 1));
-        let more = page.len() > limit;
-        page.truncate(limit);
-        let mut answer = json!({ "peers": page });
-        // As the lists of reactors have it: missing on the last page.
-        if let (true, Some(last), Some(answer)) = (more, page.last(), answer.as_object_mut()) {
-            answer.insert("next".to_owned(), last.id.into());
-        }
-        Ok(json_reply(&answer))
+        let (page, stream) = (Page::<u64>::read(&request.query)?, query::stream(&request.query)?);
+        let (after, most) = (page.after.unwrap_or_default(), page.limit + 1);
+        let peers = self.peers.as_ref();
+        let peers = peers.map_or_else(Vec::new, |peers| peers.list(activity, stream.as_ref(), after, most));
+        let (peers, next) = page.of(peers, |peer| &peer.id);
+        Ok(warp::reply::json(&PeerList { peers, next }).into_response())
     }
 
     fn kick(&self, activity: Activity, id: &str, path: &str, request: &Request) -> Result<Response, Failure> {
@@ -226,6 +220,14 @@ impl Admin {
             false => Err(Failure::no_path(path)),
         }
     }
+}
+
+#[derive(Serialize)]
+struct PeerList {
+    peers: Vec<Peer>,
+    /// There are more: the value of `after` that leads to them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next: Option<u64>,
 }
 
 /// Which peers a path is about, and which one of them.

@@ -3,6 +3,7 @@
 use super::request::Failure;
 use crate::api::LIST_MAX;
 use crate::ids::StreamName;
+use std::borrow::Cow;
 use std::fmt::Display;
 use std::str::FromStr;
 
@@ -16,31 +17,28 @@ pub(super) struct Page<T> {
     pub after: Option<T>,
     /// How many entries it has at most.
     pub limit: usize,
-    /// Only what is about this stream, where the list is of such things.
-    pub stream: Option<StreamName>,
 }
 
 impl<T: FromStr<Err: Display> + Ord + Clone> Page<T> {
-    /// From `after`, `limit` and `stream`.
+    /// From `after` and `limit`.
     pub fn read(query: &str) -> Result<Self, Failure> {
-        let mut page = Page { after: None, limit: LIST_MAX, stream: None };
-        let wrong = |key: &str, error: &dyn Display| Failure::bad(format!("{key}: {error}"));
+        let mut page = Page { after: None, limit: LIST_MAX };
         for (key, value) in url::form_urlencoded::parse(query.as_bytes()) {
             match &*key {
-                "after" => page.after = Some(value.parse().map_err(|error| wrong("after", &error))?),
+                "after" => page.after = Some(parsed("after", &value)?),
                 "limit" => {
                     let limit = value.parse().ok().filter(|limit| (1..=LIST_MAX).contains(limit));
                     page.limit = limit
                         .ok_or_else(|| Failure::bad(format!("limit is a number from 1 to {LIST_MAX}")))?;
                 }
-                "stream" => page.stream = Some(value.parse().map_err(|error| wrong("stream", &error))?),
                 _ => {}
             }
         }
         Ok(page)
     }
 
-    /// The entries of this page, and the value of `after` that leads to the next one.
+    /// The entries of this page, and the value of `after` that leads to the next one. Whoever has a list that begins behind `after` need
+    /// not bring more of it than `limit` and one.
     pub fn of<E>(&self, list: Vec<E>, key: impl Fn(&E) -> &T) -> (Vec<E>, Option<T>) {
         let later = |entry: &E| self.after.as_ref().is_none_or(|after| key(entry) > after);
         let mut rest = list.into_iter().filter(later);
@@ -50,12 +48,24 @@ impl<T: FromStr<Err: Display> + Ord + Clone> Page<T> {
     }
 }
 
+/// From `stream`: only what is about this one.
+pub(super) fn stream(query: &str) -> Result<Option<StreamName>, Failure> {
+    value(query, "stream").map(|name| parsed("stream", &name)).transpose()
+}
+
+fn value<'a>(query: &'a str, wanted: &str) -> Option<Cow<'a, str>> {
+    url::form_urlencoded::parse(query.as_bytes()).find_map(|(key, value)| (key == wanted).then_some(value))
+}
+
+fn parsed<T: FromStr<Err: Display>>(key: &str, value: &str) -> Result<T, Failure> {
+    value.parse().map_err(|error| Failure::bad(format!("{key}: {error}")))
+}
+
 /// From `reason`: why a peer is sent away.
 pub(super) fn reason(query: &str) -> Result<String, Failure> {
-    let given = url::form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key == "reason");
-    match given {
+    match value(query, "reason") {
         None => Ok("sent away by an operator".to_owned()),
-        Some((_, reason)) if reason.len() <= REASON_MAX => Ok(reason.into_owned()),
+        Some(reason) if reason.len() <= REASON_MAX => Ok(reason.into_owned()),
         Some(_) => Err(Failure::bad(format!("a reason has at most {REASON_MAX} bytes"))),
     }
 }
@@ -73,10 +83,11 @@ mod tests {
         assert_eq!(page("limit=2&after=2"), (vec![3, 4], Some(4)));
         assert_eq!(page("after=4&limit=2&other=x"), (vec![5], None));
         assert_eq!(page("after=9"), (vec![], None));
-        assert_eq!(Page::<u64>::read("stream=team/x").unwrap().stream.unwrap().as_str(), "team/x");
-        for bad in ["limit=0", "limit=1001", "limit=x", "after=x", "stream=a%20b"] {
+        for bad in ["limit=0", "limit=1001", "limit=x", "after=x"] {
             assert!(Page::<u64>::read(bad).is_err(), "{bad}");
         }
+        assert_eq!(stream("stream=team/x").unwrap().unwrap().as_str(), "team/x");
+        assert!(stream("").unwrap().is_none() && stream("stream=a%20b").is_err());
     }
 
     #[test]

@@ -7,7 +7,7 @@
 pub mod request;
 pub mod websocket;
 
-use super::connection::{Error, count_refusal, keep_waiting};
+use super::connection::{Error, count_refusal};
 use super::rate::Rate;
 use super::server::{Negotiating, Server};
 use super::transport::Transport;
@@ -45,22 +45,20 @@ struct Connection<'a> {
     input: BytesMut,
 }
 
-/// Serves a connection to its end.
+/// Serves a connection to its end, and gives back what is left of it.
 pub(super) async fn serve(
     server: &Server,
     transport: Transport,
     peer: SocketAddr,
     port: u16,
     id: u64,
-) -> Result<(), Error> {
+) -> (Result<(), Error>, Transport) {
     let rate = Rate::new(server.limits.idle_bytes, Instant::now());
     let holder = server.feeds.budget().holder();
     let mut connection =
         Connection { server, transport, peer, port, id, holder, rate, input: BytesMut::new() };
     let outcome = connection.run().await;
-    let Connection { transport, .. } = connection;
-    keep_waiting(server, &outcome, transport).await;
-    outcome
+    (outcome, connection.transport)
 }
 
 impl Connection<'_> {
@@ -244,7 +242,6 @@ impl Connection<'_> {
             () = self.holder.evicted() => return Err(Error::Evicted),
         };
         if !self.rate.take(n as u64, Instant::now()).is_zero() {
-            self.server.metrics.refused("idle_bytes");
             return Err(Error::Flooded);
         }
         self.server.metrics.received_bytes_total.inc_by(n as u64);
