@@ -73,6 +73,15 @@ impl Roles {
         Roles(roles)
     }
 
+    /// Refuses a typed flag that is of use to other roles only.
+    fn check_typed(&self, args: &Args) -> Result<(), Error> {
+        let Some((flag, of)) = args.typed.misplaced(|role| self.has(role)) else { return Ok(()) };
+        let of = Roles(of.iter().copied().collect()).names().join(" or ");
+        let own = self.names().join(" and ");
+        let why = format!("only a process with the role {of} uses it; the role here is {own}");
+        Err(Error::Flag { flag, why })
+    }
+
     /// Whether a role is among them.
     pub fn has(&self, role: Role) -> bool {
         self.0.contains(&role)
@@ -129,29 +138,13 @@ impl Plan {
     /// Works the flags out, and reads the files they name.
     pub fn new(args: Args) -> Result<Self, Error> {
         let roles = Roles::new(&args);
+        roles.check_typed(&args)?;
         let flag = |flag: &'static str, why: String| Error::Flag { flag, why };
-        if let Some((misplaced, of)) = args.typed.misplaced(|role| roles.has(role)) {
-            let names = |roles: &[Role]| Roles(roles.iter().copied().collect()).names().join(" or ");
-            let own = roles.names().join(" and ");
-            return Err(flag(
-                misplaced,
-                format!("only a process with the role {} uses it; the role here is {own}", names(of)),
-            ));
-        }
-        let admin_listen = match args.admin_listen.as_deref() {
-            Some("off") => None,
-            Some(text) => Some(address("--admin-listen", text)?),
-            None => Some((Ipv4Addr::LOCALHOST, roles.admin_port()).into()),
-        };
-        let http_listen = match args.http_listen.as_deref() {
-            Some("off") => None,
-            Some(text) => Some(address("--http-listen", text)?).filter(|_| roles.is_node()),
-            None => roles.has(Role::Playback).then(|| (Ipv6Addr::UNSPECIFIED, DEFAULT_HTTP_PORT).into()),
-        };
-        let agent_listen = match args.agent_listen.as_deref() {
-            Some("off") | None => None,
-            Some(text) => Some(address("--agent-listen", text)?),
-        };
+        let admin = (Ipv4Addr::LOCALHOST, roles.admin_port()).into();
+        let admin_listen = listen("--admin-listen", args.admin_listen.as_deref(), Some(admin))?;
+        let http = roles.has(Role::Playback).then(|| (Ipv6Addr::UNSPECIFIED, DEFAULT_HTTP_PORT).into());
+        let http_listen = listen("--http-listen", args.http_listen.as_deref(), http)?;
+        let agent_listen = listen("--agent-listen", args.agent_listen.as_deref(), None)?;
         let token = token(&args.reactor)?;
         if let Some(token) = &token {
             Secret::new(token).map_err(|error| flag("--reactor-token", error.to_string()))?;
@@ -166,24 +159,11 @@ impl Plan {
             Origin::parse(text, DEFAULT_HTTP_PORT)
                 .map_err(|error| flag("--http-advertise", error.to_string()))?;
         }
-        let (template_file, template) = match &args.reactor.watcher_template {
-            Some(file) => (file.display().to_string(), read(file)?),
-            None => ("watcher_reply.mmids".to_owned(), WATCHER_REPLY.to_owned()),
-        };
-        let template = Template::parse(&template)
-            .and_then(|template| template.check(&engine::check_answer).map(|()| template))
-            .map_err(|error| flag("--watcher-template", format!("{template_file}: {error}")))?;
+        let template = template(args.reactor.watcher_template.as_deref())?;
         if args.reactor.store != "memory" {
             Redis::check(&args.reactor.store).map_err(|error| flag("--store", error.to_string()))?;
         }
-        let sources = match &args.config {
-            Some(file) if roles.is_node() => vec![(file.display().to_string(), read(file)?)],
-            _ => [(Role::Ingest, INGEST), (Role::Playback, PLAYBACK)]
-                .into_iter()
-                .filter(|(role, _)| roles.has(*role))
-                .map(|(_, (name, text))| (name.to_owned(), text.to_owned()))
-                .collect(),
-        };
+        let sources = sources(args.config.as_deref(), &roles)?;
         args.auth.settings().check().map_err(|error| flag("--auth-file or --auth-jwt-keys", error))?;
         let tls = &args.transport;
         if let Some(files) = tls.certificate() {
@@ -195,11 +175,11 @@ impl Plan {
             return Err(flag("--https", why.to_owned()));
         }
         let plan = Plan {
+            http_listen: http_listen.filter(|_| roles.is_node()),
             roles,
             reactor_listen,
             admin_listen,
             agent_listen,
-            http_listen,
             token,
             template,
             sources,
@@ -277,11 +257,8 @@ impl Plan {
     ///
     /// Errors: a file cannot be read.
     pub fn reread(&self) -> Result<Plan, Error> {
-        let mut plan = self.clone();
-        if let Some(file) = self.args.config.as_ref().filter(|_| self.roles.is_node()) {
-            plan.sources = vec![(file.display().to_string(), read(file)?)];
-        }
-        Ok(plan)
+        let sources = sources(self.args.config.as_deref(), &self.roles)?;
+        Ok(Plan { sources, ..self.clone() })
     }
 
     /// Reads a text that is not among its files, with `${NAME}` filled.
@@ -356,6 +333,40 @@ fn variables(rtmp_port: u16, reactors: &Urls) -> HashMap<&'static str, String> {
     let urls: Vec<String> =
         reactors.as_slice().iter().map(|url| url.as_str().trim_end_matches('/').to_owned()).collect();
     HashMap::from([("RTMP_PORT", rtmp_port.to_string()), ("REACTOR_URL", urls.join(","))])
+}
+
+/// Where something listens: what the flag says, which may be 'off'.
+fn listen(
+    flag: &'static str,
+    given: Option<&str>,
+    default: Option<SocketAddr>,
+) -> Result<Option<SocketAddr>, Error> {
+    match given {
+        None => Ok(default),
+        Some("off") => Ok(None),
+        Some(text) => address(flag, text).map(Some),
+    }
+}
+
+/// The reply to watcher lookups: from this file, or the bundled one.
+fn template(file: Option<&Path>) -> Result<Template, Error> {
+    let (name, text) = match file {
+        Some(file) => (file.display().to_string(), read(file)?),
+        None => ("watcher_reply.mmids".to_owned(), WATCHER_REPLY.to_owned()),
+    };
+    Template::parse(&text)
+        .and_then(|template| template.check(&engine::check_answer).map(|()| template))
+        .map_err(|error| Error::Flag { flag: "--watcher-template", why: format!("{name}: {error}") })
+}
+
+/// The configurations of a process' nodes, each with its file's name: from this file, or the bundled ones.
+fn sources(file: Option<&Path>, roles: &Roles) -> Result<Vec<(String, String)>, Error> {
+    if let Some(file) = file.filter(|_| roles.is_node()) {
+        return Ok(vec![(file.display().to_string(), read(file)?)]);
+    }
+    let bundled = [(Role::Ingest, INGEST), (Role::Playback, PLAYBACK)];
+    let ours = bundled.into_iter().filter(|(role, _)| roles.has(*role));
+    Ok(ours.map(|(_, (name, text))| (name.to_owned(), text.to_owned())).collect())
 }
 
 fn address(flag: &'static str, text: &str) -> Result<SocketAddr, Error> {

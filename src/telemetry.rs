@@ -100,79 +100,59 @@ impl Metrics {
     /// Makes and registers all of them.
     pub fn new() -> Result<Self, prometheus::Error> {
         let registry = Registry::new();
-        let r = &registry;
+        let new = Maker(&registry);
         let made = Metrics {
-            connections: gauge(r, "lb_connections", "RTMP connections that are open")?,
-            connections_total: counter(r, "lb_connections_total", "RTMP connections accepted")?,
-            publishers: gauge(r, "lb_publishers", "Streams being published to this node")?,
-            viewers: gauge(r, "lb_viewers", "Viewers on this node, without the pulls of other nodes")?,
-            pulls_in: gauges(r, "lb_pulls_in", "Streams this node pulls from other nodes", "kind")?,
-            pulls_started_total: counters(
-                r,
+            connections: new.gauge("lb_connections", "RTMP connections that are open")?,
+            connections_total: new.counter("lb_connections_total", "RTMP connections accepted")?,
+            publishers: new.gauge("lb_publishers", "Streams being published to this node")?,
+            viewers: new.gauge("lb_viewers", "Viewers on this node, without the pulls of other nodes")?,
+            pulls_in: new.gauges("lb_pulls_in", "Streams this node pulls from other nodes", "kind")?,
+            pulls_started_total: new.counters(
                 "lb_pulls_started_total",
                 "Pulls started, restarts included",
                 "kind",
             )?,
-            pulls_out: gauge(r, "lb_pulls_out", "Pulls of other nodes from this node")?,
-            received_bytes_total: counter(r, "lb_received_bytes_total", "Bytes read from RTMP sockets")?,
-            sent_bytes_total: counter(r, "lb_sent_bytes_total", "Bytes written to RTMP sockets")?,
-            received_messages_total: counter(
-                r,
-                "lb_received_messages_total",
-                "Media messages received from publishers and pulls",
-            )?,
-            viewer_skips_total: counter(
-                r,
+            pulls_out: new.gauge("lb_pulls_out", "Pulls of other nodes from this node")?,
+            received_bytes_total: new.counter("lb_received_bytes_total", "Bytes read from RTMP sockets")?,
+            sent_bytes_total: new.counter("lb_sent_bytes_total", "Bytes written to RTMP sockets")?,
+            received_messages_total: new
+                .counter("lb_received_messages_total", "Media messages received from publishers and pulls")?,
+            viewer_skips_total: new.counter(
                 "lb_viewer_skips_total",
                 "Times a viewer fell behind and jumped to a newer keyframe",
             )?,
-            viewer_skipped_messages_total: counter(
-                r,
-                "lb_viewer_skipped_messages_total",
-                "Messages that viewers lost by jumping",
-            )?,
-            viewer_stalls_total: counter(
-                r,
-                "lb_viewer_stalls_total",
-                "Viewers closed because they stopped reading (stalled)",
-            )?,
-            refusals_total: counters(
-                r,
+            viewer_skipped_messages_total: new
+                .counter("lb_viewer_skipped_messages_total", "Messages that viewers lost by jumping")?,
+            viewer_stalls_total: new
+                .counter("lb_viewer_stalls_total", "Viewers closed because they stopped reading (stalled)")?,
+            refusals_total: new.counters(
                 "lb_refusals_total",
                 "Connections, publishes and plays refused, by reason",
                 "reason",
             )?,
-            http_refusals_total: counters(
-                r,
+            http_refusals_total: new.counters(
                 "lb_http_refusals_total",
                 "HTTP connections and requests refused, by limit or status",
                 "reason",
             )?,
-            publishers_throttled_total: counter(
-                r,
+            publishers_throttled_total: new.counter(
                 "lb_publishers_throttled_total",
                 "Pauses of publishers that sent more messages or bytes than they may.",
             )?,
-            misbehaved_total: counter(
-                r,
+            misbehaved_total: new.counter(
                 "lb_misbehaved_total",
                 "Connections closed because the peer broke the protocol or a limit",
             )?,
-            lost_messages_total: counters(
-                r,
+            lost_messages_total: new.counters(
                 "lb_lost_messages_total",
                 "Media messages that were not passed on, by reason",
                 "reason",
             )?,
-            streams: gauge(r, "lb_streams", "Streams held, live or in their grace time")?,
-            pumps: gauge(r, "lb_pumps", "Pumps that serve viewers")?,
-            first_picture: histogram(
-                r,
-                "lb_first_picture_seconds",
-                "From a viewer's play to its first keyframe",
-            )?,
-            switch_gap: histogram(
-                r,
+            streams: new.gauge("lb_streams", "Streams held, live or in their grace time")?,
+            pumps: new.gauge("lb_pumps", "Pumps that serve viewers")?,
+            first_picture: new
+                .histogram("lb_first_picture_seconds", "From a viewer's play to its first keyframe")?,
+            switch_gap: new.histogram(
                 "lb_switch_gap_seconds",
                 "How long viewers saw nothing new while their stream came from elsewhere",
             )?,
@@ -180,15 +160,20 @@ impl Metrics {
             lost_log: Default::default(),
             registry: registry.clone(),
         };
-        registered(r, build_info()?)?;
+        new.registered(build_info()?)?;
         registry.register(Box::new(ProcessCollector::for_self()))?;
+        made.show_zeros();
+        Ok(made)
+    }
+
+    /// What is zero is shown so, and not left out until it happens for the first time.
+    fn show_zeros(&self) {
         for kind in ["native", "ffmpeg"] {
-            made.pulls_in.with_label_values(&[kind]).set(0);
+            self.pulls_in.with_label_values(&[kind]).set(0);
         }
         for loss in Loss::ALL {
-            made.lost_messages_total.with_label_values(&[loss.label()]).reset();
+            self.lost_messages_total.with_label_values(&[loss.label()]).reset();
         }
-        Ok(made)
     }
 
     /// Where other parts register theirs.
@@ -271,40 +256,36 @@ fn build_info() -> Result<IntGaugeVec, prometheus::Error> {
 /// From a hundredth of a second, which is next to nothing, to half a minute, when viewers have left.
 const SECONDS: [f64; 12] = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0];
 
-fn registered<C: Collector + Clone + 'static>(registry: &Registry, made: C) -> Result<C, prometheus::Error> {
-    registry.register(Box::new(made.clone()))?;
-    Ok(made)
-}
+/// Makes metrics, and registers each.
+struct Maker<'a>(&'a Registry);
 
-fn histogram(registry: &Registry, name: &str, help: &str) -> Result<Histogram, prometheus::Error> {
-    let options = HistogramOpts::new(name, help).buckets(SECONDS.to_vec());
-    registered(registry, Histogram::with_opts(options)?)
-}
+type Made<T> = Result<T, prometheus::Error>;
 
-fn gauge(registry: &Registry, name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
-    registered(registry, IntGauge::new(name, help)?)
-}
+impl Maker<'_> {
+    fn registered<C: Collector + Clone + 'static>(&self, made: C) -> Made<C> {
+        self.0.register(Box::new(made.clone()))?;
+        Ok(made)
+    }
 
-fn counter(registry: &Registry, name: &str, help: &str) -> Result<IntCounter, prometheus::Error> {
-    registered(registry, IntCounter::new(name, help)?)
-}
+    fn histogram(&self, name: &str, help: &str) -> Made<Histogram> {
+        self.registered(Histogram::with_opts(HistogramOpts::new(name, help).buckets(SECONDS.to_vec()))?)
+    }
 
-fn gauges(
-    registry: &Registry,
-    name: &str,
-    help: &str,
-    label: &str,
-) -> Result<IntGaugeVec, prometheus::Error> {
-    registered(registry, IntGaugeVec::new(Opts::new(name, help), &[label])?)
-}
+    fn gauge(&self, name: &str, help: &str) -> Made<IntGauge> {
+        self.registered(IntGauge::new(name, help)?)
+    }
 
-fn counters(
-    registry: &Registry,
-    name: &str,
-    help: &str,
-    label: &str,
-) -> Result<IntCounterVec, prometheus::Error> {
-    registered(registry, IntCounterVec::new(Opts::new(name, help), &[label])?)
+    fn counter(&self, name: &str, help: &str) -> Made<IntCounter> {
+        self.registered(IntCounter::new(name, help)?)
+    }
+
+    fn gauges(&self, name: &str, help: &str, label: &str) -> Made<IntGaugeVec> {
+        self.registered(IntGaugeVec::new(Opts::new(name, help), &[label])?)
+    }
+
+    fn counters(&self, name: &str, help: &str, label: &str) -> Made<IntCounterVec> {
+        self.registered(IntCounterVec::new(Opts::new(name, help), &[label])?)
+    }
 }
 
 /// A gauge that is up by one for as long as this is held.
