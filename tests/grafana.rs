@@ -8,7 +8,7 @@ mod common;
 use common::lb::Lb;
 use common::publisher::{Media, Publisher};
 use common::viewer::Viewer;
-use common::{SOON, http, process, wait_for};
+use common::{SOON, http, process, root, wait_for};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -29,10 +29,6 @@ const LOSSES: [&str; 9] = [
     "lb_viewer_skips_total",
     "lb_viewer_stalls_total",
 ];
-
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
 
 fn folder() -> PathBuf {
     root().join("scripts/deploy/grafana")

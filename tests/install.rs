@@ -5,16 +5,12 @@
 mod common;
 
 use common::process::{self, Finished};
-use common::{SOON, http, lb};
+use common::{SOON, http, lb, root};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
 const ROLES: [&str; 4] = ["ingest", "playback", "reactor", "all"];
-
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
 
 fn try_install(args: &[&str]) -> Finished {
     let mut install = Command::new(root().join("scripts/install"));

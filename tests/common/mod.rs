@@ -17,10 +17,22 @@ pub mod process;
 pub mod publisher;
 pub mod viewer;
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// For things that take a moment on an idle machine, and longer on one with two busy cores.
 pub const SOON: Duration = Duration::from_secs(20);
+
+/// The folder of the project.
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// A file of the project.
+#[track_caller]
+pub fn read(name: &str) -> String {
+    std::fs::read_to_string(root().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
 
 /// Waits until `condition` holds, and panics with `what` if it does not within `deadline`.
 #[track_caller]

@@ -7,8 +7,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{OnceLock, mpsc};
 use std::time::Duration;
 
-/// From nothing, on two slow cores beside other builds.
-const RELEASE_DEADLINE: Duration = Duration::from_secs(1200);
+/// For a release build from nothing, on two slow cores beside other builds.
+pub const BUILD_DEADLINE: Duration = Duration::from_secs(1200);
 
 type Order = (Command, mpsc::Sender<io::Result<Child>>);
 
@@ -75,7 +75,7 @@ pub fn release() -> &'static str {
     static BINARY: OnceLock<String> = OnceLock::new();
     BINARY.get_or_init(|| {
         let build = "source scripts/lib.sh; build_release >&2; echo \"$(target_dir)/release/lb\"";
-        let built = run(script(build), RELEASE_DEADLINE);
+        let built = run(script(build), BUILD_DEADLINE);
         assert_eq!(built.code, Some(0), "{}", built.stderr);
         built.stdout.trim_end().to_owned()
     })

@@ -16,9 +16,6 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-/// Two packages; and the release build, if it was not built before.
-const BUILD: Duration = Duration::from_secs(1200);
-
 const ROLES: [&str; 4] = ["all", "ingest", "playback", "reactor"];
 
 /// The version of the package before.
@@ -40,7 +37,7 @@ fn packages() -> &'static Packages {
         let build = |more: &[&str]| {
             let mut command = process::script("scripts/package --fast --output \"$@\"");
             command.arg("package").arg(&folder).args(more);
-            let built = process::run(command, BUILD);
+            let built = process::run(command, process::BUILD_DEADLINE);
             assert_eq!(built.code, Some(0), "{}{}", built.stdout, built.stderr);
             let path = PathBuf::from(built.stdout.trim_end());
             assert!(path.is_file(), "standard output is the path alone: {:?}", built.stdout);
