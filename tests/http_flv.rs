@@ -314,4 +314,7 @@ fn a_silent_or_endless_peer_costs_its_own_connection() {
     wait_for("the talker's end", SOON, || talker.socket.write_all(&[0; 16 << 10]).is_err());
     assert!(std::iter::from_fn(|| player.next()).take(60).count() == 60);
     assert_eq!(node.metric("lb_refusals_total{reason=\"negotiation\"}"), 1.0);
+    // It was kept waiting before it was closed, and counted then.
+    node.wait_for_metric("lb_refusals_total{reason=\"idle_bytes\"}", 1.0, SOON);
+    assert!(node.log().contains("it sends more than a peer that does not publish may"), "{}", node.log());
 }

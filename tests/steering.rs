@@ -310,6 +310,7 @@ fn streams_have_metrics_of_their_own_within_a_limit() {
     wait_for("three streams", SOON, || node.metric("lb_streams") >= 3.0);
     assert_eq!(node.metric("lb_streams_without_metrics"), 1.0);
     wait_for("frames", SOON, || node.metric("lb_stream_frames_total{stream=\"a\",side=\"publish\"}") > 10.0);
+    assert_eq!(node.metric("lb_stream_epoch{stream=\"a\",side=\"publish\"}"), 1.0);
     assert_eq!(node.metric("lb_stream_frames_total{stream=\"c\"}"), 0.0);
     assert_eq!(node.metric("lb_build_info"), 1.0);
     assert!(node.metric("process_open_fds") > 0.0);
