@@ -10,7 +10,7 @@
 //! | 1 | `relay`, `registry`, `published`, `observed`, `auth` | one publisher and many viewers; who owns a stream name; what is published here; what nodes said of streams; who may publish and play |
 //! | 0 | `rtmp`, `media` | bytes in, events and bytes out: no sockets, no clocks, no tokio |
 //!
-//! `ids`, `api`, `budget`, `drain`, `health`, `journal`, `reread` and `telemetry` are pillars: usable from floor 1 up.
+//! `ids`, `api`, `budget`, `drain`, `health`, `journal`, `reread`, `retry` and `telemetry` are pillars: usable from floor 1 up.
 
 pub mod api;
 pub mod auth;
@@ -32,6 +32,7 @@ pub mod published;
 pub mod registry;
 pub mod relay;
 pub mod reread;
+pub mod retry;
 pub mod rtmp;
 pub mod steps;
 pub mod telemetry;

@@ -5,10 +5,10 @@
 
 use super::http::{CALL_DEADLINE, Http, cause};
 use super::metrics::ClientMetrics;
-use super::retry::pauses;
 use super::targets::{PLAIN_SERVER_RETRY, Target, Targets};
 use super::urls::{Urls, endpoint};
 use crate::api::Change;
+use crate::retry::pauses;
 use bytes::Bytes;
 use eventsource_stream::EventStream;
 use futures::{Stream, StreamExt, stream};

@@ -28,7 +28,6 @@ mod question;
 mod readiness;
 mod releases;
 mod reporter;
-mod retry;
 mod targets;
 mod urls;
 mod web;

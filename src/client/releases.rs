@@ -3,8 +3,8 @@
 
 use super::calls::{Outcome, Reactors};
 use super::metrics::ClientMetrics;
-use super::retry::pauses;
 use crate::api::PublisherRelease;
+use crate::retry::pauses;
 use crate::telemetry::Seldom;
 use futures::StreamExt;
 use reqwest::Method;

@@ -12,10 +12,10 @@ use crate::budget::{Charge, Holder};
 use crate::ids::NodeId;
 use crate::media::Packet;
 use crate::relay::{Feed, Feeds, PullEvent, RelayId};
+use crate::retry::pauses;
 use crate::rtmp;
 use crate::rtmp::session::{Client, ClientEvent, Target};
 use crate::telemetry::{Counted, Loss, Metrics, shown};
-use backon::{BackoffBuilder, ExponentialBuilder};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection};
 use std::io;
@@ -88,17 +88,8 @@ impl Settings {
     /// The pauses before the next attempts, without end: none is longer than `retry_max`, jitter included.
     fn pauses(&self) -> impl Iterator<Item = Duration> + use<> {
         let longest = self.retry_max;
-        ExponentialBuilder::default()
-            .with_min_delay(self.retry_min)
-            // The jitter adds up to as much again.
-            .with_max_delay(longest / 2)
-            .with_jitter()
-            // Without a seed of their own all pulls would draw the same pauses.
-            .with_jitter_seed(rand::random())
-            .without_max_times()
-            .build()
-            // The first one is the shortest and its jitter, whatever the longest is.
-            .map(move |pause| pause.min(longest))
+        // The first one is the shortest and its jitter, whatever the longest is.
+        pauses(self.retry_min * 2, longest).map(move |pause| pause.min(longest))
     }
 }
 

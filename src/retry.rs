@@ -1,11 +1,13 @@
 //! The pauses between tries.
+//!
+//! What is tried, and when it counts as healthy again, is known to whoever tries.
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use std::time::Duration;
 
 /// Pauses that double from `first` to `most`, without end. Each is shortened by up to a half at random, so that many
-/// nodes that lost one reactor do not come back in step. What works again begins anew with another of these.
-pub(super) fn pauses(first: Duration, most: Duration) -> ExponentialBackoff {
+/// nodes that lost one server do not come back in step. What works again begins anew with another of these.
+pub fn pauses(first: Duration, most: Duration) -> ExponentialBackoff {
     // The crate's jitter lengthens a pause, by up to itself.
     ExponentialBuilder::new()
         .with_min_delay(first / 2)
