@@ -26,11 +26,13 @@ pub enum Loss {
     NoKeyframe,
     /// Headers beyond the limits of a stream: late viewers do not get them.
     Headers,
+    /// What a push, a transcode or HLS could not take in time, or did not get because its target was away.
+    Behind,
 }
 
 impl Loss {
-    const ALL: [Loss; 5] =
-        [Loss::Unusable, Loss::NoOutlet, Loss::Superseded, Loss::NoKeyframe, Loss::Headers];
+    const ALL: [Loss; 6] =
+        [Loss::Unusable, Loss::NoOutlet, Loss::Superseded, Loss::NoKeyframe, Loss::Headers, Loss::Behind];
 
     fn label(self) -> &'static str {
         match self {
@@ -39,6 +41,7 @@ impl Loss {
             Loss::Superseded => "superseded",
             Loss::NoKeyframe => "no_keyframe",
             Loss::Headers => "headers",
+            Loss::Behind => "behind",
         }
     }
 }

@@ -52,7 +52,8 @@ pub(super) async fn run(connection: &mut Connection<'_>, publishing: Publishing)
     // Dropped at the end, the feed first: that ends the media, and the guard tells the step.
     let gone = CancellationToken::new();
     let _gone = gone.clone().drop_guard();
-    let mut feed = connection.server.feeds.begin_for(None, Some(session), connection.holder.clone());
+    let mut feed =
+        connection.server.feeds.begin_for(None, Some(publishing.session), connection.holder.clone());
     let publication = match ask(connection, &publishing, feed.reference(), gone).await? {
         Asked::Accepted(publication) => publication,
         Asked::Withdrawn => return Ok(true),

@@ -1,7 +1,7 @@
 //! Media on its way into this node: one publish, or one attempt of a pull.
 //!
 //! ```text
-//! connection or pull ──push──▶ Feed ──▶ outlets: a relay stream, later a push or a transcode
+//! connection or pull ──push──▶ Feed ──▶ outlets: a relay stream, a push, a transcode
 //!                                ▲
 //!                engine's steps ─┘ attach outlets, by the feed's id
 //! ```
@@ -15,7 +15,7 @@
 use super::headers::{Headers, Seen};
 use super::stream::RelayId;
 use crate::budget::{Budget, Charge, Holder};
-use crate::ids::SessionTag;
+use crate::ids::SessionId;
 use crate::media::Packet;
 use crate::telemetry::{Loss, Metrics};
 use std::collections::HashMap;
@@ -102,7 +102,7 @@ pub struct Attachment {
 struct Shared {
     id: FeedId,
     upstream: Option<RelayId>,
-    session: Option<SessionTag>,
+    session: Option<SessionId>,
     holder: Holder,
     feeds: Arc<Feeds>,
     state: Mutex<State>,
@@ -156,11 +156,11 @@ impl Feeds {
     }
 
     /// A feed begins. What it and its outlets hold is charged to `holder`, who has to end it when it is evicted. `session`: the
-    /// publish that it is, for logs.
+    /// publish that it is.
     pub fn begin_for(
         self: &Arc<Self>,
         upstream: Option<RelayId>,
-        session: Option<SessionTag>,
+        session: Option<SessionId>,
         holder: Holder,
     ) -> Feed {
         let id = FeedId(rand::random());
@@ -253,7 +253,7 @@ impl FeedRef {
     }
 
     /// The publish that it is, if it is one on this node.
-    pub fn session(&self) -> Option<SessionTag> {
+    pub fn session(&self) -> Option<SessionId> {
         self.0.session
     }
 

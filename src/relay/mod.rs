@@ -1,6 +1,6 @@
 //! One publisher, many viewers.
 //!
-//! A [`Feed`] is media on its way in; it goes to outlets, of which a stream is one.
+//! A [`Feed`] is media on its way in; it goes to outlets, of which a stream is one, and a [`queue`] to somewhere else another.
 //! A [`Hub`] knows the streams of one watch point by name and says which of them have viewers. A [`Stream`] keeps one
 //! [`ring`] of recent messages as wire-ready bytes, in the [`Format`] that a viewer wants. A [`Viewer`] is a place in that ring and a socket: no queue of its
 //! own, no copy, no serialisation. A pump per stream writes new blocks to all viewers at the live edge; a viewer whose
@@ -61,6 +61,7 @@ pub mod format;
 pub mod headers;
 pub mod hub;
 mod pump;
+pub mod queue;
 pub mod ring;
 mod seat;
 pub mod settings;
@@ -73,6 +74,7 @@ pub use feed::{Attachment, Feed, FeedId, FeedRef, Feeds, Outlet, PullEvent};
 pub use figures::Figures;
 pub use format::Format;
 pub use hub::{Admission, Demand, Hub, Interest, JoinError, Source};
+pub use queue::{Inlet, Queue};
 pub use seat::Sink;
 pub use settings::{Batching, Settings};
 pub use stream::{Doing, End, RelayId, Stream};

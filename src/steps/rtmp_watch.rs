@@ -8,7 +8,7 @@ use super::announce;
 use super::parameters::{ParameterError, Parameters};
 use super::reactors::{Asker, Reactors, Status, next_status};
 use crate::api::PULL_APP;
-use crate::ids::StreamName;
+use crate::ids::{SessionId, StreamName};
 use crate::net::routes::{KeyPattern, Place, PlayRoute, RouteGuard, Routes};
 use crate::relay::{Admission, Attachment, Batching, Demand, End, Feeds, Hub, Settings};
 use crate::telemetry::{Metrics, Seldom};
@@ -210,7 +210,7 @@ impl WatchStep {
         match (name, announce::feed(&self.feeds, stream)) {
             (Ok(name), Some(feed)) => {
                 // A pull brings whatever publish the reactor named last.
-                let session = feed.session().or_else(|| self.reactors.session(&name));
+                let session = feed.session().map(SessionId::tag).or_else(|| self.reactors.session(&name));
                 let source = self.hub.attach(&name, feed.upstream());
                 let source = source.charged_to(feed.holder()).of_session(session);
                 self.attached.insert(stream.clone(), feed.attach(Box::new(source)));
