@@ -64,6 +64,10 @@ pub struct Metrics {
     pub pulls_started_total: IntCounterVec,
     /// Other nodes that pull a stream from this one.
     pub pulls_out: IntGauge,
+    /// Streams this node pushes to other servers, by the way it pushes (`native`, `ffmpeg`).
+    pub pushes: IntGaugeVec,
+    /// Connections and processes of pushes that were started.
+    pub pushes_started_total: IntCounterVec,
     /// Bytes read from RTMP sockets.
     pub received_bytes_total: IntCounter,
     /// Bytes written to RTMP sockets.
@@ -116,6 +120,12 @@ impl Metrics {
                 "kind",
             )?,
             pulls_out: new.gauge("lb_pulls_out", "Pulls of other nodes from this node")?,
+            pushes: new.gauges("lb_pushes", "Streams this node pushes to other servers", "kind")?,
+            pushes_started_total: new.counters(
+                "lb_pushes_started_total",
+                "Connections and processes of pushes that were started",
+                "kind",
+            )?,
             received_bytes_total: new.counter("lb_received_bytes_total", "Bytes read from RTMP sockets")?,
             sent_bytes_total: new.counter("lb_sent_bytes_total", "Bytes written to RTMP sockets")?,
             received_messages_total: new

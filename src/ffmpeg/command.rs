@@ -8,21 +8,21 @@ use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
-/// Why a location cannot be pulled from.
+/// Why a text is no location.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// Nothing to pull from.
-    #[error("the location to pull from is empty; a URL or a file path is allowed")]
+    /// Nothing.
+    #[error("it is empty; a URL or a file path is allowed")]
     Empty,
     /// ffmpeg would take it for an option.
-    #[error("the location to pull from must not begin with '-'; write './-…' for a file")]
+    #[error("it must not begin with '-'; write './-…' for a file")]
     Dash,
     /// Not an argument that a process can be given, or not one that a log line can hold.
-    #[error("the location to pull from has a control character; a URL or a file path is allowed")]
+    #[error("it has a control character; a URL or a file path is allowed")]
     Control,
 }
 
-/// What ffmpeg reads: a URL or a file path, checked. It is handed over as one argument, never through a shell.
+/// What ffmpeg reads or writes: a URL or a file path, checked. It is handed over as one argument, never through a shell.
 ///
 /// It may hold credentials, so it is shown without user, password and query. ffmpeg takes it on its command line
 /// only, where other users of the host can see it unless `/proc` is mounted with `hidepid`.
@@ -64,7 +64,29 @@ impl Location {
         self.scheme().is_some_and(|scheme| scheme.starts_with("rtmp") && scheme != "rtmps")
     }
 
-    fn scheme(&self) -> Option<String> {
+    /// Its stream key, which is a secret where it is pushed to: what stands behind the app of an RTMP URL, without the query.
+    pub(super) fn key(&self) -> Option<String> {
+        let is_rtmp = self.scheme().is_some_and(|scheme| scheme.starts_with("rtmp"));
+        let (path, _) = self.0.split_once('?').unwrap_or((&self.0, ""));
+        let key = path.splitn(5, '/').nth(4).filter(|key| !key.is_empty() && is_rtmp);
+        key.map(str::to_owned)
+    }
+
+    /// For people, without the stream key.
+    pub(super) fn without_key(&self) -> String {
+        let shown = self.to_string();
+        match self.key() {
+            Some(key) => shown.rsplit_once(&key).map_or("…", |(before, _)| before).to_owned() + "…",
+            None => shown,
+        }
+    }
+
+    /// For ffmpeg's command line.
+    pub(super) fn as_argument(&self) -> &str {
+        &self.0
+    }
+
+    pub(super) fn scheme(&self) -> Option<String> {
         let (scheme, _) = self.0.split_once("://")?;
         Some(scheme.to_ascii_lowercase())
     }
@@ -87,16 +109,15 @@ impl fmt::Debug for Location {
 /// With sound and picture both there, ffmpeg starts as soon as it has seen both (0.35 s after connecting). With only one
 /// of them it waits for the other; without a limit, for as long as the stream lives. A track that comes later than this
 /// is not pulled.
-const RTMP_ANALYZE: Duration = Duration::from_secs(1);
+pub(super) const RTMP_ANALYZE: Duration = Duration::from_secs(1);
 
 /// How long one track may keep another waiting when packets are put in order. ffmpeg's own default is 10 s, so a
 /// microphone that goes silent would hold the picture that long.
-const INTERLEAVE: Duration = Duration::from_secs(1);
+pub(super) const INTERLEAVE: Duration = Duration::from_secs(1);
 
 /// The argument list. `io_timeout` is the longest wait for the network within ffmpeg; `ca_file` stands in the place of the
 /// host's root certificates, and a server that speaks TLS must have a certificate that is believed.
 pub fn arguments(location: &Location, io_timeout: Duration, ca_file: Option<&Path>) -> Vec<String> {
-    let micros = |time: Duration| time.as_micros().to_string();
     let mut args = Args::default();
     args.add(["-hide_banner", "-nostdin", "-nostats", "-loglevel", "warning"]);
     // Not guessing the frame rate saves 20 frames of waiting and changes nothing in a copy. `-fflags nobuffer` is left
@@ -148,11 +169,21 @@ fn protocols(location: &Location) -> &'static str {
     }
 }
 
+/// As ffmpeg takes times.
+pub(super) fn micros(time: Duration) -> String {
+    time.as_micros().to_string()
+}
+
+/// An argument list.
 #[derive(Default)]
-struct Args(Vec<String>);
+pub(super) struct Args(Vec<String>);
 
 impl Args {
-    fn add<const N: usize>(&mut self, args: [&str; N]) {
+    pub(super) fn into_list(self) -> Vec<String> {
+        self.0
+    }
+
+    pub(super) fn add<const N: usize>(&mut self, args: [&str; N]) {
         self.0.extend(args.map(str::to_owned));
     }
 }

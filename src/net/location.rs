@@ -79,6 +79,11 @@ impl Location {
         let scheme = if self.tls { "rtmps" } else { "rtmp" };
         format!("{scheme}://{}/{}", self.authority, self.app)
     }
+
+    /// What may be shown of a place to publish to, where the name is a secret.
+    pub fn without_key(&self) -> String {
+        format!("{}/…", self.tc_url())
+    }
 }
 
 impl fmt::Display for Location {

@@ -1,4 +1,4 @@
-//! The RTMP sockets of a node: listeners and connections, publishing and playing, and pulling from other nodes.
+//! The RTMP sockets of a node: listeners and connections, publishing and playing, pulling from other servers and pushing to them.
 //!
 //! A connection is one task that reads as a story: negotiate, then publish or play, until it ends. Who may do what is
 //! decided by the [`routes`], which the floors above fill; this floor knows nothing of workflows or reactors.
@@ -7,6 +7,7 @@ pub mod acl;
 mod addresses;
 pub mod certificate;
 mod connection;
+mod dial;
 pub mod flv;
 mod listener;
 pub mod location;
@@ -17,6 +18,7 @@ mod play;
 pub mod proxy;
 mod publish;
 pub mod pull;
+pub mod push;
 mod rate;
 pub mod routes;
 mod serve;

@@ -3,9 +3,9 @@
 //! A pull is one task. It connects, plays, pushes what arrives into a feed, and connects again when that ends, until it is
 //! dropped. It does not know why the stream is wanted, nor whether another server has it by now.
 
+use super::dial::{DialError, dial};
 use super::location::Location;
 use super::origins::Origins;
-use super::socket;
 use super::transport::Transport;
 use crate::auth::{PullKey, Unsigned};
 use crate::budget::{Charge, Holder};
@@ -16,15 +16,12 @@ use crate::retry::pauses;
 use crate::rtmp;
 use crate::rtmp::session::{Client, ClientEvent, Target};
 use crate::telemetry::{Counted, Loss, Metrics, shown};
-use rustls::pki_types::ServerName;
-use rustls::{ClientConfig, ClientConnection};
+use rustls::ClientConfig;
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
-use tokio::net::{TcpStream, lookup_host};
 use tokio::sync::{Notify, mpsc};
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 /// The query parameter of a pull's stream key that names the nodes it came through, for [`hops`].
@@ -102,11 +99,11 @@ pub(super) fn hops(query: &str) -> impl Iterator<Item = &str> {
 #[derive(Debug, thiserror::Error)]
 enum Error {
     #[error("{0}")]
+    Dial(#[from] DialError),
+    #[error("{0}")]
     Socket(#[from] io::Error),
     #[error("{0}")]
     Protocol(#[from] rtmp::Error),
-    #[error("no answer to connect within {0:?}")]
-    Connect(Duration),
     #[error("nothing arrived for {0:?}")]
     Silence(Duration),
     #[error("refused: {0}")]
@@ -117,8 +114,6 @@ enum Error {
     Ended,
     #[error("the server closed the connection")]
     Closed,
-    #[error("this node pulls without TLS only")]
-    NoTls,
     #[error("this node pulls by TLS only (--pull-tls), and the location is not rtmps://")]
     OnlyTls,
     #[error("the memory that peers may make this node hold is used up")]
@@ -361,39 +356,11 @@ impl Puller {
         format!("{name}?{}", kept.join("&"))
     }
 
-    /// Connects, with TLS where the location says so.
     async fn transport(&self) -> Result<Transport, Error> {
-        let Location { host, tls, .. } = &self.location;
-        if self.settings.only_tls && !tls {
+        if self.settings.only_tls && !self.location.tls {
             return Err(Error::OnlyTls);
         }
-        let socket = self.connect().await?;
-        socket::prepare(&socket);
-        if !tls {
-            return Ok(Transport::plain(socket));
-        }
-        let config = self.settings.tls.clone().ok_or(Error::NoTls)?;
-        let name = ServerName::try_from(host.clone()).map_err(io::Error::other)?;
-        let connection = ClientConnection::new(config, name).map_err(io::Error::other)?;
-        let begun = timeout(self.settings.connect, Transport::tls(socket, connection)).await;
-        Ok(begun.map_err(|_| Error::Connect(self.settings.connect))??)
-    }
-
-    /// Connects to the first address that answers.
-    async fn connect(&self) -> Result<TcpStream, Error> {
-        let Location { host, port, .. } = &self.location;
-        let resolved = timeout(self.settings.connect, lookup_host((host.as_str(), *port))).await;
-        let addresses: Vec<SocketAddr> =
-            resolved.map_err(|_| Error::Connect(self.settings.connect))??.collect();
-        let mut last = Error::Socket(io::Error::new(io::ErrorKind::NotFound, "the host has no address"));
-        for address in addresses {
-            match timeout(self.settings.connect, TcpStream::connect(address)).await {
-                Ok(Ok(socket)) => return Ok(socket),
-                Ok(Err(error)) => last = error.into(),
-                Err(_) => last = Error::Connect(self.settings.connect),
-            }
-        }
-        Err(last)
+        Ok(dial(&self.location, self.settings.connect, self.settings.tls.as_ref()).await?)
     }
 }
 

@@ -60,6 +60,8 @@ struct State {
     /// Whoever reads next needs the headers first.
     fresh: bool,
     ended: bool,
+    /// Nobody reads any more.
+    closed: bool,
 }
 
 impl State {
@@ -73,11 +75,15 @@ impl State {
             seeking: false,
             fresh: true,
             ended: false,
+            closed: false,
         }
     }
 
     /// Takes a packet in, and says how many frames were given up.
     fn push(&mut self, packet: &Packet) -> usize {
+        if self.closed {
+            return usize::from(!packet.kind.is_header());
+        }
         let header = self.headers.see(packet) != Seen::Frame;
         self.video |= packet.kind.is_video_frame();
         if self.seeking && (header || !self.is_start(packet)) {
@@ -190,6 +196,20 @@ impl Outlet for Inlet {
         };
         self.0.lost(given_up);
         self.0.news.notify_one();
+    }
+}
+
+/// What nobody read is lost.
+impl Drop for Queue {
+    fn drop(&mut self) {
+        let left = {
+            let mut state = self.0.state();
+            let left = state.packets.drain(..).filter(|packet| !packet.kind.is_header()).count();
+            (state.bytes, state.closed) = (0, true);
+            state.charge.set(0);
+            left
+        };
+        self.0.lost(left);
     }
 }
 

@@ -119,7 +119,7 @@ enum Order {
     Connecting,
     /// connect was answered, and the owner has not said yet what to play.
     Connected,
-    /// createStream has been sent, and play waits for its answer.
+    /// createStream has been sent, and play or publish waits for its answer.
     Creating,
     /// Everything has been sent, one after the other.
     Stepwise,
@@ -150,6 +150,12 @@ impl Client {
     /// [`ClientEvent::Connected`] it waits for [`Client::play_stream`]; the stream key of `target` is not used.
     pub fn connect(target: &Target, limits: Limits, nonce: Nonce) -> Client {
         Client::new(Purpose::Play, Order::Connecting, target, limits, nonce)
+    }
+
+    /// A connection that will publish, to a server that may not take calls before it has answered the ones before. It asks for one
+    /// thing after the other by itself, as [`Client::publish`] asks for all at once.
+    pub fn publish_stepwise(target: &Target, limits: Limits, nonce: Nonce) -> Client {
+        Client::new(Purpose::Publish, Order::Connecting, target, limits, nonce)
     }
 
     fn new(purpose: Purpose, order: Order, target: &Target, limits: Limits, nonce: Nonce) -> Client {
@@ -300,13 +306,18 @@ impl Client {
             return;
         }
         self.announce();
+        self.create_stream();
+        self.ask_for_stream();
+    }
+
+    /// With the calls around it that Flash Media encoders make.
+    fn create_stream(&mut self) {
         if self.purpose == Purpose::Publish {
             let key = || [Value::string(self.target.stream_key.as_str())];
             self.link.command(0, Command::new("releaseStream", RELEASE_STREAM, Value::Null, key()));
             self.link.command(0, Command::new("FCPublish", FC_PUBLISH, Value::Null, key()));
         }
         self.link.command(0, Command::new("createStream", CREATE_STREAM, Value::Null, []));
-        self.ask_for_stream();
     }
 
     /// Comes after connect: some servers expect that to be the first message.
@@ -437,6 +448,10 @@ impl Client {
         if self.order == Order::Connecting {
             self.order = Order::Connected;
             self.announce();
+            if self.purpose == Purpose::Publish {
+                self.create_stream();
+                self.order = Order::Creating;
+            }
         }
         self.events.push_back(ClientEvent::Connected);
     }
