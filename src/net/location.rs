@@ -39,6 +39,17 @@ pub enum LocationError {
     Path(String),
 }
 
+impl LocationError {
+    /// For where the name is a secret, as that of a place to publish to is.
+    pub fn without_key(&self) -> &'static str {
+        match self {
+            LocationError::Url(_) => "this is not a URL; rtmp://HOST[:PORT]/APP/KEY is allowed",
+            LocationError::Scheme(_) => "this is not an rtmp:// or rtmps:// URL",
+            LocationError::Path(_) => "it lacks an app or a stream key; rtmp://HOST[:PORT]/APP/KEY is allowed",
+        }
+    }
+}
+
 impl Location {
     /// Reads a URL.
     pub fn parse(text: &str) -> Result<Self, LocationError> {

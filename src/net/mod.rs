@@ -9,6 +9,7 @@ pub mod certificate;
 mod connection;
 mod dial;
 pub mod flv;
+pub mod hls;
 mod listener;
 pub mod location;
 mod low_water;

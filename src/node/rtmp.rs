@@ -16,6 +16,7 @@ use crate::config::{Checked, Plan};
 use crate::drain::Drain;
 use crate::health::Health;
 use crate::ids::{NodeId, Origin};
+use crate::net::hls::HlsOutputs;
 use crate::net::{self, Entrance, Peers, routes::Routes};
 use crate::published::Published;
 use crate::relay::{self, Batching, Feeds};
@@ -63,6 +64,8 @@ pub(super) struct Shared<'a> {
     pulled_at: PulledAt,
     rtmp: rtmp::Limits,
     routes: Arc<Routes>,
+    /// What `ffmpeg_hls` writes.
+    hls: Arc<HlsOutputs>,
     feeds: Arc<Feeds>,
     published: Arc<Published>,
     http: Http,
@@ -109,6 +112,7 @@ impl<'a> Shared<'a> {
             pulled_at,
             rtmp: rtmp::Limits { message_bytes: args.limits.max_message_bytes, ..Default::default() },
             routes: Routes::new(),
+            hls: HlsOutputs::new(),
             feeds: Feeds::within(budget, metrics.clone()),
             published: Published::new(),
             http,
@@ -175,6 +179,8 @@ impl<'a> Shared<'a> {
                 only_tls: self.args.transport.pull_tls,
                 ..net::pull::Settings::new(self.node.clone())
             },
+            push: net::push::Settings { tls: Some(self.believed.clone()), ..Default::default() },
+            hls: self.hls.clone(),
             rtmp: self.rtmp,
             ffmpeg: ffmpeg::Settings {
                 ffmpeg: self.args.media.ffmpeg_path.clone(),

@@ -5,7 +5,7 @@
 //! `forward_to`, says where the media of a returned workflow goes that has no step to consume it.
 
 use super::definition::{ConfigError, ReactorDefinition};
-use super::forwarder;
+use super::{forwarder, outputs};
 use crate::client::{ClientMetrics, Http, Lookup, Urls};
 use mmids_core::workflows::definitions::{WorkflowDefinition, WorkflowStepDefinition, WorkflowStepType};
 use std::collections::HashMap;
@@ -17,7 +17,8 @@ pub const NAME: &str = "simple_http";
 /// Whether a step takes a workflow's media somewhere.
 fn consumes(step: &WorkflowStepDefinition) -> bool {
     let name = step.step_type.0.as_str();
-    forwarder::NAMES.contains(&name) || name == "rtmp_watch"
+    let outlets = [outputs::RTMP_PUSH, outputs::FFMPEG_PUSH, outputs::FFMPEG_HLS];
+    forwarder::NAMES.contains(&name) || name == "rtmp_watch" || outlets.contains(&name)
 }
 
 /// An mmids reactor's definition, read.

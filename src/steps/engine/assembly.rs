@@ -6,13 +6,16 @@ use super::super::forwarder::{self, Directory};
 use super::super::parameters::ParameterError;
 use super::super::pull::{self, Pull};
 use super::super::reactors::{Identity, Reactors};
-use super::super::{rtmp_receive, rtmp_watch};
+use super::super::hls::Cutter;
+use super::super::outlet::{self, Began};
+use super::super::{outputs, rtmp_receive, rtmp_watch, transcode};
 use super::check::{check_step, read_location};
 use crate::client::{ClientMetrics, Http};
-use crate::ffmpeg;
+use crate::ffmpeg::{self, Job, Output};
 use crate::health::Health;
 use crate::ids::StreamName;
 use crate::net;
+use crate::net::hls::HlsOutputs;
 use crate::net::routes::Routes;
 use crate::published::Published;
 use crate::relay::{self, Feeds};
@@ -23,9 +26,11 @@ use mmids_core::workflows::definitions::{WorkflowStepDefinition, WorkflowStepTyp
 use mmids_core::workflows::manager::WorkflowManagerRequest;
 use mmids_core::workflows::steps::factory::{StepGenerator, WorkflowStepFactory};
 use mmids_core::workflows::steps::workflow_forwarder::WorkflowForwarderStepGenerator;
+use futures::FutureExt;
 use std::collections::HashMap;
 use std::sync::Arc;
 use tokio::sync::mpsc::UnboundedSender;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 /// What the engine is put together from.
@@ -46,8 +51,12 @@ pub struct Parts {
     pub pull: net::pull::Settings,
     /// The limits of pulls.
     pub rtmp: crate::rtmp::Limits,
-    /// How streams are pulled by ffmpeg.
+    /// How streams are pushed by this process.
+    pub push: net::push::Settings,
+    /// How ffmpeg is run.
     pub ffmpeg: ffmpeg::Settings,
+    /// Where players find what `ffmpeg_hls` writes.
+    pub hls: Arc<HlsOutputs>,
     /// The connections to reactors.
     pub http: Http,
     /// What is counted.
@@ -90,6 +99,7 @@ pub(super) fn factory(
     directory: &Arc<Directory>,
     events: &UnboundedSender<SubscriptionRequest>,
     asked: &UnboundedSender<ReactorManagerRequest>,
+    stopping: &CancellationToken,
 ) -> Result<WorkflowStepFactory, ConfigError> {
     let mut steps: Vec<(&str, Box<dyn StepGenerator + Sync + Send>)> = Vec::new();
     for name in forwarder::NAMES {
@@ -101,6 +111,17 @@ pub(super) fn factory(
     let by_ffmpeg = ffmpeg_pull(&parts);
     steps.push(("rtmp_pull", Box::new(pull::Generator::new(native, reactors.clone()))));
     steps.push(("ffmpeg_pull", Box::new(pull::Generator::new(by_ffmpeg, reactors.clone()))));
+    for (name, read) in outlets(&parts, stopping) {
+        let (feeds, metrics, tasks) = (parts.feeds.clone(), parts.metrics.clone(), parts.tasks.clone());
+        steps.push((name, Box::new(outlet::Generator { read, feeds, metrics, tasks })));
+    }
+    let transcode = transcode::Generator {
+        ffmpeg: parts.ffmpeg.clone(),
+        feeds: parts.feeds.clone(),
+        metrics: parts.metrics.clone(),
+        tasks: parts.tasks.clone(),
+    };
+    steps.push((outputs::FFMPEG_TRANSCODE, Box::new(transcode)));
     let receive = rtmp_receive::Generator {
         routes: parts.routes.clone(),
         reactors: reactors.clone(),
@@ -157,4 +178,51 @@ fn ffmpeg_pull(parts: &Parts) -> Arc<pull::Start> {
             ffmpeg::Puller::start(settings.clone(), location, feeds.clone(), metrics.clone());
         Ok(Pull { events, running: Box::new(puller) })
     })
+}
+
+/// The steps that bring streams elsewhere.
+fn outlets(parts: &Parts, stopping: &CancellationToken) -> [(&'static str, Box<outlet::Read>); 3] {
+    let one_target = || Box::new(|_: &StreamName| String::new());
+    let (settings, limits, metrics) = (parts.push.clone(), parts.rtmp, parts.metrics.clone());
+    let native = move |step: &WorkflowStepDefinition| {
+        let target = outputs::rtmp_target(step)?;
+        let (settings, metrics) = (settings.clone(), metrics.clone());
+        let bring = Box::new(move |Began { queue, .. }| {
+            let (target, settings, metrics) = (target.clone(), settings.clone(), metrics.clone());
+            net::push::push(target, settings, limits, metrics, queue).boxed()
+        });
+        Ok(outlet::Plan { place: one_target(), bring, pulled_too: false })
+    };
+    let (settings, metrics) = (parts.ffmpeg.clone(), parts.metrics.clone());
+    let by_ffmpeg = move |step: &WorkflowStepDefinition| {
+        let output = Output::Push(outputs::ffmpeg_target(step)?);
+        let (settings, metrics) = (settings.clone(), metrics.clone());
+        let bring = Box::new(move |Began { queue, .. }| {
+            let (settings, output, metrics) = (settings.clone(), output.clone(), metrics.clone());
+            Job { settings, output, queue, comes_back: None, metrics }.run().boxed()
+        });
+        Ok(outlet::Plan { place: one_target(), bring, pulled_too: false })
+    };
+    let cutter = Cutter {
+        ffmpeg: parts.ffmpeg.clone(),
+        outputs: parts.hls.clone(),
+        metrics: parts.metrics.clone(),
+        tasks: parts.tasks.clone(),
+        stop: stopping.clone(),
+    };
+    let hls = move |step: &WorkflowStepDefinition| {
+        let (hls, cutter) = (outputs::hls(step)?, cutter.clone());
+        let files = hls.clone();
+        let place = Box::new(move |name: &StreamName| files.of(name).playlist.display().to_string());
+        let bring = Box::new(move |began: Began| {
+            let played_as = hls.name(&began.name);
+            cutter.clone().cut(hls.of(&began.name), played_as, began).boxed()
+        });
+        Ok(outlet::Plan { place, bring, pulled_too: true })
+    };
+    [
+        (outputs::RTMP_PUSH, Box::new(native)),
+        (outputs::FFMPEG_PUSH, Box::new(by_ffmpeg)),
+        (outputs::FFMPEG_HLS, Box::new(hls)),
+    ]
 }

@@ -4,7 +4,7 @@ use super::super::definition::{Config, ConfigError, ReactorDefinition};
 use super::super::executor::{self, Settings};
 use super::super::parameters::{ParameterError, Parameters};
 use super::super::reactors::PulledAt;
-use super::super::{forwarder, pull, rtmp_receive, rtmp_watch};
+use super::super::{forwarder, outputs, pull, rtmp_receive, rtmp_watch};
 use crate::api::PULL_APP;
 use crate::ffmpeg;
 use crate::net::location::Location;
@@ -13,16 +13,18 @@ use mmids_core::workflows::definitions::WorkflowStepDefinition;
 use std::collections::BTreeMap;
 
 /// Every step type, with its parameters.
-fn step_types() -> [(&'static str, &'static [&'static str]); 6] {
+fn step_types() -> Vec<(&'static str, &'static [&'static str])> {
     let [documented, registered] = forwarder::NAMES;
-    [
+    let mut types: Vec<(&str, &[&str])> = vec![
         ("rtmp_receive", &rtmp_receive::PARAMETERS),
         ("rtmp_watch", &rtmp_watch::PARAMETERS),
         ("rtmp_pull", &pull::NATIVE_PARAMETERS),
         ("ffmpeg_pull", &pull::PARAMETERS),
         (documented, &forwarder::PARAMETERS),
         (registered, &forwarder::PARAMETERS),
-    ]
+    ];
+    types.extend(outputs::STEPS);
+    types
 }
 
 /// Checks a configuration as far as that is possible without running it. `file` is named in errors.
@@ -88,6 +90,10 @@ pub(super) fn check_step(
             let read = ffmpeg::Location::parse(&location).map(drop);
             read.map_err(|error| ParameterError(format!("location: {error}")))
         }),
+        outputs::RTMP_PUSH => outputs::rtmp_target(step).map(drop),
+        outputs::FFMPEG_PUSH => outputs::ffmpeg_target(step).map(drop),
+        outputs::FFMPEG_HLS => outputs::hls(step).map(drop),
+        outputs::FFMPEG_TRANSCODE => outputs::transcode(step).map(drop),
         _ => forwarder::parameters(step),
     };
     checked.map_err(|error| format!("{name}: {error}"))
@@ -163,7 +169,7 @@ pub fn overlaps(configs: &[(String, Config)], default_port: u16) -> Result<(), C
 /// Whether a step of these configurations runs ffmpeg.
 pub fn needs_ffmpeg(configs: &[(String, Config)]) -> bool {
     let workflows = configs.iter().flat_map(|(_, config)| &config.workflows);
-    workflows.flat_map(|workflow| &workflow.definition.steps).any(|step| step.step_type.0 == "ffmpeg_pull")
+    workflows.flat_map(|workflow| &workflow.definition.steps).any(|step| step.step_type.0.starts_with("ffmpeg_"))
 }
 
 /// The ports that other nodes pull from: that of the step that watches at the app for pulls, which may have a port of its

@@ -28,11 +28,7 @@ fn step(definition: &WorkflowStepDefinition, status: &StepStatus) -> Value {
     let parameters: HashMap<&String, String> = definition
         .parameters
         .iter()
-        // Query strings may hold secrets.
-        .map(|(key, value)| {
-            let value = value.as_deref().unwrap_or_default();
-            (key, value.split('?').next().unwrap_or_default().to_owned())
-        })
+        .map(|(key, value)| (key, shown(key, value.as_deref().unwrap_or_default())))
         .collect();
     let status = match status {
         StepStatus::Created => "created".to_owned(),
@@ -41,4 +37,36 @@ fn step(definition: &WorkflowStepDefinition, status: &StepStatus) -> Value {
         StepStatus::Error { message } => format!("error: {message}"),
     };
     json!({"type": definition.step_type.0, "parameters": parameters, "status": status})
+}
+
+/// A parameter without its secrets: query strings may hold some, and the stream key of a place to push to is one.
+fn shown(key: &str, value: &str) -> String {
+    let value = value.split('?').next().unwrap_or_default();
+    match value.split_once("://") {
+        Some((scheme, rest)) if key == "target" => {
+            // Without user and password, and without what stands behind the app.
+            let place: Vec<&str> = rest.splitn(3, '/').take(2).collect();
+            let place = place.join("/");
+            let host = place.rsplit_once('@').map_or(place.as_str(), |(_, host)| host);
+            format!("{scheme}://{host}/…")
+        }
+        _ => value.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_key_of_a_push_is_not_shown() {
+        for (key, value, is) in [
+            ("target", "rtmp://h:1/app/secret/key?a=b", "rtmp://h:1/app/…"),
+            ("target", "rtmp://me:pw@h/app/secret", "rtmp://h/app/…"),
+            ("target", "/tmp/x.flv", "/tmp/x.flv"),
+            ("location", "rtmp://h/app/x?token=secret", "rtmp://h/app/x"),
+        ] {
+            assert_eq!(shown(key, value), is);
+        }
+    }
 }

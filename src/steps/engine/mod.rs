@@ -81,7 +81,7 @@ impl Engine {
             default_port,
         };
         let directory = Arc::new(Directory::default());
-        let factory = assembly::factory(parts, &reactors, &directory, &subscriber, &asked)?;
+        let factory = assembly::factory(parts, &reactors, &directory, &subscriber, &asked, &stopping)?;
         let (channel, events) = unbounded_channel();
         if subscriber.send(SubscriptionRequest::WorkflowStartedOrStopped { channel }).is_err() {
             tracing::error!("the engine's event hub is gone");

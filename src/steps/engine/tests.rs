@@ -28,6 +28,8 @@ async fn engine(health: &Health) -> Engine {
         published: Published::new(),
         relay: crate::relay::Settings::default(),
         pull: crate::net::pull::Settings::new(node),
+        push: crate::net::push::Settings::default(),
+        hls: crate::net::hls::HlsOutputs::new(),
         rtmp: crate::rtmp::Limits::default(),
         ffmpeg: crate::ffmpeg::Settings::default(),
         http: Http::new().unwrap(),

@@ -1,0 +1,83 @@
+//! The HLS outputs of this node: which playlist belongs to which stream. Steps add them, players over HTTP find them.
+
+use crate::ids::StreamName;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// All of them, by the names under which they are played.
+#[derive(Debug, Default)]
+pub struct HlsOutputs {
+    table: Mutex<Table>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    next: u64,
+    playlists: HashMap<StreamName, (u64, PathBuf)>,
+}
+
+/// An output that is there. Dropping it takes it away, unless another one has its name by now.
+#[derive(Debug)]
+pub struct HlsOutput {
+    outputs: Arc<HlsOutputs>,
+    name: StreamName,
+    number: u64,
+}
+
+impl HlsOutputs {
+    /// None.
+    pub fn new() -> Arc<Self> {
+        Arc::default()
+    }
+
+    /// A playlist is being written. One that had the name before has it no more.
+    pub fn add(self: &Arc<Self>, name: StreamName, playlist: PathBuf) -> HlsOutput {
+        let mut table = self.table();
+        table.next += 1;
+        let number = table.next;
+        table.playlists.insert(name.clone(), (number, playlist));
+        drop(table);
+        HlsOutput { outputs: self.clone(), name, number }
+    }
+
+    /// The playlist of a stream.
+    pub fn playlist(&self, name: &StreamName) -> Option<PathBuf> {
+        self.table().playlists.get(name).map(|(_, playlist)| playlist.clone())
+    }
+
+    /// Whether a file is written by an output that is there.
+    pub fn is_written(&self, playlist: &Path) -> bool {
+        self.table().playlists.values().any(|(_, written)| written == playlist)
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for HlsOutput {
+    fn drop(&mut self) {
+        let mut table = self.outputs.table();
+        if table.playlists.get(&self.name).is_some_and(|(number, _)| *number == self.number) {
+            table.playlists.remove(&self.name);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_output_has_the_name() {
+        let (outputs, name) = (HlsOutputs::new(), "x".parse::<StreamName>().unwrap());
+        let old = outputs.add(name.clone(), "a.m3u8".into());
+        let new = outputs.add(name.clone(), "b.m3u8".into());
+        drop(old);
+        assert_eq!(outputs.playlist(&name), Some("b.m3u8".into()));
+        assert!(outputs.is_written(Path::new("b.m3u8")) && !outputs.is_written(Path::new("a.m3u8")));
+        drop(new);
+        assert_eq!(outputs.playlist(&name), None);
+    }
+}
