@@ -13,6 +13,8 @@ pub struct HlsOutputs {
 
 #[derive(Debug, Default)]
 struct Table {
+    /// Steps that make HLS.
+    steps: usize,
     next: u64,
     playlists: HashMap<StreamName, (u64, PathBuf)>,
 }
@@ -25,10 +27,32 @@ pub struct HlsOutput {
     number: u64,
 }
 
+/// A step that makes HLS of its streams, for as long as this is there.
+#[derive(Debug)]
+pub struct HlsStep(Arc<HlsOutputs>);
+
+impl Drop for HlsStep {
+    fn drop(&mut self) {
+        self.0.table().steps -= 1;
+    }
+}
+
 impl HlsOutputs {
     /// None.
     pub fn new() -> Arc<Self> {
         Arc::default()
+    }
+
+    /// There is one step more.
+    pub fn step(self: &Arc<Self>) -> HlsStep {
+        self.table().steps += 1;
+        HlsStep(self.clone())
+    }
+
+    /// Whether nothing here makes HLS.
+    pub fn is_idle(&self) -> bool {
+        let table = self.table();
+        table.steps == 0 && table.playlists.is_empty()
     }
 
     /// A playlist is being written. One that had the name before has it no more.

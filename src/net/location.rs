@@ -45,7 +45,9 @@ impl LocationError {
         match self {
             LocationError::Url(_) => "this is not a URL; rtmp://HOST[:PORT]/APP/KEY is allowed",
             LocationError::Scheme(_) => "this is not an rtmp:// or rtmps:// URL",
-            LocationError::Path(_) => "it lacks an app or a stream key; rtmp://HOST[:PORT]/APP/KEY is allowed",
+            LocationError::Path(_) => {
+                "it lacks an app or a stream key; rtmp://HOST[:PORT]/APP/KEY is allowed"
+            }
         }
     }
 }

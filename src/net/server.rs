@@ -1,6 +1,8 @@
 //! What all connections of a node share, and the limits that hold for all of them together.
 
 use super::addresses::Addresses;
+use super::flv::hls::Audience;
+use super::hls::HlsOutputs;
 use super::peers::Peers;
 use super::routes::Routes;
 use crate::auth::{Gate, PullKey};
@@ -80,6 +82,8 @@ pub struct Parts {
     pub proxies: Vec<IpNet>,
     /// See [`Limits`].
     pub limits: Limits,
+    /// What `ffmpeg_hls` writes.
+    pub hls: Arc<HlsOutputs>,
     /// Where publishers' media goes.
     pub feeds: Arc<Feeds>,
     /// What is counted.
@@ -125,6 +129,8 @@ pub struct Server {
     pub(super) negotiating: Arc<AtomicUsize>,
     pub(super) addresses: Addresses,
     pub(super) peers: Arc<Peers>,
+    /// Who plays by HLS.
+    pub(super) audience: Audience,
 }
 
 impl Deref for Server {
@@ -145,6 +151,7 @@ impl Server {
             negotiating: Arc::default(),
             addresses: Addresses::default(),
             peers: Arc::default(),
+            audience: Audience::default(),
         })
     }
 

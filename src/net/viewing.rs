@@ -52,6 +52,13 @@ impl NotAdmitted {
     }
 }
 
+impl NotAdmitted {
+    /// What it waits for takes too long.
+    pub fn late() -> Self {
+        NotAdmitted::new(Prospect::Later, "late", "the stream takes too long to begin, try again")
+    }
+}
+
 /// Lets a viewer in at a port and an app, if there is a route and room. `looped`: it is a pull that came through this node before.
 pub(super) fn admit(
     server: &Server,

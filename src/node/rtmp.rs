@@ -224,6 +224,7 @@ impl<'a> Shared<'a> {
             pull_key: self.pull_key.clone(),
             proxies: self.args.transport.proxy_protocol_from.clone(),
             limits,
+            hls: self.hls.clone(),
             feeds: self.feeds.clone(),
             metrics: self.metrics.clone(),
             drain: drain.clone(),

@@ -106,7 +106,8 @@ impl TranscodeStep {
     fn take(&mut self, media: MediaNotification, outputs: &mut StepOutputs) {
         match &media.content {
             MediaNotificationContent::NewIncomingStream { stream_name } => {
-                let found = StreamName::parse(stream_name).ok().zip(announce::feed(&self.feeds, &media.stream_id));
+                let found =
+                    StreamName::parse(stream_name).ok().zip(announce::feed(&self.feeds, &media.stream_id));
                 if let Some((name, feed)) = found
                     && !self.streams.contains_key(&media.stream_id)
                 {

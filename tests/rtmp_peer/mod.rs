@@ -83,6 +83,7 @@ impl Node {
             pull_key: None,
             proxies: Vec::new(),
             limits,
+            hls: lb::net::hls::HlsOutputs::new(),
             feeds: feeds.clone(),
             metrics: metrics.clone(),
             drain: drain.clone(),

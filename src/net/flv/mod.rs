@@ -4,6 +4,7 @@
 //! The stream comes from the same ring, on demand and by the same rules as over RTMP, so this knows no more of HTTP than one request: the
 //! socket is the relay's from then on. A connection plays one stream and ends with it.
 
+pub(super) mod hls;
 pub mod request;
 pub mod websocket;
 
@@ -18,7 +19,7 @@ use crate::ids::SessionId;
 use crate::relay::stream::End;
 use crate::relay::{Format, Interest, Viewer, format};
 use bytes::{Bytes, BytesMut};
-use request::{Request, Status, Wanted};
+use request::{HlsWanted, Request, Status, Wanted};
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -31,6 +32,12 @@ const ANSWER: Duration = Duration::from_secs(1);
 
 /// What is said of a peer that sends more, or other things, than a player does.
 const NO_PLAYER: Error = Error::Misbehaved("it sends what no player does");
+
+/// What a peer asks for.
+enum Asked {
+    Stream(Wanted),
+    File(HlsWanted),
+}
 
 struct Connection<'a> {
     server: &'a Server,
@@ -64,7 +71,7 @@ pub(super) async fn serve(
 impl Connection<'_> {
     async fn run(&mut self) -> Result<(), Error> {
         // Boxed, so that what these take is not held for as long as the viewer watches.
-        let Some(wanted) = Box::pin(self.negotiate()).await? else { return Ok(()) };
+        let Some(wanted) = Box::pin(self.serve_files()).await? else { return Ok(()) };
         let begun = Instant::now();
         let Some((admitted, grant)) = Box::pin(self.admit(&wanted)).await? else { return Ok(()) };
         let Admitted { interest, _counted, .. } = admitted;
@@ -86,19 +93,40 @@ impl Connection<'_> {
         Ok(())
     }
 
-    /// Reads what the peer wants. Nothing: it left, or has its answer.
-    async fn negotiate(&mut self) -> Result<Option<Wanted>, Error> {
+    /// Answers what is asked for until that is a stream. Nothing: the peer left, or has its answers.
+    async fn serve_files(&mut self) -> Result<Option<Wanted>, Error> {
+        let mut again = false;
+        loop {
+            match self.negotiate(again).await? {
+                None => return Ok(None),
+                Some(Asked::Stream(wanted)) => return Ok(Some(wanted)),
+                Some(Asked::File(wanted)) => {
+                    if !self.hls(&wanted).await? {
+                        return Ok(None);
+                    }
+                    again = true;
+                }
+            }
+        }
+    }
+
+    /// Reads what the peer wants. Nothing: it left, or has its answer. `again`: it had one before, and may leave without a word.
+    async fn negotiate(&mut self, again: bool) -> Result<Option<Asked>, Error> {
         let _negotiating = Negotiating::begin(self.server);
         let mut charge = self.holder.charge();
         charge.set(request::HEAD_MAX);
         let request = timeout(self.server.limits.negotiation, self.request()).await;
-        let request = request.unwrap_or_else(|_| {
-            self.server.metrics.refused("negotiation");
-            Err(Error::Negotiation)
+        let request = request.unwrap_or_else(|_| match again {
+            true => Ok(None),
+            false => {
+                self.server.metrics.refused("negotiation");
+                Err(Error::Negotiation)
+            }
         });
         match request? {
             None => Ok(None),
-            Some(Request::Play(wanted)) => Ok(Some(wanted)),
+            Some(Request::Play(wanted)) => Ok(Some(Asked::Stream(wanted))),
+            Some(Request::Hls(wanted)) => Ok(Some(Asked::File(wanted))),
             Some(Request::Preflight) => {
                 self.say(request::preflight().into()).await;
                 Ok(None)
@@ -128,24 +156,7 @@ impl Connection<'_> {
 
     /// Lets a viewer in, once its stream has something to show. Nothing: the peer left.
     async fn admit(&mut self, wanted: &Wanted) -> Result<Option<(Admitted, Grant)>, Error> {
-        let request = crate::auth::Request {
-            action: Action::Play,
-            app: wanted.app.clone(),
-            key: wanted.key.clone(),
-            query: wanted.query.clone(),
-            peer: self.peer.ip(),
-            session: SessionId::random(),
-        };
-        let grant = match self.server.gate.ask(&request).await {
-            Ok(grant) => grant,
-            Err(denied) => {
-                let status = if denied.is_outage() { Status::Unavailable } else { Status::Forbidden };
-                return Err(self.refuse(status, &wanted.app, denied.reason, &denied.text).await);
-            }
-        };
-        if self.server.routes.serves_pulls(self.port, &wanted.app) {
-            return Err(self.refuse(Status::NotFound, &wanted.app, "app", "no such app").await);
-        }
+        let grant = self.ask(&wanted.app, &wanted.key, wanted.query.as_ref()).await?;
         let admitted = viewing::admit(self.server, self.port, &wanted.app, &grant.name, self.peer, false);
         let ready = match admitted {
             Ok(admitted) => self.wait(&admitted.interest).await?.map(|stays| stays.then_some(admitted)),
@@ -155,6 +166,29 @@ impl Connection<'_> {
             Ok(admitted) => Ok(admitted.map(|admitted| (admitted, grant))),
             Err(no) => Err(self.refuse(status(no.prospect), &wanted.app, no.reason, &no.text).await),
         }
+    }
+
+    /// Asks whether the peer may play; one that may not has its answer, which is an error.
+    async fn ask(&self, app: &str, key: &str, query: Option<&String>) -> Result<Grant, Error> {
+        let request = crate::auth::Request {
+            action: Action::Play,
+            app: app.to_owned(),
+            key: key.to_owned(),
+            query: query.cloned(),
+            peer: self.peer.ip(),
+            session: SessionId::random(),
+        };
+        let grant = match self.server.gate.ask(&request).await {
+            Ok(grant) => grant,
+            Err(denied) => {
+                let status = if denied.is_outage() { Status::Unavailable } else { Status::Forbidden };
+                return Err(self.refuse(status, app, denied.reason, &denied.text).await);
+            }
+        };
+        if self.server.routes.serves_pulls(self.port, app) {
+            return Err(self.refuse(Status::NotFound, app, "app", "no such app").await);
+        }
+        Ok(grant)
     }
 
     /// Waits until a stream has something to show. `false`: the peer left; inside is why there is nothing to show.

@@ -23,11 +23,37 @@ pub struct Wanted {
     pub websocket: Option<String>,
 }
 
+/// A file of HLS that a player wants.
+#[derive(Debug, PartialEq, Eq)]
+pub struct HlsWanted {
+    /// The first element of the path.
+    pub app: String,
+    /// The rest of it, without what tells the file.
+    pub key: String,
+    /// As that of [`Wanted`].
+    pub query: Option<String>,
+    /// Which of its files.
+    pub file: File,
+    /// The connection may be used again.
+    pub keep_alive: bool,
+}
+
+/// A file of HLS.
+#[derive(Debug, PartialEq, Eq)]
+pub enum File {
+    /// `NAME.m3u8`.
+    Playlist,
+    /// `NAME-NUMBER.ts`: the number, in digits.
+    Segment(String),
+}
+
 /// What a request comes to.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Request {
     /// To play.
     Play(Wanted),
+    /// A file of HLS.
+    Hls(HlsWanted),
     /// A browser asks whether its page may play from here (CORS preflight).
     Preflight,
     /// Something that is answered with an error.
@@ -90,10 +116,14 @@ pub fn read(bytes: &[u8]) -> Option<Request> {
         Some((path, query)) => (path, Some(query.to_owned())),
         None => (request.path.unwrap_or_default(), None),
     };
-    let place = path.strip_suffix(".flv").and_then(|path| path.strip_prefix('/')?.split_once('/'));
+    let (file, path) = match path.strip_suffix(".flv") {
+        Some(path) => (None, Some(path)),
+        None => hls(path).map_or((None, None), |(file, path)| (Some(file), Some(path))),
+    };
+    let place = path.and_then(|path| path.strip_prefix('/')?.split_once('/'));
     let decoded = |text: &str| percent_decode_str(text).decode_utf8().ok().map(|text| text.into_owned());
     let Some((Some(app), Some(key))) = place.map(|(app, key)| (decoded(app), decoded(key))) else {
-        return refused(Status::NotFound, "streams are at /APP/NAME.flv");
+        return refused(Status::NotFound, "streams are at /APP/NAME.flv, and /APP/NAME.m3u8 as HLS");
     };
     let query = match (field("authorization").and_then(bearer), query) {
         (Some(token), query) => {
@@ -102,6 +132,12 @@ pub fn read(bytes: &[u8]) -> Option<Request> {
         }
         (None, query) => query,
     };
+    if let Some(file) = file {
+        let closes = field("connection").is_some_and(|connection| connection.eq_ignore_ascii_case("close"));
+        // HTTP/1.0 has connections for one request.
+        let keep_alive = request.version == Some(1) && !closes;
+        return Some(Request::Hls(HlsWanted { app, key, query, file, keep_alive }));
+    }
     let websocket = match field("upgrade").filter(|to| to.eq_ignore_ascii_case("websocket")) {
         Some(_) => match field("sec-websocket-key") {
             Some(key) => Some(derive_accept_key(key.as_bytes())),
@@ -110,6 +146,16 @@ pub fn read(bytes: &[u8]) -> Option<Request> {
         None => None,
     };
     Some(Request::Play(Wanted { app, key, query, websocket }))
+}
+
+/// Which file of HLS a path names, and what is left of the path.
+fn hls(path: &str) -> Option<(File, &str)> {
+    if let Some(path) = path.strip_suffix(".m3u8") {
+        return Some((File::Playlist, path));
+    }
+    let (path, number) = path.strip_suffix(".ts")?.rsplit_once('-')?;
+    let is_number = !number.is_empty() && number.bytes().all(|digit| digit.is_ascii_digit());
+    is_number.then(|| (File::Segment(number.to_owned()), path))
 }
 
 fn bearer(authorization: &str) -> Option<&str> {
@@ -131,6 +177,28 @@ pub fn stream_head(websocket: Option<&str>) -> String {
             "HTTP/1.1 200 OK\r\nContent-Type: video/x-flv\r\nCache-Control: no-store\r\n{CORS}Connection: close\r\n\r\n"
         ),
     }
+}
+
+/// The head before a playlist, which is another one each time.
+pub fn playlist_head(length: usize, keep_alive: bool) -> String {
+    let connection = connection(keep_alive);
+    format!(
+        "HTTP/1.1 200 OK\r\nContent-Type: application/vnd.apple.mpegurl\r\nContent-Length: {length}\r\n\
+         Cache-Control: no-cache\r\n{CORS}{connection}\r\n"
+    )
+}
+
+/// The head before a segment, which never changes. `public`: anybody may play, so that a cache may give it to anybody.
+pub fn segment_head(length: u64, keep_alive: bool, public: bool) -> String {
+    let (connection, whose) = (connection(keep_alive), if public { "public" } else { "private" });
+    format!(
+        "HTTP/1.1 200 OK\r\nContent-Type: video/mp2t\r\nContent-Length: {length}\r\n\
+         Cache-Control: {whose}, max-age=3600, immutable\r\n{CORS}{connection}\r\n"
+    )
+}
+
+fn connection(keep_alive: bool) -> &'static str {
+    if keep_alive { "" } else { "Connection: close\r\n" }
 }
 
 /// The answer to a preflight.
@@ -169,6 +237,20 @@ mod tests {
         assert_eq!(get("/live/team%2Fa/x.flv?token=1", ""), wanted("live", "team/a/x", Some("token=1")));
         let bearer = "Authorization: Bearer a+b\r\n";
         assert_eq!(get("/live/x.flv?q", bearer), wanted("live", "x", Some("q&token=a%2Bb")));
+    }
+
+    #[test]
+    fn files_of_hls_are_told_by_their_ends() {
+        let wanted = |key: &str, file, keep_alive| {
+            let (app, key) = ("live".to_owned(), key.to_owned());
+            Request::Hls(HlsWanted { app, key, query: Some("token=1".to_owned()), file, keep_alive })
+        };
+        assert_eq!(get("/live/team/x.m3u8?token=1", ""), wanted("team/x", File::Playlist, true));
+        let segment = || File::Segment("17".to_owned());
+        assert_eq!(get("/live/x-y-17.ts?token=1", "Connection: close\r\n"), wanted("x-y", segment(), false));
+        for other in ["/live/x.ts", "/live/x-.ts", "/live/x-1a.ts", "/x.m3u8"] {
+            assert!(matches!(get(other, ""), Request::Refused(Status::NotFound, _)), "{other}");
+        }
     }
 
     #[test]

@@ -3,11 +3,11 @@
 use super::super::definition::{Config, ConfigError, ReactorDefinition};
 use super::super::executor::Settings;
 use super::super::forwarder::{self, Directory};
+use super::super::hls::Cutter;
+use super::super::outlet::{self, Began};
 use super::super::parameters::ParameterError;
 use super::super::pull::{self, Pull};
 use super::super::reactors::{Identity, Reactors};
-use super::super::hls::Cutter;
-use super::super::outlet::{self, Began};
 use super::super::{outputs, rtmp_receive, rtmp_watch, transcode};
 use super::check::{check_step, read_location};
 use crate::client::{ClientMetrics, Http};
@@ -20,13 +20,13 @@ use crate::net::routes::Routes;
 use crate::published::Published;
 use crate::relay::{self, Feeds};
 use crate::telemetry::Metrics;
+use futures::FutureExt;
 use mmids_core::event_hub::SubscriptionRequest;
 use mmids_core::reactors::manager::ReactorManagerRequest;
 use mmids_core::workflows::definitions::{WorkflowStepDefinition, WorkflowStepType};
 use mmids_core::workflows::manager::WorkflowManagerRequest;
 use mmids_core::workflows::steps::factory::{StepGenerator, WorkflowStepFactory};
 use mmids_core::workflows::steps::workflow_forwarder::WorkflowForwarderStepGenerator;
-use futures::FutureExt;
 use std::collections::HashMap;
 use std::sync::Arc;
 use tokio::sync::mpsc::UnboundedSender;
@@ -214,7 +214,10 @@ fn outlets(parts: &Parts, stopping: &CancellationToken) -> [(&'static str, Box<o
         let (hls, cutter) = (outputs::hls(step)?, cutter.clone());
         let files = hls.clone();
         let place = Box::new(move |name: &StreamName| files.of(name).playlist.display().to_string());
+        let step = cutter.outputs.step();
         let bring = Box::new(move |began: Began| {
+            // It is one for as long as this is.
+            let _step = &step;
             let played_as = hls.name(&began.name);
             cutter.clone().cut(hls.of(&began.name), played_as, began).boxed()
         });

@@ -169,7 +169,9 @@ pub fn overlaps(configs: &[(String, Config)], default_port: u16) -> Result<(), C
 /// Whether a step of these configurations runs ffmpeg.
 pub fn needs_ffmpeg(configs: &[(String, Config)]) -> bool {
     let workflows = configs.iter().flat_map(|(_, config)| &config.workflows);
-    workflows.flat_map(|workflow| &workflow.definition.steps).any(|step| step.step_type.0.starts_with("ffmpeg_"))
+    workflows
+        .flat_map(|workflow| &workflow.definition.steps)
+        .any(|step| step.step_type.0.starts_with("ffmpeg_"))
 }
 
 /// The ports that other nodes pull from: that of the step that watches at the app for pulls, which may have a port of its

@@ -1,0 +1,259 @@
+//! HLS for browsers that take nothing else: playlists and segments that `ffmpeg_hls` writes, over the same port and by the same rules.
+//!
+//! A player comes back for the playlist every few seconds and is connected to nothing in between. So a stream that is played is wanted, as
+//! by one viewer, until nobody has asked for its playlist for a while: then its pull ends, and with it ffmpeg.
+
+use super::request::{self, File, HlsWanted, Status};
+use super::{Connection, Error};
+use crate::ids::StreamName;
+use crate::net::server::Server;
+use crate::net::viewing::{self, Admitted, NotAdmitted};
+use crate::relay::stream::End;
+use bytes::{Bytes, BytesMut};
+use std::collections::HashMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::io::AsyncReadExt;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+/// How long a stream is wanted after somebody asked for its playlist. Players ask once a segment; a phone that changes its network is
+/// silent for some seconds.
+const WANTED: Duration = Duration::from_secs(15);
+
+/// How long the first playlist may take: a pull, ffmpeg, and a segment of a few seconds.
+const FIRST: Duration = Duration::from_secs(20);
+
+/// How often it is looked for.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// The largest playlist, bytes: one of a day in segments of 2 s.
+const PLAYLIST_MAX: u64 = 4 << 20;
+
+/// What is read of a segment at a time.
+const PIECE: usize = 64 << 10;
+
+/// A player that takes nothing for so long is given up.
+const STALL: Duration = Duration::from_secs(10);
+
+/// The streams that are wanted by players of HLS.
+#[derive(Debug, Default)]
+pub(in crate::net) struct Audience {
+    seats: Arc<Mutex<Seats>>,
+}
+
+/// By port, app and name.
+type Seats = HashMap<Key, Arc<Seat>>;
+
+type Key = (u16, String, StreamName);
+
+struct Seat {
+    until: Mutex<Instant>,
+    admitted: Admitted,
+}
+
+impl std::fmt::Debug for Seat {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Seat").field("until", &self.until).finish_non_exhaustive()
+    }
+}
+
+impl Seat {
+    fn until(&self) -> MutexGuard<'_, Instant> {
+        self.until.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn lock(seats: &Mutex<Seats>) -> MutexGuard<'_, Seats> {
+    seats.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Audience {
+    /// Somebody plays a stream: it is wanted for a while from now on.
+    fn want(
+        &self,
+        connection: &Connection<'_>,
+        app: &str,
+        name: &StreamName,
+    ) -> Result<Arc<Seat>, NotAdmitted> {
+        let (server, until) = (connection.server, Instant::now() + WANTED);
+        let key = (connection.port, app.to_owned(), name.clone());
+        let mut seats = lock(&self.seats);
+        if let Some(seat) = seats.get(&key) {
+            *seat.until() = until;
+            return Ok(seat.clone());
+        }
+        let admitted = viewing::admit(server, connection.port, app, name, connection.peer, false)?;
+        let seat = Arc::new(Seat { until: Mutex::new(until), admitted });
+        seats.insert(key.clone(), seat.clone());
+        drop(seats);
+        self.clear_later(server, key, seat.clone());
+        Ok(seat)
+    }
+
+    fn clear_later(&self, server: &Server, key: Key, seat: Arc<Seat>) {
+        let (seats, draining) = (self.seats.clone(), server.drain.draining().clone());
+        server.drain.tasks().spawn(async move {
+            loop {
+                let until = {
+                    // Whoever asks for the playlist at this moment finds the seat before this, or none.
+                    let mut seats = lock(&seats);
+                    let until = *seat.until();
+                    if Instant::now() >= until || draining.is_cancelled() {
+                        seats.remove(&key);
+                        return;
+                    }
+                    until
+                };
+                tokio::select! {
+                    () = sleep_until(until) => {}
+                    () = draining.cancelled() => {}
+                }
+            }
+        });
+    }
+}
+
+impl Connection<'_> {
+    /// Answers with a file. `true`: the connection may be used again.
+    pub(super) async fn hls(&mut self, wanted: &HlsWanted) -> Result<bool, Error> {
+        let HlsWanted { app, key, query, file, keep_alive } = wanted;
+        let grant = self.ask(app, key, query.as_ref()).await?;
+        let public = self.server.gate.is_open(crate::auth::Action::Play);
+        if self.server.hls.is_idle() {
+            return Err(self.refuse(Status::NotFound, app, "hls", "this node makes no HLS").await);
+        }
+        let sent = match file {
+            File::Playlist => {
+                let playlist = match self.playlist(app, &grant.name).await? {
+                    Ok(playlist) => playlist,
+                    Err(no) => {
+                        let status = super::status(no.prospect);
+                        return Err(self.refuse(status, app, no.reason, &no.text).await);
+                    }
+                };
+                let playlist = with_query(&playlist, query.as_deref());
+                let head = request::playlist_head(playlist.len(), *keep_alive);
+                self.pass_on(head.into()).await && self.pass_on(playlist.into()).await
+            }
+            File::Segment(number) => match self.segment(&grant.name, number).await {
+                Some((segment, length)) => {
+                    let head = request::segment_head(length, *keep_alive, public);
+                    self.pass_on(head.into()).await && self.pass_on_file(segment, length).await
+                }
+                None => {
+                    let text = "no such segment; it may be too old";
+                    return Err(self.refuse(Status::NotFound, app, "hls", text).await);
+                }
+            },
+        };
+        if sent && !keep_alive {
+            self.transport.linger().await;
+        }
+        Ok(sent && *keep_alive)
+    }
+
+    /// The playlist of a stream, which is pulled and cut for this if it is not yet.
+    async fn playlist(&mut self, app: &str, name: &StreamName) -> Result<Result<String, NotAdmitted>, Error> {
+        let seat = match self.server.audience.want(self, app, name) {
+            Ok(seat) => seat,
+            Err(no) => return Ok(Err(no)),
+        };
+        let written = async {
+            if let Err(end) = seat.admitted.interest.ready().await {
+                // The next player asks anew.
+                *seat.until() = Instant::now();
+                return Err(viewing::refusal(&end));
+            }
+            loop {
+                let path = self.server.hls.playlist(name);
+                if let Some(path) = path
+                    && let Some(text) = read_playlist(&path).await
+                {
+                    return Ok(text);
+                }
+                sleep(LOOK).await;
+            }
+        };
+        let draining = self.server.drain.draining().clone();
+        tokio::select! {
+            written = timeout(FIRST, written) => Ok(written.unwrap_or_else(|_| Err(NotAdmitted::late()))),
+            () = draining.cancelled() => Ok(Err(viewing::refusal(&End::Closed))),
+        }
+    }
+
+    async fn segment(&self, name: &StreamName, number: &str) -> Option<(tokio::fs::File, u64)> {
+        let playlist = self.server.hls.playlist(name)?;
+        let file = tokio::fs::File::open(segment_path(&playlist, number)).await.ok()?;
+        let length = file.metadata().await.ok()?.len();
+        Some((file, length))
+    }
+
+    /// Sends a piece of an answer. `false`: the player does not take it.
+    async fn pass_on(&self, bytes: Bytes) -> bool {
+        let sent = |bytes| self.server.metrics.sent_bytes_total.inc_by(bytes as u64);
+        matches!(timeout(STALL, self.transport.send(bytes, sent)).await, Ok(Ok(())))
+    }
+
+    async fn pass_on_file(&self, mut file: tokio::fs::File, length: u64) -> bool {
+        let mut left = length;
+        while left > 0 {
+            let mut piece = BytesMut::with_capacity(PIECE);
+            match file.read_buf(&mut piece).await {
+                Ok(n) if n > 0 => {}
+                // ffmpeg writes a segment under another name until it is whole, so it does not get shorter.
+                _ => return false,
+            }
+            piece.truncate(usize::try_from(left).unwrap_or(usize::MAX));
+            left -= piece.len() as u64;
+            if !self.pass_on(piece.freeze()).await {
+                return false;
+            }
+        }
+        true
+    }
+}
+
+/// Nothing: it is not there yet.
+async fn read_playlist(path: &Path) -> Option<String> {
+    let mut text = String::new();
+    let file = tokio::fs::File::open(path).await.ok()?;
+    let read: io::Result<usize> = file.take(PLAYLIST_MAX).read_to_string(&mut text).await;
+    read.ok().filter(|length| *length > 0)?;
+    Some(text)
+}
+
+/// Where a segment lies. `number` is digits.
+fn segment_path(playlist: &Path, number: &str) -> PathBuf {
+    let stem = playlist.file_stem().unwrap_or_default().to_string_lossy();
+    playlist.with_file_name(format!("{stem}-{number}.ts"))
+}
+
+/// A playlist whose segments are asked for with the query that it was asked for with: it may hold what lets the player watch.
+fn with_query(playlist: &str, query: Option<&str>) -> String {
+    let Some(query) = query.filter(|query| !query.is_empty()) else { return playlist.to_owned() };
+    let line = |line: &str| {
+        let is_segment = !line.is_empty() && !line.starts_with('#');
+        if is_segment { format!("{line}?{query}\n") } else { format!("{line}\n") }
+    };
+    playlist.lines().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn segments_are_asked_for_as_their_playlist_was() {
+        let playlist = "#EXTM3U\n#EXTINF:1.0,\nx-1.ts\n";
+        assert_eq!(with_query(playlist, None), playlist);
+        assert_eq!(with_query(playlist, Some("token=a")), "#EXTM3U\n#EXTINF:1.0,\nx-1.ts?token=a\n");
+    }
+
+    #[test]
+    fn a_segment_stands_beside_its_playlist() {
+        let playlist = Path::new("/run/hls/team/x.m3u8");
+        assert_eq!(segment_path(playlist, "17"), Path::new("/run/hls/team/x-17.ts"));
+    }
+}
