@@ -1,31 +1,29 @@
 //! `lb demo`: a whole cluster in this process, and two streams to look at. It needs no network, no ffmpeg and no free port of a certain
 //! number; what it listens with is for this host.
 //!
-//! The clips in this folder are made by `scripts/clips`. Each is published over and over by the protocol's own client, as an encoder would.
+//! The clips in this folder are made by `scripts/clips`. Each is published over and over, as a push to this process.
 
+use crate::budget::Budget;
 use crate::cli::Args;
 use crate::config::{Error, Plan};
 use crate::media::{Packet, flv};
+use crate::net::location::Location;
+use crate::net::push::{Settings as PushSettings, push};
 use crate::node::{self, Addresses};
-use crate::rtmp::session::{Client, ClientEvent, Target};
-use crate::rtmp::{Limits, Message};
+use crate::relay::Outlet;
+use crate::relay::queue::queue;
+use crate::rtmp::Limits;
+use crate::telemetry::Metrics;
 use clap::Parser;
-use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::TcpStream;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::task::AbortOnDropHandle;
 
 /// What is published: names and clips.
 const STREAMS: [(&str, &[u8]); 2] =
     [("demo/test", include_bytes!("test.flv")), ("demo/fractal", include_bytes!("fractal.flv"))];
-
-/// The chunk stream of all messages: audio and video need not overtake each other here.
-const CHUNK_STREAM: u32 = 6;
-
-/// Between a connection that ended and the next.
-const PAUSE: Duration = Duration::from_secs(1);
 
 /// The flags of the process, with this filter for its log.
 ///
@@ -70,16 +68,28 @@ pub async fn run(plan: Plan) -> Result<(), node::Error> {
     .await
 }
 
+/// Publishes a clip over and over, on one connection after another.
 async fn publish(server: SocketAddr, name: &str, clip: &[u8]) {
-    let packets = match read(clip) {
-        Ok(packets) => packets,
-        Err(error) => return tracing::error!(name, "the clip cannot be read: {error}"),
-    };
-    loop {
-        if let Err(error) = connect(server, name, &packets).await {
-            tracing::debug!(name, "the publisher's connection ended: {error}");
+    let location = Location::parse(&format!("rtmp://{server}/ingest/{name}"));
+    let (packets, location, metrics) = match (read(clip), location, Metrics::new()) {
+        (Ok(packets), Ok(location), Ok(metrics)) => (packets, location, Arc::new(metrics)),
+        (packets, location, _) => {
+            return tracing::error!(name, "not published: {:?} {:?}", packets.err(), location.err());
         }
-        sleep(PAUSE).await;
+    };
+    let (mut inlet, queue) = queue(&Budget::new(usize::MAX).holder(), metrics.clone());
+    let play = async {
+        let (begun, mut clip) = (Instant::now(), Clip::new(&packets));
+        loop {
+            sleep_until(begun + clip.due()).await;
+            if let Some((packet, timestamp)) = clip.next() {
+                inlet.push(&[Packet { timestamp, ..packet.clone() }]);
+            }
+        }
+    };
+    tokio::select! {
+        () = play => {}
+        () = push(location, PushSettings::default(), Limits::default(), metrics, queue) => {}
     }
 }
 
@@ -90,55 +100,6 @@ fn read(mut clip: &[u8]) -> Result<Vec<Packet>, flv::Error> {
         packets.push(packet);
     }
     Ok(packets)
-}
-
-/// Publishes on one connection until it ends.
-async fn connect(server: SocketAddr, name: &str, packets: &[Packet]) -> io::Result<()> {
-    let socket = TcpStream::connect(server).await?;
-    socket.set_nodelay(true)?;
-    let target = Target {
-        app: "ingest".to_owned(),
-        tc_url: format!("rtmp://{server}/ingest"),
-        stream_key: name.to_owned(),
-    };
-    let mut client = Client::publish(&target, Limits::default(), rand::random());
-    let mut buffer = vec![0; 4096];
-    let mut clip = Clip::new(packets);
-    let mut begun = None::<Instant>;
-    loop {
-        send(&socket, &mut client).await?;
-        let due = async {
-            match begun {
-                Some(begun) => sleep_until(begun + clip.due()).await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            n = receive(&socket, &mut buffer) => {
-                let n = n?;
-                if n == 0 {
-                    return Ok(());
-                }
-                client.input(buffer.get(..n).unwrap_or_default()).map_err(io::Error::other)?;
-                while let Some(event) = client.event() {
-                    if matches!(event, ClientEvent::Publishing) {
-                        begun = Some(Instant::now());
-                    }
-                }
-            }
-            () = due => {
-                if let Some((packet, timestamp)) = clip.next() {
-                    client.send_media(&Message {
-                        type_id: packet.type_id(),
-                        timestamp,
-                        chunk_stream_id: CHUNK_STREAM,
-                        stream_id: client.stream_id(),
-                        body: packet.body.clone(),
-                    });
-                }
-            }
-        }
-    }
 }
 
 /// A clip, over and over.
@@ -178,28 +139,6 @@ impl<'a> Clip<'a> {
             (self.at, self.offset) = (0, self.offset.wrapping_add(self.length));
         }
         Some((packet, timestamp))
-    }
-}
-
-async fn send(socket: &TcpStream, client: &mut Client) -> io::Result<()> {
-    let mut output = client.output();
-    while !output.is_empty() {
-        match socket.try_write(&output) {
-            Ok(n) => output = output.slice(n..),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => socket.writable().await?,
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
-}
-
-async fn receive(socket: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
-    loop {
-        socket.readable().await?;
-        match socket.try_read(buffer) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            read => return read,
-        }
     }
 }
 
