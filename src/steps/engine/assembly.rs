@@ -8,7 +8,7 @@ use super::super::pull::{self, Pull};
 use super::super::reactors::{Identity, Reactors};
 use super::super::{rtmp_receive, rtmp_watch};
 use super::check::{check_step, read_location};
-use crate::client::{ClientMetrics, Http};
+use crate::client::{ClientMetrics, Http, PushLeases};
 use crate::ffmpeg;
 use crate::health::Health;
 use crate::ids::StreamName;
@@ -54,6 +54,8 @@ pub struct Parts {
     pub metrics: Arc<Metrics>,
     /// What is counted of lookups.
     pub client_metrics: ClientMetrics,
+    /// Whether this node may push a stream to other servers.
+    pub push_leases: PushLeases,
     /// Called when a reactor answers again after an outage.
     pub reactor_back: Arc<dyn Fn() + Send + Sync>,
     /// Where it is said that a workflow does not run.
