@@ -53,6 +53,7 @@ fn node(id: usize, streams: usize) -> Node {
         session: SessionId::random(),
         epoch: Some(1),
         identity: None,
+        pushing: false,
     };
     let streams = (0..streams).map(stream).collect();
     Node {

@@ -5,6 +5,8 @@
 //! | `POST /publisher_lookup` | [`PublisherLookup`] | `200`, empty, [`EPOCH_HEADER`] if a session was named; `400`, `401`, `403`, `409`, `503` [`Refusal`] |
 //! | `POST /publisher_release` | [`PublisherRelease`] | `204`, whether or not the session still owned the name |
 //! | `POST /watcher_lookup` | [`WatcherLookup`] | `200`, workflow text, [`ORIGIN_HEADER`], [`EPOCH_HEADER`], [`SESSION_HEADER`]; `404`, `400`, `503` [`Refusal`] |
+//! | `POST /push_claim` | [`PushClaim`] | `204`, the stream may be pushed; `409` not yet; `410` never; `400`, `503` [`Refusal`] |
+//! | `POST /push_release` | [`PushRelease`] | `204`, whether or not the claim was there |
 //! | `PUT /nodes/{node}` | [`Heartbeat`] | `200` [`HeartbeatReply`]; `400`, `409`, `413`, `503` [`Refusal`] |
 //! | `DELETE /nodes/{node}?instance=HEX` | | `204`; the streams of that process of the node end, without `instance` those of the node |
 //! | `GET /events` | | Server-Sent Events, see [`Change`] |
@@ -94,6 +96,39 @@ pub struct PublisherRelease {
     pub session: SessionId,
 }
 
+/// A node asks whether it may push a stream on to other servers, which one node of the cluster does: the one where the current
+/// session of the name is published, once those before it have stopped.
+///
+/// `204`: it may. `409`: another publish of the name may still be pushed by the node that the [`Refusal`] names, or the reactor
+/// does not know yet that this session owns the name; it is asked again soon. `410`: this session lost the name and is
+/// never let push. `503`: the reactor does not know enough to say.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PushClaim {
+    /// The stream that is to be pushed.
+    pub stream_name: StreamName,
+    /// The publish whose media is pushed.
+    pub session: SessionId,
+    /// The node that pushes.
+    pub node: NodeId,
+    /// [`Heartbeat::instance`] of its process: what that pushes ends with it.
+    pub instance: SessionId,
+    /// Rises with each claim of that process.
+    #[serde(default)]
+    pub turn: u64,
+}
+
+/// A node says that it pushes a stream no longer: who owns the name now may.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PushRelease {
+    /// The stream that was pushed.
+    pub stream_name: StreamName,
+    /// The publish whose media was pushed. It may go on.
+    pub session: SessionId,
+    /// The [`PushClaim::turn`] that is over, and with it those before: a release that arrives late ends no later claim.
+    #[serde(default)]
+    pub turn: u64,
+}
+
 /// A playback node asks where a stream can be pulled from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WatcherLookup {
@@ -122,6 +157,10 @@ pub const HEARTBEAT_STREAMS: usize = 500;
 /// that a node with thousands of streams costs a reactor hardly more than one with some; at an interval of 5 s a thousand
 /// streams are named anew within nine minutes.
 pub const AUDIT_STREAMS: usize = 10;
+
+/// The most streams that a regular [`Heartbeat`] names because they are pushed to other servers, in turn: a push that stands in
+/// another publish's way has to be named now and then. With up to so many pushed streams each heartbeat names them all.
+pub const PUSHING_STREAMS: usize = 100;
 
 /// A node's sign of life, sent every few seconds: its load, and what changed in the list of its streams. It keeps every
 /// stream that a reactor knows of this process, whether it is named here or not.
@@ -165,6 +204,10 @@ pub struct Heartbeat {
     /// Publishes that ended since the last heartbeat that was answered. At most [`HEARTBEAT_STREAMS`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ended: Vec<PublisherRelease>,
+    /// Publishes that have ended, and which the node is pushing to other servers still: the last of their media is on its way.
+    /// At most [`PUSHING_STREAMS`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub still_pushing: Vec<PublisherRelease>,
     /// With this heartbeat every stream has been sent since the reactor asked for all.
     #[serde(default)]
     pub complete: bool,
@@ -198,6 +241,9 @@ pub struct PublishedStream {
     /// See [`PublisherLookup::identity`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub identity: Option<Identity>,
+    /// The node pushes it to other servers, see [`PushClaim`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pushing: bool,
 }
 
 /// What a reactor thinks of a heartbeat.

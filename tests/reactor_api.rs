@@ -5,7 +5,7 @@
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::future::{BoxFuture, FutureExt};
-use lb::api::{HEARTBEAT_STREAMS, Heartbeat, HeartbeatReply, NodeList, StreamList};
+use lb::api::{HEARTBEAT_STREAMS, Heartbeat, HeartbeatReply, NodeList, PUSHING_STREAMS, StreamList};
 use lb::health::Health;
 use lb::ids::SessionId;
 use lb::node::listen;
@@ -87,6 +87,52 @@ async fn origins_ports_and_the_native_pull_are_taken_from_the_body() {
             )
         );
     }
+}
+
+#[tokio::test]
+async fn a_stream_is_pushed_by_one_node() {
+    let service = Service::start().await;
+    let sessions = [SessionId::random(), SessionId::random()];
+    let claim = async |session: SessionId, node: &str, instance: SessionId| {
+        let body =
+            json!({"stream_name": "x", "session": session, "node": node, "instance": instance, "turn": 1});
+        service.post("/push_claim", &body.to_string()).await
+    };
+    let instances = [SessionId::random(), SessionId::random()];
+    let early = claim(sessions[0], "a", instances[0]).await;
+    assert_eq!((early.status().as_u16(), &*header(&early, "retry-after")), (503, "1"));
+    assert_eq!(error(early).await, "node 'a' is not heard yet: its heartbeats come first");
+    for (node, instance) in ["a", "b"].into_iter().zip(instances) {
+        let beat = Heartbeat { interval_ms: 5000, instance: Some(instance), ..Heartbeat::default() };
+        let beat = serde_json::to_string(&beat).unwrap();
+        assert_eq!(service.put(&format!("/nodes/{node}"), beat).await.status(), 200);
+    }
+    let early = claim(sessions[0], "a", instances[0]).await;
+    assert_eq!((early.status().as_u16(), &*header(&early, "retry-after")), (409, "1"));
+    assert_eq!(error(early).await, "stream 'x' is not registered for this publish yet");
+    service.publish(json!({"stream_name": "x", "session": sessions[0], "node": "a"})).await;
+    let granted = claim(sessions[0], "a", instances[0]).await;
+    assert_eq!((granted.status().as_u16(), granted.text().await.unwrap()), (204, String::new()));
+    service.publish(json!({"stream_name": "x", "session": sessions[1], "node": "b"})).await;
+    let held = claim(sessions[1], "b", instances[1]).await;
+    assert_eq!((held.status().as_u16(), &*header(&held, "retry-after")), (409, "1"));
+    assert_eq!(
+        error(held).await,
+        "stream 'x' may still be pushed by node 'a', where it was published before"
+    );
+    let lost = claim(sessions[0], "a", instances[0]).await;
+    assert_eq!(lost.status(), 410);
+    assert_eq!(error(lost).await, "stream 'x': this publish was superseded by a newer one");
+    let release = json!({"stream_name": "x", "session": sessions[0], "turn": 1}).to_string();
+    for _ in 0..2 {
+        assert_eq!(service.post("/push_release", &release).await.status(), 204);
+    }
+    assert_eq!(claim(sessions[1], "b", instances[1]).await.status(), 204);
+    let many: Vec<_> =
+        (0..=PUSHING_STREAMS).map(|_| json!({"stream_name": "x", "session": sessions[0]})).collect();
+    let reply =
+        service.put("/nodes/a", json!({"interval_ms": 5000, "still_pushing": many}).to_string()).await;
+    assert_eq!(reply.status(), 400);
 }
 
 #[tokio::test]

@@ -1,12 +1,14 @@
 //! The node's agent: it tells reactors what the node does, and hears from them what it does no longer own.
 
 use super::calls::{Outcome, Reactors};
+use super::contact::Contact;
 use super::http::Http;
 use super::metrics::ClientMetrics;
+use super::push_lease::PushLeases;
 use super::releases::{self, Waiting};
 use super::targets::PLAIN_SERVER_RETRY;
 use super::urls::Urls;
-use crate::api::{Heartbeat, HeartbeatReply};
+use crate::api::{Heartbeat, HeartbeatReply, PublisherRelease, PushRelease};
 use crate::ids::{NodeId, SessionId};
 use crate::published::{Next, Occasion, Published, Report};
 use crate::retry::pauses;
@@ -42,29 +44,6 @@ pub struct Settings {
     pub interval: Duration,
 }
 
-/// Whether reactors hear the node.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Contact {
-    /// No call has ended yet.
-    Untried,
-    /// A reactor takes the node's heartbeats.
-    Reachable {
-        /// Since when without a failure.
-        since: Instant,
-        /// Its URL, without user name, password and query.
-        reactor: String,
-    },
-    /// No reactor takes them.
-    Unreachable {
-        /// Since when.
-        since: Instant,
-        /// What the last call of each URL came to.
-        error: String,
-    },
-    /// The URLs lead to web servers that know lookups only: there is nobody to tell.
-    Plain,
-}
-
 /// The running agent of a node. It is one task; dropping the agent ends it without signing off.
 #[derive(Debug)]
 pub struct Agent {
@@ -72,6 +51,7 @@ pub struct Agent {
     contact: watch::Receiver<Contact>,
     stop: CancellationToken,
     task: AbortOnDropHandle<SignOff>,
+    push_leases: PushLeases,
     metrics: ClientMetrics,
 }
 
@@ -90,20 +70,32 @@ impl Agent {
         let (releases, waiting) = releases::queue(metrics.clone());
         published.on_end(move |release| releases.push(release));
         published.start_over();
+        let (push_releases, waiting_pushes) = releases::queue(metrics.clone());
+        let instance = SessionId::random();
+        let push_leases = PushLeases::new(
+            Reactors::new(settings.http.clone(), &settings.reactors),
+            settings.node.clone(),
+            instance,
+            watched.clone(),
+            published.clone(),
+            push_releases,
+            metrics.clone(),
+        );
         let worker = Worker {
             reactors: Reactors::new(settings.http.clone(), &settings.reactors),
             settings,
-            instance: SessionId::random(),
+            instance,
             published,
             load: Box::new(load),
             metrics: metrics.clone(),
+            push_leases: push_leases.clone(),
             contact,
             poke: poke.clone(),
             stop: stop.clone(),
             forgotten_log: Seldom::default(),
         };
-        let task = AbortOnDropHandle::new(tokio::spawn(worker.run(waiting)));
-        Agent { poke, contact: watched, stop, task, metrics }
+        let task = AbortOnDropHandle::new(tokio::spawn(worker.run(waiting, waiting_pushes)));
+        Agent { poke, contact: watched, stop, task, push_leases, metrics }
     }
 
     /// Asks for a heartbeat now: a name changed hands, the node begins to drain, or a reactor came back. Calls that
@@ -116,6 +108,11 @@ impl Agent {
     pub fn poker(&self) -> impl Fn() + Send + Sync + Clone + 'static {
         let poke = self.poke.clone();
         move || poke.notify_one()
+    }
+
+    /// Who may push streams to other servers, as reactors say.
+    pub fn push_leases(&self) -> PushLeases {
+        self.push_leases.clone()
     }
 
     /// Whether reactors hear the node: the value now, and its changes.
@@ -165,6 +162,7 @@ struct Worker {
     reactors: Reactors,
     published: Arc<Published>,
     load: Box<dyn Fn() -> Heartbeat + Send + Sync>,
+    push_leases: PushLeases,
     metrics: ClientMetrics,
     contact: watch::Sender<Contact>,
     poke: Arc<Notify>,
@@ -180,12 +178,14 @@ enum Beat {
 }
 
 impl Worker {
-    async fn run(self, waiting: Waiting) -> SignOff {
+    async fn run(self, waiting: Waiting<PublisherRelease>, pushes: Waiting<PushRelease>) -> SignOff {
+        let of_publishers = waiting.send_all(&self.reactors, &self.metrics);
+        let sent = async { tokio::join!(of_publishers, self.push_leases.send_releases(pushes)) };
         let releases = async {
             // What waits when the node stops is left out: signing off ends all leases of the node.
             tokio::select! {
                 () = self.stop.cancelled() => {}
-                () = waiting.send_all(&self.reactors, &self.metrics) => {}
+                ((), ()) = sent => {}
             }
         };
         tokio::join!(self.beat_on(), releases);
@@ -265,7 +265,7 @@ impl Worker {
     }
 
     fn heartbeat(&self, report: Report) -> Heartbeat {
-        let Report { since, published, streams, ended, complete, forgotten } = report;
+        let Report { since, published, streams, ended, still_pushing, complete, forgotten } = report;
         if forgotten > 0 {
             self.metrics.releases.with_label_values(&["forgotten"]).inc_by(forgotten);
             if let Some(held_back) = self.forgotten_log.pass() {
@@ -283,6 +283,7 @@ impl Worker {
             published,
             streams,
             ended,
+            still_pushing,
             complete,
             ..(self.load)()
         }

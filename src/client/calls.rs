@@ -19,7 +19,7 @@ pub(super) struct Reactors {
 
 /// What a call came to.
 pub(super) enum Outcome {
-    /// This reactor took it.
+    /// This reactor took it, or refused it with a status that is an answer to the caller.
     Done(Reply, String),
     /// None of the servers has the endpoint.
     Plain,
@@ -40,14 +40,22 @@ impl Reactors {
     /// A call with a JSON body.
     pub(super) async fn send(&self, method: Method, path: &[&str], body: &impl Serialize) -> Outcome {
         match serde_json::to_vec(body) {
-            Ok(body) => self.call(method, path, None, Some(body.into())).await,
+            Ok(body) => self.call(method, path, None, Some(body.into()), &[]).await,
+            Err(error) => Outcome::Failed(error.to_string()),
+        }
+    }
+
+    /// A call with a JSON body to which these statuses are answers, beside success.
+    pub(super) async fn question(&self, path: &[&str], body: &impl Serialize, answers: &[u16]) -> Outcome {
+        match serde_json::to_vec(body) {
+            Ok(body) => self.call(Method::POST, path, None, Some(body.into()), answers).await,
             Err(error) => Outcome::Failed(error.to_string()),
         }
     }
 
     /// A call with these query parameters and no body.
     pub(super) async fn ask(&self, method: Method, path: &[&str], query: (&str, &str)) -> Outcome {
-        self.call(method, path, Some(query), None).await
+        self.call(method, path, Some(query), None, &[]).await
     }
 
     async fn call(
@@ -56,6 +64,7 @@ impl Reactors {
         path: &[&str],
         query: Option<(&str, &str)>,
         body: Option<Bytes>,
+        answers: &[u16],
     ) -> Outcome {
         let mut errors: Vec<String> = Vec::new();
         for target in self.targets.in_order() {
@@ -64,7 +73,7 @@ impl Reactors {
                 url.query_pairs_mut().append_pair(key, value);
             }
             match self.http.call(method.clone(), &url, body.clone()).await {
-                Ok(reply) if reply.status.is_success() => {
+                Ok(reply) if reply.status.is_success() || answers.contains(&reply.status.as_u16()) => {
                     target.works();
                     return Outcome::Done(reply, target.name());
                 }

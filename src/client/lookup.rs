@@ -339,7 +339,7 @@ fn header<T: FromStr>(reply: &Reply, name: &str) -> Option<T> {
 }
 
 /// The reason in the body of a refusal. A plain web server sends none, or a page.
-fn said(reply: &Reply, otherwise: &str) -> String {
+pub(super) fn said(reply: &Reply, otherwise: &str) -> String {
     match serde_json::from_slice::<Refusal>(&reply.body) {
         Ok(refusal) => printable(&refusal.error),
         Err(_) => otherwise.to_owned(),

@@ -13,6 +13,10 @@ pub struct ClientMetrics {
     pub(super) heartbeats: IntCounterVec,
     /// `lb_releases_total{result}`.
     pub(super) releases: IntCounterVec,
+    /// `lb_push_claims_total{result}`.
+    pub(super) push_claims: IntCounterVec,
+    /// `lb_push_releases_total{result}`.
+    pub(super) push_releases: IntCounterVec,
     /// `lb_sign_offs_total{result}`.
     pub(super) sign_offs: IntCounterVec,
     /// `lb_reports_total{result}`.
@@ -50,6 +54,18 @@ impl ClientMetrics {
                 "lb_releases_total",
                 "Releases of publishers, by result (ok, failed, plain, overflow: the queue was full, \
                  forgotten: not kept for a reactor that is away for long).",
+                &["result"],
+            )?,
+            push_claims: counter(
+                "lb_push_claims_total",
+                "Times a reactor was asked whether a stream may be pushed to other servers, by result (granted, held: another \
+                 node may still push it, superseded, failed, alone: nobody was to be asked).",
+                &["result"],
+            )?,
+            push_releases: counter(
+                "lb_push_releases_total",
+                "Times reactors were told that a stream is pushed no longer, by result (ok, failed, plain, overflow: the \
+                 queue was full).",
                 &["result"],
             )?,
             sign_offs: counter(

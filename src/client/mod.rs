@@ -9,6 +9,7 @@
 //! | [`Http`] | one pool of connections, with deadlines and caps |
 //! | [`Lookup`] | who may publish, and where a stream can be pulled from |
 //! | [`Agent`] | heartbeats and releases of what [`crate::published::Published`] lists |
+//! | [`PushLeases`] | whether this node may push a stream to other servers |
 //! | [`Events`] | changes of ownership, as they happen |
 //! | [`Reporter`] | how streams are doing, for people |
 //! | [`Operator`] | what an operator's commands ask |
@@ -18,12 +19,14 @@
 mod agent;
 mod cache;
 mod calls;
+mod contact;
 mod error;
 mod events;
 mod http;
 mod lookup;
 mod metrics;
 mod operator;
+mod push_lease;
 mod question;
 mod readiness;
 mod releases;
@@ -32,7 +35,8 @@ mod targets;
 mod urls;
 mod web;
 
-pub use agent::{Agent, Contact, Settings as AgentSettings};
+pub use agent::{Agent, Settings as AgentSettings};
+pub use contact::Contact;
 pub use error::Error;
 pub use events::{Event, Events, KEEP_ALIVE, Settings as EventsSettings};
 pub use http::{
@@ -41,6 +45,7 @@ pub use http::{
 pub use lookup::{Answer, Lookup};
 pub use metrics::ClientMetrics;
 pub use operator::{Operator, OperatorError};
+pub use push_lease::{PushLease, PushLeases, Superseded};
 pub use readiness::{NotReady, ready};
 pub use reporter::{REPORTS, Reporter};
 pub use targets::PLAIN_SERVER_RETRY;

@@ -53,6 +53,7 @@ pub(super) async fn follow_changes(
         match event {
             Event::Hello => {
                 // Most likely a reactor that was away. It asks for the whole list if it lost it.
+                published.changes_missed();
                 poke();
                 reactors.changes_missed();
             }

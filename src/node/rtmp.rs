@@ -192,6 +192,7 @@ impl<'a> Shared<'a> {
             http: self.http.clone(),
             metrics: self.metrics.clone(),
             client_metrics: self.client_metrics.clone(),
+            push_leases: agent.push_leases(),
             reactor_back: Arc::new(agent.poker()),
             health: health.clone(),
             tasks: TaskTracker::new(),

@@ -37,7 +37,17 @@ struct Session {
     name: StreamName,
     identity: Option<Identity>,
     stage: Stage,
+    standing: Standing,
     evict: Option<oneshot::Sender<String>>,
+}
+
+/// Who decides about a publish.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// A reactor was asked or is to be.
+    Asked,
+    /// The configuration names none: the node lets it in by itself.
+    Alone,
 }
 
 #[derive(Debug)]
@@ -88,7 +98,8 @@ impl Published {
     ) -> Registration {
         let stage = Stage::Asking { epoch: None };
         let mut state = self.lock();
-        state.sessions.insert(session, Session { name: name.clone(), identity, stage, evict: Some(evict) });
+        let (name_of, standing, evict) = (name.clone(), Standing::Asked, Some(evict));
+        state.sessions.insert(session, Session { name: name_of, identity, stage, standing, evict });
         state.names.entry(name.clone()).or_default().push(session);
         Registration { published: self.clone(), session }
     }
@@ -101,6 +112,22 @@ impl Published {
             Some(Stage::Listed) => roster.set_epoch(session, new),
             None => {}
         }
+    }
+
+    /// Who decides about a publish; nothing: it has ended.
+    pub fn standing(&self, session: SessionId) -> Option<Standing> {
+        Some(self.lock().sessions.get(&session)?.standing)
+    }
+
+    /// A publish is pushed to other servers from now on, or no longer. Heartbeats name it, also when its publisher has left.
+    pub fn set_pushing(&self, name: &StreamName, session: SessionId, pushing: bool) {
+        self.lock().roster.set_pushing(name, session, pushing);
+    }
+
+    /// Changes of ownership were missed. The next heartbeat names what is pushed to other servers, so that a reactor says what
+    /// is to end.
+    pub fn changes_missed(&self) {
+        self.lock().roster.mark_pushing();
     }
 
     /// A reactor says that another session owns the name of this one.
@@ -194,6 +221,13 @@ impl Registration {
         };
         if let Stage::Asking { epoch } = std::mem::replace(&mut entry.stage, Stage::Listed) {
             roster.insert(self.session, entry.name.clone(), epoch, entry.identity);
+        }
+    }
+
+    /// No reactor is asked about it.
+    pub fn stands_alone(&self) {
+        if let Some(entry) = self.published.lock().sessions.get_mut(&self.session) {
+            entry.standing = Standing::Alone;
         }
     }
 

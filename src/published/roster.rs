@@ -15,11 +15,14 @@
 //! A reactor that asks for everything while it is being sent has lost what it was told so far: the list begins anew.
 //!
 //! One report is in flight at a time. What it carried counts as told once it is answered; until then it is carried
-//! again, with what changed since. No step looks at more entries than a report may have, however long the list is.
+//! again, with what changed since. What is pushed to other servers is named in turn as well, more of it at a time: a reactor
+//! takes a push that is not named for some intervals for one that has ended, if somebody else waits for it. No step looks at more entries than a report may have, however long the list is.
 //!
 //! Pure: no clock, no socket, and no idea of what a reactor does with it.
 
-use crate::api::{AUDIT_STREAMS, HEARTBEAT_STREAMS, HeartbeatReply, PublishedStream, PublisherRelease};
+use crate::api::{
+    AUDIT_STREAMS, HEARTBEAT_STREAMS, HeartbeatReply, PUSHING_STREAMS, PublishedStream, PublisherRelease,
+};
 use crate::ids::{Identity, SessionId, StreamName};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Bound::{Excluded, Unbounded};
@@ -37,6 +40,12 @@ pub(super) struct Roster {
     /// Told, and a reactor said neither that they own their name nor that they do not: it has no room, or has just
     /// started. Regular heartbeats name them again.
     unjudged: BTreeSet<SessionId>,
+    /// Pushed to other servers. All of them are in `streams`.
+    pushing: BTreeSet<SessionId>,
+    /// The next of these to be named begin behind this session.
+    pushing_named: Option<SessionId>,
+    /// Pushed to other servers for a moment after the publish has ended.
+    still_pushing: BTreeMap<SessionId, StreamName>,
     /// To be told, the oldest first.
     ended: VecDeque<PublisherRelease>,
     forgotten: u64,
@@ -49,6 +58,7 @@ pub(super) struct Roster {
 struct Sizes {
     report: usize,
     audit: usize,
+    pushing: usize,
     ended_kept: usize,
 }
 
@@ -110,6 +120,8 @@ pub struct Report {
     pub streams: Vec<PublishedStream>,
     /// At most half as many.
     pub ended: Vec<PublisherRelease>,
+    /// At most [`PUSHING_STREAMS`], beside the others.
+    pub still_pushing: Vec<PublisherRelease>,
     /// The last piece of the whole list.
     pub complete: bool,
     /// Not for the wire: how many ends were given up since the last report, because more than [`ENDED_KEPT`] waited.
@@ -132,7 +144,12 @@ pub enum Next {
 
 impl Roster {
     pub(super) fn new() -> Self {
-        Roster::with(Sizes { report: HEARTBEAT_STREAMS, audit: AUDIT_STREAMS, ended_kept: ENDED_KEPT })
+        Roster::with(Sizes {
+            report: HEARTBEAT_STREAMS,
+            audit: AUDIT_STREAMS,
+            pushing: PUSHING_STREAMS,
+            ended_kept: ENDED_KEPT,
+        })
     }
 
     fn with(sizes: Sizes) -> Self {
@@ -141,6 +158,9 @@ impl Roster {
             streams: BTreeMap::new(),
             changed: BTreeSet::new(),
             unjudged: BTreeSet::new(),
+            pushing: BTreeSet::new(),
+            pushing_named: None,
+            still_pushing: BTreeMap::new(),
             ended: VecDeque::new(),
             forgotten: 0,
             since: None,
@@ -165,6 +185,9 @@ impl Roster {
         self.streams.remove(&release.session);
         self.changed.remove(&release.session);
         self.unjudged.remove(&release.session);
+        if self.pushing.remove(&release.session) {
+            self.still_pushing.insert(release.session, release.stream_name.clone());
+        }
         if self.ended.len() >= self.sizes.ended_kept {
             self.unanswered();
             self.ended.pop_front();
@@ -184,6 +207,24 @@ impl Roster {
         }
     }
 
+    /// A session is pushed to other servers from now on, or no longer. No report is due for it: the reactor that let it be pushed
+    /// knows, and others hear of it in time.
+    pub(super) fn set_pushing(&mut self, name: &StreamName, session: SessionId, pushing: bool) {
+        if !pushing {
+            self.pushing.remove(&session);
+            self.still_pushing.remove(&session);
+        } else if self.streams.contains_key(&session) {
+            self.pushing.insert(session);
+        } else {
+            self.still_pushing.insert(session, name.clone());
+        }
+    }
+
+    /// The next report names what is pushed here: a reactor may have said to somebody else meanwhile that it waits.
+    pub(super) fn mark_pushing(&mut self) {
+        self.changed.extend(self.pushing.iter().copied());
+    }
+
     pub(super) fn epoch(&self, session: SessionId) -> Option<u64> {
         self.streams.get(&session)?.epoch
     }
@@ -196,7 +237,7 @@ impl Roster {
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = PublishedStream> {
-        self.streams.iter().map(|(session, stream)| stream.named(*session))
+        self.streams.keys().filter_map(|session| self.named(*session))
     }
 
     /// What to tell now. A report that was not answered is taken for lost.
@@ -212,6 +253,16 @@ impl Roster {
             let most = (room - named.len()).min(self.sizes.report / 2);
             named.extend(self.unjudged.iter().take(most));
         }
+        let still_pushing = match (&self.state, occasion) {
+            (State::Complete { .. }, Occasion::Early) => Vec::new(),
+            (State::Complete { .. }, Occasion::Regular) => {
+                let most = (room - named.len()).min(self.sizes.pushing);
+                named.extend(self.pushing_in_turn(most));
+                self.still_pushing()
+            }
+            // A reactor that lost its memory must hear of them before the list is complete.
+            (State::Sending { .. }, _) => self.still_pushing(),
+        };
         let room = room - named.len();
         let in_turn: Vec<SessionId> = match (&self.state, occasion) {
             (State::Sending { after }, _) => self.behind(*after).take(room).collect(),
@@ -237,9 +288,28 @@ impl Roster {
             published: u64::try_from(self.streams.len()).unwrap_or(u64::MAX),
             streams,
             ended,
+            still_pushing,
             complete,
             forgotten: std::mem::take(&mut self.forgotten),
         }
+    }
+
+    /// The next streams that are pushed, in turn. Whether the report is answered does not matter: their turn comes again.
+    fn pushing_in_turn(&mut self, most: usize) -> Vec<SessionId> {
+        let from = self.pushing_named.map_or(Unbounded, Excluded);
+        let around = self.pushing_named.map(|last| self.pushing.range(..=last));
+        let in_turn = self.pushing.range((from, Unbounded)).chain(around.into_iter().flatten());
+        let in_turn: Vec<_> = in_turn.copied().take(most).collect();
+        self.pushing_named = in_turn.last().copied().or(self.pushing_named);
+        in_turn
+    }
+
+    /// Those that the next report names. They are few, and gone after seconds.
+    fn still_pushing(&self) -> Vec<PublisherRelease> {
+        let first = self.still_pushing.iter().take(self.sizes.pushing);
+        first
+            .map(|(session, name)| PublisherRelease { stream_name: name.clone(), session: *session })
+            .collect()
     }
 
     /// What changed among the streams that were sent already. It gets half of a piece at most: the list must get on.
@@ -262,7 +332,14 @@ impl Roster {
     }
 
     fn named(&self, session: SessionId) -> Option<PublishedStream> {
-        self.streams.get(&session).map(|stream| stream.named(session))
+        let Stream { name, epoch, identity } = self.streams.get(&session)?;
+        Some(PublishedStream {
+            stream_name: name.clone(),
+            session,
+            epoch: *epoch,
+            identity: *identity,
+            pushing: self.pushing.contains(&session),
+        })
     }
 
     /// A reactor answered the report in flight.
@@ -332,17 +409,6 @@ impl Roster {
     fn begin_again(&mut self) {
         self.since = None;
         self.state = State::Sending { after: None };
-    }
-}
-
-impl Stream {
-    fn named(&self, session: SessionId) -> PublishedStream {
-        PublishedStream {
-            stream_name: self.name.clone(),
-            session,
-            epoch: self.epoch,
-            identity: self.identity,
-        }
     }
 }
 

@@ -1,12 +1,13 @@
 //! The registry: what its callers may ask.
 
+use super::pusher;
 use super::record::{NodeRecord, Record};
 use super::rules::{self, Nodes};
 use super::settle::{Facts, Found, Job, Undone};
 use super::state::{BATCH, Registry};
 use super::store::{Key, Kind, Store, Unreachable, Write, Written};
 use super::{Changes, Claim, Error, LISTING_MAX, Lease, Settings, Stats, Status};
-use crate::api::NodeEntry;
+use crate::api::{NodeEntry, PushClaim, PushRelease};
 use crate::ids::{NodeId, SessionId, StreamName};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -59,6 +60,25 @@ impl Registry {
         let nodes = self.known.node(&name).into_iter().collect();
         let job = Job::new(name.clone(), |record, scene| rules::release(&name, session, record, scene));
         let replies = self.settle(&[job], Nodes::new(), nodes).await;
+        only(replies.map_err(|Unreachable| Error::Unavailable)?)
+    }
+
+    /// Lets a session push its stream to other servers, if nobody else may still be doing so.
+    ///
+    /// Errors: [`Error::Superseded`], [`Error::NotOwner`], [`Error::PushHeld`], [`Error::NotHeard`], [`Error::WarmingUp`],
+    /// [`Error::Unavailable`].
+    pub async fn claim_push(&self, claim: PushClaim) -> Result<(), Error> {
+        let job = Job::new(claim.stream_name.clone(), |record, scene| pusher::claim(&claim, record, scene));
+        let replies = self.settle(&[job], Nodes::new(), vec![claim.node.clone()]).await;
+        only(replies.map_err(|Unreachable| Error::Unavailable)?)?
+    }
+
+    /// A session is pushed no longer.
+    ///
+    /// Errors: [`Error::Unavailable`].
+    pub async fn release_push(&self, release: PushRelease) -> Result<(), Error> {
+        let job = Job::new(release.stream_name.clone(), |record, _| pusher::release(&release, record));
+        let replies = self.settle(&[job], Nodes::new(), Vec::new()).await;
         only(replies.map_err(|Unreachable| Error::Unavailable)?)
     }
 

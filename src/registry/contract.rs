@@ -5,7 +5,7 @@ use super::hold_down::{HOLD_MIN, TAKEOVERS_FREE};
 use super::millis::millis;
 use super::rules::RESTORED_EPOCH_MAX;
 use super::*;
-use crate::api::{Heartbeat, HeartbeatReply, PublishedStream, PublisherRelease};
+use crate::api::{Heartbeat, HeartbeatReply, PublishedStream, PublisherRelease, PushClaim, PushRelease};
 use crate::ids;
 use std::net::Ipv4Addr;
 
@@ -71,6 +71,9 @@ contract! {
     the_number_of_streams_is_bounded(small);
     changes_are_told_in_order(settings);
     a_slow_subscriber_is_told_to_resync(settings);
+    a_stream_is_pushed_by_one_session_at_a_time(settings);
+    what_a_silent_node_pushed_holds_nobody_up(settings);
+    who_pushes_is_learned_again_before_anybody_is_let(warming_up);
 }
 
 async fn a_claim_is_found_until_it_is_released(registry: &Registry) {
@@ -176,8 +179,13 @@ async fn only_the_same_identity_takes_a_name_over(registry: &Registry) {
 async fn a_restored_identity_guards_its_name(registry: &Registry) {
     let (alice, bob) = (Some(ids::Identity::of("sub", "alice")), Some(ids::Identity::of("sub", "bob")));
     let session = SessionId::random();
-    let published =
-        |session, epoch, identity| PublishedStream { stream_name: name("x"), session, epoch, identity };
+    let published = |session, epoch, identity| PublishedStream {
+        stream_name: name("x"),
+        session,
+        epoch,
+        identity,
+        pushing: false,
+    };
     let beat = async |at: &str, stream| {
         let heartbeat = Heartbeat { interval_ms: 60_000, streams: vec![stream], ..Heartbeat::default() };
         registry.heartbeat(node(at), heartbeat, source(at)).await.unwrap()
@@ -195,7 +203,13 @@ async fn who_was_there_before_gets_the_name_back_from_somebody_else(registry: &R
     let (alice, bob) = (Some(ids::Identity::of("sub", "alice")), Some(ids::Identity::of("sub", "bob")));
     let (before, moved) = (SessionId::random(), SessionId::random());
     let beat = async |stream: &str, identity| {
-        let stream = PublishedStream { stream_name: name(stream), session: before, epoch: Some(5), identity };
+        let stream = PublishedStream {
+            stream_name: name(stream),
+            session: before,
+            epoch: Some(5),
+            identity,
+            pushing: false,
+        };
         let heartbeat = Heartbeat { interval_ms: 60_000, streams: vec![stream], ..Heartbeat::default() };
         registry.heartbeat(node("a"), heartbeat, source("a")).await.unwrap()
     };
@@ -453,6 +467,130 @@ async fn a_slow_subscriber_is_told_to_resync(registry: &Registry) {
     assert!(matches!(slow.next().await, Some(Notice::Change(_))), "and then hears what follows");
 }
 
+/// A process of a node that pushes, and its heartbeats.
+struct Pusher<'a> {
+    registry: &'a Registry,
+    node: &'static str,
+    instance: SessionId,
+    since: std::cell::RefCell<Option<String>>,
+}
+
+impl Pusher<'_> {
+    fn new<'a>(registry: &'a Registry, node: &'static str) -> Pusher<'a> {
+        Pusher { registry, node, instance: SessionId::random(), since: Default::default() }
+    }
+
+    /// Sends the whole list, as often as it is asked for it.
+    async fn beat(&self, streams: &[PublishedStream], still_pushing: &[SessionId]) {
+        for _ in 0..3 {
+            let still = |session: &SessionId| PublisherRelease { stream_name: name("x"), session: *session };
+            let heartbeat = Heartbeat {
+                instance: Some(self.instance),
+                since: self.since.take(),
+                streams: streams.to_vec(),
+                published: streams.len() as u64,
+                still_pushing: still_pushing.iter().map(still).collect(),
+                complete: true,
+                ..heartbeat(&[])
+            };
+            let reply = self.registry.heartbeat(node(self.node), heartbeat, source(self.node)).await.unwrap();
+            self.since.replace(Some(reply.since));
+            if !reply.want_all {
+                return;
+            }
+        }
+        panic!("the list is never complete");
+    }
+
+    async fn asks(&self, session: SessionId) -> Result<(), Error> {
+        let (stream_name, node, instance) = (name("x"), node(self.node), self.instance);
+        self.registry.claim_push(PushClaim { stream_name, session, node, instance, turn: 1 }).await
+    }
+
+    async fn releases(&self, session: SessionId) {
+        let release = PushRelease { stream_name: name("x"), session, turn: 1 };
+        self.registry.release_push(release).await.unwrap();
+    }
+}
+
+async fn a_stream_is_pushed_by_one_session_at_a_time(registry: &Registry) {
+    let (old, new) = (SessionId::random(), SessionId::random());
+    let (a, b) = (Pusher::new(registry, "a"), Pusher::new(registry, "b"));
+    registry.claim(claim("x", old, "a")).await.unwrap();
+    assert_eq!(a.asks(old).await, Err(Error::NotHeard(node("a"))));
+    a.beat(&[], &[]).await;
+    b.beat(&[], &[]).await;
+    assert_eq!(a.asks(old).await, Ok(()));
+    registry.claim(claim("x", new, "b")).await.unwrap();
+    assert_eq!(b.asks(new).await, Err(Error::PushHeld(name("x"), node("a"))));
+    assert_eq!(a.asks(old).await, Err(Error::Superseded(name("x"))));
+    // Its publisher has left; what it sent is on its way still.
+    registry.release(name("x"), old).await.unwrap();
+    assert_eq!(b.asks(new).await, Err(Error::PushHeld(name("x"), node("a"))));
+    a.releases(old).await;
+    assert_eq!(b.asks(new).await, Ok(()));
+    // The name may be nobody's for a while.
+    registry.release(name("x"), new).await.unwrap();
+    let third = SessionId::random();
+    registry.claim(claim("x", third, "a")).await.unwrap();
+    assert_eq!(a.asks(third).await, Err(Error::PushHeld(name("x"), node("b"))));
+    b.releases(new).await;
+    assert_eq!(a.asks(third).await, Ok(()));
+}
+
+async fn what_a_silent_node_pushed_holds_nobody_up(registry: &Registry) {
+    let (old, new) = (SessionId::random(), SessionId::random());
+    let (a, b) = (Pusher::new(registry, "a"), Pusher::new(registry, "b"));
+    a.beat(&[], &[]).await;
+    registry.claim(claim("x", old, "a")).await.unwrap();
+    a.asks(old).await.unwrap();
+    let free = async || {
+        b.beat(&[], &[]).await;
+        b.asks(new).await == Ok(())
+    };
+    registry.claim(claim("x", new, "b")).await.unwrap();
+    assert!(!free().await);
+    eventually(free).await;
+    // One that signs off as well, at once.
+    registry.claim(claim("x", old, "a")).await.unwrap_err();
+    let third = SessionId::random();
+    a.beat(&[], &[]).await;
+    registry.claim(claim("x", third, "a")).await.unwrap();
+    assert_eq!(a.asks(third).await, Err(Error::PushHeld(name("x"), node("b"))));
+    registry.sign_off(node("b"), Some(b.instance)).await.unwrap();
+    assert_eq!(a.asks(third).await, Ok(()));
+}
+
+async fn who_pushes_is_learned_again_before_anybody_is_let(registry: &Registry) {
+    // What nodes remember of the time before: the one lost its name to the other while it was pushing.
+    let (old, new) = (SessionId::random(), SessionId::random());
+    let (a, b) = (Pusher::new(registry, "a"), Pusher::new(registry, "b"));
+    let published = |session, epoch, pushing| PublishedStream {
+        stream_name: name("x"),
+        session,
+        epoch: Some(epoch),
+        identity: None,
+        pushing,
+    };
+    b.beat(&[published(new, 8, false)], &[]).await;
+    assert!(matches!(b.asks(new).await, Err(Error::WarmingUp(_))));
+    a.beat(&[published(old, 7, true)], &[]).await;
+    let whole = async || {
+        a.beat(&[], &[old]).await;
+        b.beat(&[published(new, 8, false)], &[]).await;
+        registry.status() == Status::Whole
+    };
+    eventually(whole).await;
+    for _ in 0..2 * LEASE.as_millis() / BEAT.as_millis() {
+        a.beat(&[], &[old]).await;
+        b.beat(&[published(new, 8, false)], &[]).await;
+        assert_eq!(b.asks(new).await, Err(Error::PushHeld(name("x"), node("a"))));
+        tokio::time::sleep(BEAT).await;
+    }
+    a.releases(old).await;
+    assert_eq!(b.asks(new).await, Ok(()));
+}
+
 /// The heartbeat interval of the tests.
 const BEAT: Duration = Duration::from_millis(100);
 
@@ -498,6 +636,7 @@ fn heartbeat(streams: &[(&str, SessionId, Option<u64>)]) -> Heartbeat {
         session: *session,
         epoch: *epoch,
         identity: None,
+        pushing: false,
     });
     Heartbeat { interval_ms: millis(BEAT), streams: streams.collect(), viewers: 7, ..Heartbeat::default() }
 }
@@ -507,7 +646,8 @@ async fn beat(registry: &Registry, at: &str, streams: &[(&str, SessionId, Option
 }
 
 fn reply_streams(stream: &str, session: SessionId, epoch: u64) -> Vec<PublishedStream> {
-    vec![PublishedStream { stream_name: name(stream), session, epoch: Some(epoch), identity: None }]
+    let epoch = Some(epoch);
+    vec![PublishedStream { stream_name: name(stream), session, epoch, identity: None, pushing: false }]
 }
 
 async fn next_change(changes: &mut Changes) -> (String, Option<String>, u64) {

@@ -1,5 +1,6 @@
 //! Heartbeats: the node's own record, then the streams that are named, and nothing else.
 
+use super::pusher;
 use super::record::{NodeRecord, Record, StreamRecord};
 use super::rules::{self, Decision, Heard, HeardNode, Nodes, Restored, Scene, Speaker};
 use super::settle::{Job, Undone};
@@ -21,6 +22,14 @@ const ROUNDS: usize = 8;
 struct Said {
     ended: Vec<SessionId>,
     streams: Vec<PublishedStream>,
+    /// Of sessions that ended, those that are pushed to other servers still.
+    still_pushing: Vec<SessionId>,
+}
+
+/// The publishes in a heartbeat that are no more.
+struct Gone {
+    ended: Vec<PublisherRelease>,
+    still_pushing: Vec<PublisherRelease>,
 }
 
 /// Why a heartbeat was not taken in.
@@ -50,11 +59,14 @@ impl Registry {
         source: IpAddr,
     ) -> Result<HeartbeatReply, Error> {
         let streams = std::mem::take(&mut heartbeat.streams);
-        let ended = std::mem::take(&mut heartbeat.ended);
+        let gone = Gone {
+            ended: std::mem::take(&mut heartbeat.ended),
+            still_pushing: std::mem::take(&mut heartbeat.still_pushing),
+        };
         if heartbeat.instance.is_none() {
             heartbeat.published = streams.len() as u64;
         }
-        match self.take_in(&node, &heartbeat, &streams, ended, source).await {
+        match self.take_in(&node, &heartbeat, &streams, gone, source).await {
             Ok(reply) => Ok(reply),
             Err(Failed::Refused(error)) => Err(error),
             Err(Failed::Unreachable) => {
@@ -68,10 +80,11 @@ impl Registry {
         node: &NodeId,
         heartbeat: &Heartbeat,
         streams: &[PublishedStream],
-        ended: Vec<PublisherRelease>,
+        Gone { ended, still_pushing }: Gone,
         source: IpAddr,
     ) -> Result<HeartbeatReply, Failed> {
-        let heard = self.write_node(node, heartbeat, !streams.is_empty(), source).await?;
+        let listed = !streams.is_empty() || !still_pushing.is_empty();
+        let heard = self.write_node(node, heartbeat, listed, source).await?;
         if heard.want_all || heard.completes {
             self.figures().listing.store(true, Relaxed);
         }
@@ -86,6 +99,9 @@ impl Registry {
         let mut said = BTreeMap::<StreamName, Said>::new();
         for PublisherRelease { stream_name, session } in ended {
             said.entry(stream_name).or_default().ended.push(session);
+        }
+        for PublisherRelease { stream_name, session } in still_pushing {
+            said.entry(stream_name).or_default().still_pushing.push(session);
         }
         for stream in streams {
             said.entry(stream.stream_name.clone()).or_default().streams.push(stream.clone());
@@ -202,6 +218,7 @@ impl Registry {
                             session,
                             epoch: Some(epoch),
                             identity: None,
+                            pushing: false,
                         });
                     }
                     Restored::Superseded => reply.superseded.push(PublisherRelease { stream_name, session }),
@@ -222,7 +239,7 @@ impl Registry {
         let confirmed = |stream: PublishedStream| {
             let lease = self.known().get(&stream.stream_name)?;
             let owns = lease.session == Some(stream.session);
-            owns.then_some(PublishedStream { epoch: Some(lease.epoch), ..stream })
+            owns.then_some(PublishedStream { epoch: Some(lease.epoch), pushing: false, ..stream })
         };
         streams.into_iter().filter_map(confirmed).collect()
     }
@@ -245,6 +262,17 @@ fn decide(
         let decision = rules::restore(stream, speaker, all.record.as_ref().unwrap_or(before), scene);
         let restored = all.add(decision);
         all.reply.push(restored);
+        if stream.pushing {
+            let owns = matches!(restored, Restored::Owned(_));
+            let record = all.record.as_ref().unwrap_or(before);
+            let decision = pusher::confirm(stream.session, owns, speaker, record, scene);
+            all.add(decision);
+        }
+    }
+    for session in &said.still_pushing {
+        let record = all.record.as_ref().unwrap_or(before);
+        let decision = pusher::confirm(*session, false, speaker, record, scene);
+        all.add(decision);
     }
     all
 }

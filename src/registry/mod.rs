@@ -6,6 +6,7 @@
 //! | file | what |
 //! |---|---|
 //! | [`rules`] | who owns a name, who wins, what a takeover is: pure functions, and the only place that decides |
+//! | [`pusher`] | who may push a stream on to other servers: pure as well |
 //! | [`hold_down`] | two publishers that take a name from each other |
 //! | [`record`] | what is kept of a name and of a node |
 //! | [`store`] | where records are kept: compare-and-set, expiry, announcements. [`Memory`] is in this process |
@@ -30,6 +31,9 @@ mod hold_down;
 mod known;
 mod memory;
 mod millis;
+mod pusher;
+#[cfg(test)]
+mod pusher_tests;
 mod record;
 mod redis;
 #[cfg(test)]
@@ -209,6 +213,15 @@ pub enum Error {
     /// The heartbeat comes from a process of a node after which another one has begun.
     #[error("node '{0}': another process with this name has taken its place")]
     Replaced(NodeId),
+    /// The wish to push comes from a process that the reactor has not heard of: its heartbeat is on its way.
+    #[error("node '{0}' is not heard yet: its heartbeats come first")]
+    NotHeard(NodeId),
+    /// The wish to push comes from a publish that does not own the name, and has not lost it either.
+    #[error("stream '{0}' is not registered for this publish yet")]
+    NotOwner(StreamName),
+    /// Another publish of the name may still be pushed to other servers.
+    #[error("stream '{0}' may still be pushed by node '{1}', where it was published before")]
+    PushHeld(StreamName, NodeId),
     /// The limit on streams or nodes is reached.
     #[error("the reactor holds {0} {1} already and takes no more")]
     Full(usize, &'static str),

@@ -38,6 +38,32 @@ pub(super) struct StreamRecord {
     pub ended: Vec<Ended>,
     #[serde(default)]
     pub hold_down: HoldDown,
+    /// Who may be pushing the stream on to other servers: the owner, or a publish before it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pusher: Option<Pusher>,
+}
+
+/// A publish that is pushed to other servers, see [`super::pusher`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Pusher {
+    pub session: SessionId,
+    pub node: NodeId,
+    /// The process of the node: what it pushes ends with it.
+    pub instance: SessionId,
+    /// See [`crate::api::PushClaim::turn`].
+    pub turn: u64,
+    /// The generation of the store in which its claim was granted, or a heartbeat named it first.
+    pub generation: u64,
+    /// Another publish waits for it, since this moment of this generation of the store.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub contested: Option<Contested>,
+}
+
+/// See [`Pusher::contested`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Contested {
+    pub since: u64,
+    pub generation: u64,
 }
 
 /// Who a name belongs to.
@@ -104,6 +130,11 @@ impl StreamRecord {
     /// Whether it counts as a stream with an owner.
     pub(super) fn is_owned(&self) -> bool {
         self.owner.as_ref().is_some_and(|owner| !owner.lapsed)
+    }
+
+    /// Whether it must not be forgotten, however many records there are.
+    pub(super) fn is_needed(&self) -> bool {
+        self.is_owned() || self.pusher.is_some()
     }
 
     pub(super) fn has_ended(&self, id: Claimant, now: u64) -> bool {

@@ -1,6 +1,6 @@
 //! Read, decide, write: the loop around the rules for the records of streams.
 
-use super::record::{NodeRecord, Owner, Record, StreamRecord, Unreadable};
+use super::record::{NodeRecord, Owner, Pusher, Record, StreamRecord, Unreadable};
 use super::rules::{self, Decision, HeardNode, Nodes, Scene};
 use super::state::Registry;
 use super::store::{Key, Read, Unreachable, Write, Written};
@@ -97,6 +97,16 @@ impl Facts {
         let kept = |listed| known.as_ref().is_some_and(|known| known.record.keeps(listed));
         let doubtful = self.early.contains(node) && owner.listed.is_some_and(|listed| !kept(listed));
         doubtful.then(|| node.clone())
+    }
+
+    /// The node whose record has to be read before anything is said about who pushes a stream.
+    fn needed_of_pusher(&self, record: &StreamRecord) -> Option<NodeId> {
+        let Pusher { node, instance, .. } = record.pusher.as_ref()?;
+        let Some(known) = self.nodes.get(node) else {
+            return Some(node.clone());
+        };
+        let runs = known.as_ref().is_some_and(|known| known.record.instance == Some(*instance));
+        (self.early.contains(node) && !runs).then(|| node.clone())
     }
 }
 
@@ -199,7 +209,11 @@ impl Registry {
     }
 
     async fn read_nodes(&self, facts: &mut Facts, open: &[Open]) -> Result<(), Unreachable> {
-        let needed: HashSet<_> = open.iter().filter_map(|open| facts.needed(&open.found.record)).collect();
+        let needed = open.iter().flat_map(|open| {
+            let record = &open.found.record;
+            [facts.needed(record), facts.needed_of_pusher(record)]
+        });
+        let needed: HashSet<_> = needed.flatten().collect();
         if needed.is_empty() {
             return Ok(());
         }
@@ -228,7 +242,7 @@ impl Registry {
         decision: &Decision<T>,
         scene: &Scene,
     ) -> Result<Write, Unreadable> {
-        let after = decision.record.clone().filter(|after| after.is_owned() || scene.spare);
+        let after = decision.record.clone().filter(|after| after.is_needed() || scene.spare);
         let expiry = after.as_ref().map(|after| after.expiry(scene.now));
         let announce = decision.change.as_ref().map(serde_json::to_vec).transpose();
         Ok(Write {
@@ -249,7 +263,7 @@ impl Registry {
             (true, false) => figures.streams.down(),
             _ => {}
         }
-        match (found.raw.is_some(), after.is_owned() || scene.spare) {
+        match (found.raw.is_some(), after.is_needed() || scene.spare) {
             (false, true) => figures.records.up(),
             (true, false) => figures.records.down(),
             _ => {}

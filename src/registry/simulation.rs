@@ -7,21 +7,25 @@
 //! - a session that was released or lost its name never owns one again;
 //! - while somebody publishes, nobody else claims the name, where identities are known;
 //! - a stream whose node was heard all the time is never denied ([`check_denial`]);
+//! - no session is let push its stream to other servers while another one of its name is pushed, on a node that was heard and
+//!   that has named it ([`Servers::check_pusher`], which says what nobody can know);
 //! - when the faults have ended, within [`CALM`]: each name has one live session at most and every registry names it, with
-//!   the epoch that its node knows; all other sessions were told that they lost ([`Schedule::unsettled`]).
+//!   the epoch that its node knows; all other sessions were told that they lost, and who wants to push does
+//!   ([`Schedule::unsettled`]).
 //!
 //! It was seen to find each of these, put in by hand, within a few schedules: a session that has ended is not refused; the epoch
 //! does not rise when another session takes a name; a node is not asked for its list when the store is another generation;
 //! a process takes the place of another one without having heard that it is asked (a late heartbeat then displaces the
-//! process that lives).
+//! process that lives); a push that another session waits for counts as ended although heartbeats name it; while a store that
+//! lost its memory warms up, sessions are let push.
 //!
 //! A failure names its seed: `LB_SIMULATION_SEED=… cargo test --lib simulation` runs that schedule alone.
 //! `LB_SIMULATION_SCHEDULES` is the number of schedules of each of the two tests.
 
-use super::record::{Claimant, Owner, Record, StreamRecord};
+use super::record::{Claimant, NodeRecord, Owner, Record, StreamRecord};
 use super::store::{Key, Kind, Memory as Age, Read, Store, Unreachable, Write, Written};
 use super::{Claim, Error, Policy, Registry, Settings, Status};
-use crate::api::{Heartbeat, HeartbeatReply, PublishedStream, PublisherRelease};
+use crate::api::{Heartbeat, HeartbeatReply, PublishedStream, PublisherRelease, PushClaim, PushRelease};
 use crate::ids::{Identity, NodeId, Origin, SessionId, StreamName};
 use bytes::Bytes;
 use futures::future::{BoxFuture, FutureExt};
@@ -64,6 +68,9 @@ const DEADLINE: u64 = 400;
 
 /// The latest that a repeated call arrives.
 const LATE: u64 = 900;
+
+/// Milliseconds in which a push that is contested and not named counts as ended: three heartbeats.
+const PATIENCE: u64 = 3 * INTERVAL;
 
 #[test]
 fn one_owner_a_name_whatever_gets_lost() {
@@ -199,6 +206,20 @@ struct State {
     taken: HashMap<StreamName, (SessionId, u64)>,
     /// Since when the record of a node is there.
     there_since: HashMap<NodeId, u64>,
+    /// What nodes push to other servers at this moment. Registries do not see it.
+    pushes: BTreeMap<SessionId, Push>,
+}
+
+#[derive(Debug)]
+struct Push {
+    name: StreamName,
+    node: NodeId,
+    instance: SessionId,
+    since: u64,
+    /// Of the store, when it was let push.
+    generation: u64,
+    /// When the last heartbeat was sent that named it and was answered.
+    named: u64,
 }
 
 impl Servers {
@@ -334,6 +355,7 @@ impl Servers {
                 assert_eq!(live.identity, came.identity, "somebody else took {name}: {before:?} {after:?}");
             }
         }
+        self.check_pusher(state, name, &before, &after);
         if owner(&before) != owner(&after) {
             match owner(&after) {
                 Some(session) => state.taken.insert(name.clone(), (session, self.clock.now())),
@@ -344,6 +366,44 @@ impl Servers {
             assert!(!state.over.contains(&session), "{session} owns {name} again: {before:?} {after:?}");
             let given = *state.given.entry((name.clone(), after.epoch)).or_insert(session);
             assert_eq!(given, session, "two sessions with one epoch of {name}: {before:?} {after:?}");
+        }
+    }
+}
+
+impl Servers {
+    /// A session is let push: then nobody else pushes that name, as far as it could be known.
+    fn check_pusher(&self, state: &State, name: &StreamName, before: &StreamRecord, after: &StreamRecord) {
+        let former = before.pusher.as_ref().map(|pusher| pusher.session);
+        let came = after.pusher.as_ref().filter(|came| {
+            // What heartbeats tell has no turn. Somebody who pushes already may ask again.
+            came.turn > 0 && former != Some(came.session) && !state.pushes.contains_key(&came.session)
+        });
+        let Some(came) = came else { return };
+        let now = self.clock.now();
+        for (session, push) in
+            state.pushes.iter().filter(|(id, push)| push.name == *name && **id != came.session)
+        {
+            let record = state.records.get(&Key::Node(push.node.clone())).filter(|(_, until)| *until > now);
+            let record = record.and_then(|(value, _)| NodeRecord::decode(value).ok());
+            let heard = record.filter(|record| record.instance == Some(push.instance));
+            let since = state.there_since.get(&push.node).copied().unwrap_or(now);
+            let (earlier, told) = match &heard {
+                Some(record) => (
+                    push.generation != state.generation,
+                    record.generation == state.generation && record.complete && push.since < state.begun,
+                ),
+                None => continue,
+            };
+            let unknown = since + 1000 > now || (earlier && !told);
+            let unnamed = former == Some(*session) && push.named + PATIENCE <= now;
+            // There were two already, for one of the other reasons.
+            let second =
+                former.is_some_and(|former| former != *session && state.pushes.contains_key(&former));
+            assert!(
+                unknown || unnamed || second,
+                "{} is let push {name} while {session} is pushed: {push:?} {before:?} {after:?}",
+                came.session
+            );
         }
     }
 }
@@ -420,6 +480,9 @@ struct Node {
     ended: BTreeMap<SessionId, StreamName>,
     list: Option<BTreeSet<SessionId>>,
     audited: Option<SessionId>,
+    /// Sessions that are to be pushed to other servers, and those that are.
+    to_push: BTreeSet<SessionId>,
+    pushed: BTreeMap<SessionId, StreamName>,
 }
 
 struct Session {
@@ -440,6 +503,8 @@ struct World {
     spawned: RefCell<Vec<Pin<Box<dyn Future<Output = ()>>>>>,
     /// Repeated calls that are under way.
     late: Cell<u32>,
+    /// The last claim of a push.
+    turn: Cell<u64>,
     over: Cell<bool>,
 }
 
@@ -520,8 +585,110 @@ impl World {
             at.changed.insert(session);
         }
         if self.clock.one_in(2) {
+            self.spawn(self.clone().push_on(node, name.clone(), session));
+        }
+        if self.clock.one_in(2) {
             self.clock.sleep(500 + self.clock.draw(1500)).await;
             self.renew(node, name, session).await;
+        }
+    }
+
+    /// A publish is pushed to other servers for as long as it lasts, sometimes with a pause.
+    async fn push_on(self: Rc<Self>, index: usize, name: StreamName, session: SessionId) {
+        let instance = self.nodes[index].borrow().instance;
+        self.nodes[index].borrow_mut().to_push.insert(session);
+        let here = |world: &World| {
+            let node = world.nodes[index].borrow();
+            (node.instance == instance, node.sessions.contains_key(&session))
+        };
+        while here(&self) == (true, true) {
+            self.turn.update(|turn| turn + 1);
+            let turn = self.turn.get();
+            if self.let_push(index, &name, session, turn).await {
+                let pause = self.clock.one_in(4);
+                self.push(index, &name, session, instance, pause).await;
+            }
+            if here(&self).0 {
+                let release = PushRelease { stream_name: name.clone(), session, turn };
+                self.release_push(release).await;
+            }
+        }
+    }
+
+    /// Asks until it may push; false if its publish is over before.
+    async fn let_push(
+        self: &Rc<Self>,
+        index: usize,
+        name: &StreamName,
+        session: SessionId,
+        turn: u64,
+    ) -> bool {
+        let (node, instance) = {
+            let node = self.nodes[index].borrow();
+            (node.id.clone(), node.instance)
+        };
+        let claim = PushClaim { stream_name: name.clone(), session, node: node.clone(), instance, turn };
+        loop {
+            let ask = {
+                let claim = claim.clone();
+                move |registry: Arc<Registry>| {
+                    let claim = claim.clone();
+                    async move { registry.claim_push(claim).await }
+                }
+            };
+            let generation = self.store.state().generation;
+            let answer = self.call(ask).await;
+            self.clock.tell(|| format!("push of {session} at {node}: {answer:?}"));
+            {
+                let mut at = self.nodes[index].borrow_mut();
+                if at.instance != instance || !at.sessions.contains_key(&session) {
+                    return false;
+                }
+                if let Some((Ok(()), _)) = answer {
+                    at.pushed.insert(session, name.clone());
+                    let now = self.clock.now();
+                    let (name, since, named) = (name.clone(), now, now);
+                    let push = Push { name, node, instance, since, generation, named };
+                    self.store.state().pushes.insert(session, push);
+                    return true;
+                }
+            }
+            // Also if it has lost its name: then a heartbeat will hear of it.
+            self.clock.sleep(30 + self.clock.draw(60)).await;
+        }
+    }
+
+    /// Pushes until the publish is over, or a pause comes, and for a moment more: what is on its way has to arrive.
+    async fn push(
+        &self,
+        index: usize,
+        name: &StreamName,
+        session: SessionId,
+        instance: SessionId,
+        pause: bool,
+    ) {
+        let until = if pause { self.clock.now() + self.clock.draw(800) } else { u64::MAX };
+        while self.clock.now() < until && self.nodes[index].borrow().sessions.contains_key(&session) {
+            self.clock.sleep(40).await;
+        }
+        self.clock.sleep(self.clock.draw(300)).await;
+        let mut node = self.nodes[index].borrow_mut();
+        if node.instance == instance {
+            node.pushed.remove(&session);
+            self.store.state().pushes.remove(&session);
+            self.clock.tell(|| format!("push of {session} of {name} has ended"));
+        }
+    }
+
+    async fn release_push(self: &Rc<Self>, release: PushRelease) {
+        let tell = move |registry: Arc<Registry>| {
+            let release = release.clone();
+            async move { registry.release_push(release).await }
+        };
+        for _ in 0..2 {
+            if let Some((Ok(()), _)) = self.call(tell.clone()).await {
+                return;
+            }
         }
     }
 
@@ -597,6 +764,7 @@ impl World {
         self.clock.tell(|| format!("n{index} crashes"));
         let mut node = self.nodes[index].borrow_mut();
         let (id, source) = (node.id.clone(), node.source);
+        self.store.state().pushes.retain(|_, push| push.node != id);
         *node = Node::new(id, source, instance);
         drop(node);
         self.spawn(self.clone().beat_on(index, instance));
@@ -609,7 +777,7 @@ impl World {
                 let node = self.nodes[index].borrow();
                 (node.id.clone(), node.source)
             };
-            let sent = heartbeat.clone();
+            let (sent, sent_at) = (heartbeat.clone(), self.clock.now());
             let tell = move |registry: Arc<Registry>| {
                 let (id, heartbeat) = (id.clone(), heartbeat.clone());
                 async move { registry.heartbeat(id, heartbeat, source).await }
@@ -620,6 +788,9 @@ impl World {
                 return;
             }
             if let Some((Ok(reply), generation)) = reply {
+                if !reply.since.is_empty() && !reply.want_all {
+                    self.named(&sent, sent_at);
+                }
                 self.heard(index, &sent, reply, generation);
             }
             let hurry = {
@@ -628,6 +799,17 @@ impl World {
             };
             let most = if hurry { 100 } else { INTERVAL };
             self.clock.sleep(most * 9 / 10 + self.clock.draw(most / 5)).await;
+        }
+    }
+
+    /// A heartbeat that was taken in has named what is pushed.
+    fn named(&self, sent: &Heartbeat, at: u64) {
+        let mut state = self.store.state();
+        let published = sent.streams.iter().filter(|stream| stream.pushing).map(|stream| stream.session);
+        for session in published.chain(sent.still_pushing.iter().map(|gone| gone.session)) {
+            if let Some(push) = state.pushes.get_mut(&session) {
+                push.named = push.named.max(at);
+            }
         }
     }
 
@@ -680,6 +862,8 @@ impl Node {
             ended: BTreeMap::new(),
             list: None,
             audited: None,
+            to_push: BTreeSet::new(),
+            pushed: BTreeMap::new(),
         }
     }
 
@@ -696,10 +880,14 @@ impl Node {
             self.audited = next.last().copied();
             named.extend(next);
         }
+        named.extend(self.pushed.keys());
+        let gone = self.pushed.iter().filter(|(session, _)| !self.sessions.contains_key(session));
         let stream = |session: SessionId| {
             let Session { name, epoch, .. } = self.sessions.get(&session)?;
             let (stream_name, epoch) = (name.clone(), *epoch);
-            Some(PublishedStream { stream_name, session, epoch, identity: identity_of(session) })
+            let identity = identity_of(session);
+            let pushing = self.pushed.contains_key(&session);
+            Some(PublishedStream { stream_name, session, epoch, identity, pushing })
         };
         let ended = |(session, name): (&SessionId, &StreamName)| PublisherRelease {
             stream_name: name.clone(),
@@ -712,6 +900,7 @@ impl Node {
             published: self.sessions.len() as u64,
             streams: named.into_iter().filter_map(stream).collect(),
             ended: self.ended.iter().map(ended).collect(),
+            still_pushing: gone.map(ended).collect(),
             complete,
             ..Heartbeat::default()
         }
@@ -780,6 +969,7 @@ impl Schedule {
             names,
             spawned: RefCell::default(),
             late: Cell::new(0),
+            turn: Cell::new(0),
             over: Cell::new(false),
         };
         Schedule { world: Rc::new(world), tasks: Vec::new() }
@@ -860,6 +1050,12 @@ impl Schedule {
                 let node = node.borrow();
                 let of_name = node.sessions.iter().filter(|(_, session)| session.name == *name);
                 live.extend(of_name.map(|(id, session)| (*id, session.epoch, node.id.clone())));
+                let waits = |session: &&SessionId| {
+                    node.sessions.contains_key(session) && !node.pushed.contains_key(session)
+                };
+                if let Some(session) = node.to_push.iter().find(waits) {
+                    return Some(format!("{session} wants to push"));
+                }
             }
             if live.len() > 1 {
                 return Some(format!("several sessions of {name} think that they own it: {live:?}"));

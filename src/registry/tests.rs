@@ -82,6 +82,7 @@ impl Node {
             session: SessionId::random(),
             epoch: Some(1),
             identity: None,
+            pushing: false,
         };
         let id: NodeId = format!("n{id}").parse().unwrap();
         let streams = (0..streams).map(stream).collect();
@@ -243,6 +244,7 @@ async fn first_wins_holds_in_the_seconds_after_a_restart() {
         session: SessionId::random(),
         epoch: None,
         identity: None,
+        pushing: false,
     };
     assert_eq!(newcomer.beat(&registry, std::slice::from_ref(&alone), false).await.owned.len(), 0);
     tokio::time::sleep(warm_up).await;

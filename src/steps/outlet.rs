@@ -11,6 +11,7 @@
 
 use super::announce;
 use super::parameters::ParameterError;
+use crate::client::PushLeases;
 use crate::ids::{SessionId, StreamName};
 use crate::relay::{self, Attachment, FeedRef, Feeds, Queue};
 use crate::telemetry::{Metrics, Seldom};
@@ -50,6 +51,25 @@ pub struct Plan {
     /// It takes streams that are pulled from other nodes of the cluster as well. A restream does not: it belongs to the node that the
     /// stream is published on, which is one.
     pub pulled_too: bool,
+}
+
+/// Pushes a stream once this node may, which it is told when no other node does any more, and says so when the push is over.
+pub async fn leased<F: Future<Output = ()>>(
+    leases: PushLeases,
+    Began { name, session, mut queue }: Began,
+    push: impl FnOnce(Queue) -> F,
+) {
+    let Some(session) = session else { return push(queue).await };
+    let lease = tokio::select! {
+        lease = leases.acquire(&name, session) => lease,
+        () = queue.ended() => return,
+    };
+    match lease {
+        Ok(_lease) => push(queue).await,
+        Err(superseded) => {
+            tracing::info!(stream = %name, session = %session.tag(), "not pushed: {superseded}")
+        }
+    }
 }
 
 /// Reads a definition.

@@ -192,7 +192,12 @@ impl ReceiveStep {
         self.publishers.insert(id, publisher);
         outputs.futures.push(wait_end(id, gone, evicted, stop.clone()));
         match &self.reactor {
-            None => self.accept(id, None, outputs),
+            None => {
+                if let Some(publisher) = self.publishers.get(&id) {
+                    publisher.registration.stands_alone();
+                }
+                self.accept(id, None, outputs);
+            }
             Some(reactor) => {
                 let mut receiver = self.reactors.follow(
                     reactor,

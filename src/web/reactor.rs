@@ -9,8 +9,9 @@ use super::template::Template;
 use super::{Routes, events, openapi, page, probes};
 use crate::api::report::{Happening, REPORT_MAX, REPORT_TEXT_MAX, Report, ReportReply, StreamEvent};
 use crate::api::{
-    ACCEPT_RTMP_PULL, EPOCH_HEADER, HEARTBEAT_STREAMS, Heartbeat, NodeList, ORIGIN_HEADER, PublisherLookup,
-    PublisherRelease, SESSION_HEADER, StreamEntry, StreamList, WatcherLookup,
+    ACCEPT_RTMP_PULL, EPOCH_HEADER, HEARTBEAT_STREAMS, Heartbeat, NodeList, ORIGIN_HEADER, PUSHING_STREAMS,
+    PublisherLookup, PublisherRelease, PushClaim, PushRelease, SESSION_HEADER, StreamEntry, StreamList,
+    WatcherLookup,
 };
 use crate::health::{Health, Verdict};
 use crate::ids::{NodeId, Origin, STREAM_NAME_MAX, SessionId, StreamName};
@@ -30,8 +31,9 @@ use warp::{Filter, Reply};
 pub const LOOKUP_BODY_MAX: usize = 16 * 1024;
 
 /// The greatest body of a heartbeat, bytes: as many streams and as many ends as it may have, all with the longest names,
-/// where a stream's keys, session and epoch take at most 128 bytes; and what it says of the node.
-pub const HEARTBEAT_BODY_MAX: usize = 2 * HEARTBEAT_STREAMS * (STREAM_NAME_MAX + 128) + LOOKUP_BODY_MAX;
+/// where a stream's keys, session, epoch and identity take at most 160 bytes; and what it says of the node.
+pub const HEARTBEAT_BODY_MAX: usize =
+    (2 * HEARTBEAT_STREAMS + PUSHING_STREAMS) * (STREAM_NAME_MAX + 160) + LOOKUP_BODY_MAX;
 
 /// The greatest body of a report, bytes: as many streams and events as it may have, all with the longest names and texts.
 pub const REPORT_BODY_MAX: usize =
@@ -39,6 +41,9 @@ pub const REPORT_BODY_MAX: usize =
 
 /// The most roles a heartbeat may name, and the longest name of one: they are kept.
 const ROLES_MAX: (usize, usize) = (16, 32);
+
+/// When to ask again while something else has to end or to be heard first. A node asks sooner.
+const WAIT_RETRY: Duration = Duration::from_secs(1);
 
 /// When to ask again while the store cannot be reached or has no room.
 const UNAVAILABLE_RETRY: Duration = Duration::from_secs(1);
@@ -99,6 +104,8 @@ impl Handler {
             "/publisher_lookup" => self.counted("publisher", self.publisher_lookup(request).await),
             "/watcher_lookup" => self.counted("watcher", self.watcher_lookup(request).await),
             "/publisher_release" => self.publisher_release(request).await,
+            "/push_claim" => self.push_claim(request).await,
+            "/push_release" => self.push_release(request).await,
             "/events" => {
                 self.admit(&request, "GET")?;
                 Ok(events::reply(registry.changes(), self.reactor.stop.clone()))
@@ -247,6 +254,24 @@ impl Handler {
         Ok(empty(StatusCode::NO_CONTENT))
     }
 
+    async fn push_claim(&self, mut request: Request) -> Result<Response, Failure> {
+        self.admit(&request, "POST")?;
+        let claim: PushClaim = request.json(LOOKUP_BODY_MAX).await?;
+        match self.reactor.registry.claim_push(claim).await {
+            Ok(()) => Ok(empty(StatusCode::NO_CONTENT)),
+            // Unlike the other refusals this one is for ever.
+            Err(error @ Error::Superseded(_)) => Err(Failure::new(StatusCode::GONE, error.to_string())),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn push_release(&self, mut request: Request) -> Result<Response, Failure> {
+        self.admit(&request, "POST")?;
+        let release: PushRelease = request.json(LOOKUP_BODY_MAX).await?;
+        self.reactor.registry.release_push(release).await?;
+        Ok(empty(StatusCode::NO_CONTENT))
+    }
+
     async fn watcher_lookup(&self, mut request: Request) -> Result<Response, Failure> {
         self.admit(&request, "POST")?;
         let lookup: WatcherLookup = request.json(LOOKUP_BODY_MAX).await?;
@@ -287,6 +312,11 @@ impl Handler {
                 format!("at most {HEARTBEAT_STREAMS} streams and {HEARTBEAT_STREAMS} ends of publishes");
             return Err(Failure::bad(format!(
                 "{most} are allowed in a heartbeat; the rest goes in further ones"
+            )));
+        }
+        if heartbeat.still_pushing.len() > PUSHING_STREAMS {
+            return Err(Failure::bad(format!(
+                "at most {PUSHING_STREAMS} streams are allowed in still_pushing"
             )));
         }
         self.origin(heartbeat.origin.as_ref(), [heartbeat.rtmp_port, heartbeat.rtmps_port], caller)?;
@@ -386,6 +416,10 @@ impl From<Error> for Failure {
             Error::Superseded(_) | Error::Taken(..) | Error::Foreign(_) | Error::Replaced(_) => {
                 Failure::new(StatusCode::CONFLICT, text)
             }
+            Error::NotOwner(_) | Error::PushHeld(..) => {
+                Failure::new(StatusCode::CONFLICT, text).retry_after(WAIT_RETRY)
+            }
+            Error::NotHeard(_) => Failure::new(StatusCode::SERVICE_UNAVAILABLE, text).retry_after(WAIT_RETRY),
             Error::HeldDown { left, .. } => Failure::new(StatusCode::CONFLICT, text).retry_after(left),
             Error::WarmingUp(left) => Failure::new(StatusCode::SERVICE_UNAVAILABLE, text).retry_after(left),
             Error::Full(..) | Error::Unavailable => {

@@ -7,6 +7,7 @@ mod agent;
 mod events;
 mod lists;
 mod lookups;
+mod pushes;
 mod server;
 
 use lb::client::ClientMetrics;

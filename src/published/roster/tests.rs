@@ -172,7 +172,7 @@ fn name(key: u8) -> StreamName {
 }
 
 fn small() -> Sizes {
-    Sizes { report: 6, audit: 2, ended_kept: 9 }
+    Sizes { report: 6, audit: 2, pushing: 2, ended_kept: 9 }
 }
 
 proptest! {
@@ -282,4 +282,52 @@ fn an_end_is_told_again_to_a_reactor_that_asks_for_everything() {
         roster.answered(&reply);
     }
     assert_eq!(roster.next(Occasion::Early).ended.len(), 0);
+}
+
+#[test]
+fn what_is_pushed_is_named_in_turn_also_when_its_publish_has_ended() {
+    let mut model = Model::new(Sizes { audit: 0, ..small() });
+    (0..5).for_each(|key| model.publish(key));
+    model.settle(0);
+    let named = |model: &mut Model, occasion| {
+        let report = model.report(occasion);
+        let reply = model.reactors[0].heartbeat(&report, &model.roster.sizes);
+        model.roster.answered(&reply);
+        assert!(report.streams.iter().all(|stream| stream.pushing), "{report:?}");
+        let still: BTreeSet<_> = report.still_pushing.iter().map(|gone| gone.session).collect();
+        (report.streams.iter().map(|stream| stream.session).collect::<BTreeSet<_>>(), still)
+    };
+    let pushed: BTreeSet<_> = model.live.iter().take(3).copied().collect();
+    pushed.iter().for_each(|session| model.roster.set_pushing(&name(0), *session, true));
+    let two: Vec<_> = (0..2).map(|_| named(&mut model, Occasion::Regular).0).collect();
+    assert_eq!(two.iter().map(BTreeSet::len).collect::<Vec<_>>(), [2, 2]);
+    assert_eq!(two.into_iter().flatten().collect::<BTreeSet<_>>(), pushed);
+    assert_eq!(named(&mut model, Occasion::Early), (BTreeSet::new(), BTreeSet::new()));
+    model.roster.mark_pushing();
+    assert_eq!(named(&mut model, Occasion::Early).0, pushed, "changes were missed");
+    // A publish ends, and what it sent is on its way still.
+    let gone = *pushed.first().unwrap();
+    model.roster.end(PublisherRelease { stream_name: name(0), session: gone });
+    model.settle(0);
+    for _ in 0..3 {
+        assert_eq!(named(&mut model, Occasion::Regular).1, BTreeSet::from([gone]));
+    }
+    // A reactor that lost its memory hears of it with the list.
+    model.reactors[0] = Reactor::empty(99);
+    named_with_the_list(&mut model, gone);
+    model.roster.set_pushing(&name(0), gone, false);
+    assert_eq!(named(&mut model, Occasion::Regular).1, BTreeSet::new());
+}
+
+fn named_with_the_list(model: &mut Model, gone: SessionId) {
+    model.beat(0, Occasion::Early);
+    loop {
+        let report = model.report(Occasion::Early);
+        assert_eq!(report.still_pushing.iter().map(|gone| gone.session).collect::<Vec<_>>(), [gone]);
+        let reply = model.reactors[0].heartbeat(&report, &model.roster.sizes);
+        model.roster.answered(&reply);
+        if report.complete {
+            return;
+        }
+    }
 }

@@ -10,7 +10,7 @@ use super::super::pull::{self, Pull};
 use super::super::reactors::{Identity, Reactors};
 use super::super::{outputs, rtmp_receive, rtmp_watch, transcode};
 use super::check::{check_step, read_location};
-use crate::client::{ClientMetrics, Http};
+use crate::client::{ClientMetrics, Http, PushLeases};
 use crate::ffmpeg::{self, Job, Output};
 use crate::health::Health;
 use crate::ids::StreamName;
@@ -63,6 +63,8 @@ pub struct Parts {
     pub metrics: Arc<Metrics>,
     /// What is counted of lookups.
     pub client_metrics: ClientMetrics,
+    /// Whether this node may push a stream to other servers.
+    pub push_leases: PushLeases,
     /// Called when a reactor answers again after an outage.
     pub reactor_back: Arc<dyn Fn() + Send + Sync>,
     /// Where it is said that a workflow does not run.
@@ -184,22 +186,26 @@ fn ffmpeg_pull(parts: &Parts) -> Arc<pull::Start> {
 fn outlets(parts: &Parts, stopping: &CancellationToken) -> [(&'static str, Box<outlet::Read>); 3] {
     let one_target = || Box::new(|_: &StreamName| String::new());
     let (settings, limits, metrics) = (parts.push.clone(), parts.rtmp, parts.metrics.clone());
+    let leases = parts.push_leases.clone();
     let native = move |step: &WorkflowStepDefinition| {
         let target = outputs::rtmp_target(step)?;
-        let (settings, metrics) = (settings.clone(), metrics.clone());
-        let bring = Box::new(move |Began { queue, .. }| {
+        let (settings, metrics, leases) = (settings.clone(), metrics.clone(), leases.clone());
+        let bring = Box::new(move |began| {
             let (target, settings, metrics) = (target.clone(), settings.clone(), metrics.clone());
-            net::push::push(target, settings, limits, metrics, queue).boxed()
+            let push = move |queue| net::push::push(target, settings, limits, metrics, queue);
+            outlet::leased(leases.clone(), began, push).boxed()
         });
         Ok(outlet::Plan { place: one_target(), bring, pulled_too: false })
     };
     let (settings, metrics) = (parts.ffmpeg.clone(), parts.metrics.clone());
+    let leases = parts.push_leases.clone();
     let by_ffmpeg = move |step: &WorkflowStepDefinition| {
         let output = Output::Push(outputs::ffmpeg_target(step)?);
-        let (settings, metrics) = (settings.clone(), metrics.clone());
-        let bring = Box::new(move |Began { queue, .. }| {
+        let (settings, metrics, leases) = (settings.clone(), metrics.clone(), leases.clone());
+        let bring = Box::new(move |began| {
             let (settings, output, metrics) = (settings.clone(), output.clone(), metrics.clone());
-            Job { settings, output, queue, comes_back: None, metrics }.run().boxed()
+            let push = move |queue| Job { settings, output, queue, comes_back: None, metrics }.run();
+            outlet::leased(leases.clone(), began, push).boxed()
         });
         Ok(outlet::Plan { place: one_target(), bring, pulled_too: false })
     };

@@ -1,7 +1,7 @@
 //! What runs is kept running.
 
 use super::*;
-use crate::client::{ClientMetrics, Http};
+use crate::client::{ClientMetrics, Http, PushLeases};
 use crate::health::Health;
 use crate::net::routes::Routes;
 use crate::published::Published;
@@ -15,6 +15,8 @@ async fn engine(health: &Health) -> Engine {
     crate::client::install_crypto_provider();
     let metrics = Arc::new(Metrics::new().unwrap());
     let node: crate::ids::NodeId = "n".parse().unwrap();
+    let (published, client_metrics) =
+        (Published::new(), ClientMetrics::register(metrics.registry()).unwrap());
     let parts = Parts {
         identity: Identity {
             node: node.clone(),
@@ -25,7 +27,8 @@ async fn engine(health: &Health) -> Engine {
         default_port: 1,
         routes: Routes::new(),
         feeds: Feeds::new(metrics.clone()),
-        published: Published::new(),
+        push_leases: PushLeases::alone(published.clone(), client_metrics.clone()),
+        published,
         relay: crate::relay::Settings::default(),
         pull: crate::net::pull::Settings::new(node),
         push: crate::net::push::Settings::default(),
@@ -33,7 +36,7 @@ async fn engine(health: &Health) -> Engine {
         rtmp: crate::rtmp::Limits::default(),
         ffmpeg: crate::ffmpeg::Settings::default(),
         http: Http::new().unwrap(),
-        client_metrics: ClientMetrics::register(metrics.registry()).unwrap(),
+        client_metrics,
         metrics,
         reactor_back: Arc::new(|| {}),
         health: health.clone(),
