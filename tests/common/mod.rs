@@ -13,6 +13,7 @@ pub mod ffmpeg;
 pub mod host;
 pub mod http;
 pub mod lb;
+pub mod nginx;
 pub mod process;
 pub mod publisher;
 pub mod viewer;
