@@ -86,10 +86,12 @@ pub fn server_session(data: &[u8]) {
             match event {
                 Event::Connect(_) if steer & 64 == 0 => server.accept_connect(),
                 Event::Connect(_) => server.reject_connect("no"),
-                Event::Publish(_) if steer & 128 == 0 => server.accept_publish(),
-                Event::Publish(_) => server.reject_publish("no"),
-                Event::Play(_) if steer & 128 == 0 => server.accept_play(Some(steer.into())),
-                Event::Play(_) => server.reject_play("no"),
+                Event::Publish(publish) if steer & 128 == 0 => server.accept_publish(publish.stream_id),
+                Event::Publish(publish) => server.reject_publish(publish.stream_id, "no"),
+                Event::Play(play) if steer & 128 == 0 => {
+                    server.accept_play(play.stream_id, Some(steer.into()))
+                }
+                Event::Play(play) => server.reject_play(play.stream_id, "no"),
                 _ => {}
             }
         }

@@ -117,8 +117,8 @@ async fn take_publish(mut socket: TcpStream, publishes: Arc<AtomicUsize>) {
         while let Some(event) = session.event() {
             match event {
                 Event::Connect(_) => session.accept_connect(),
-                Event::Publish(_) => {
-                    session.accept_publish();
+                Event::Publish(publish) => {
+                    session.accept_publish(publish.stream_id);
                     taken = true;
                 }
                 _ => {}

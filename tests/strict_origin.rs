@@ -308,7 +308,7 @@ async fn serve_as_lb(mut socket: TcpStream, answers: bool) -> Asked {
             play = server.event();
         }
         assert!(matches!(&play, Some(Event::Play(play)) if play.stream_key == "x"), "{play:?}");
-        server.reject_play("no such stream");
+        server.reject_play(1, "no such stream");
         socket.write_all(&server.output()).await.unwrap();
     }
     asked

@@ -112,9 +112,9 @@ impl Floor {
         while let Some(event) = session.event() {
             match event {
                 Event::Connect(_) => session.accept_connect(),
-                Event::Publish(_) => session.accept_publish(),
-                Event::Play(_) => {
-                    session.accept_play(None);
+                Event::Publish(publish) => session.accept_publish(publish.stream_id),
+                Event::Play(play) => {
+                    session.accept_play(play.stream_id, None);
                     plays = true;
                 }
                 Event::Media(message) => self.take(match message.type_id {

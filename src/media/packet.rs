@@ -69,6 +69,7 @@ impl PacketKind {
 
 /// AMF0 strings (AMF 0 specification, 2.4): a marker 2, the length in two bytes, the text.
 const SET_DATA_FRAME: &[u8] = b"\x02\x00\x0d@setDataFrame";
+const CLEAR_DATA_FRAME: &[u8] = b"\x02\x00\x0f@clearDataFrame";
 const ON_META_DATA: &[u8] = b"\x02\x00\x0aonMetaData";
 
 /// A media message: an FLV tag body with its time and kind.
@@ -112,6 +113,16 @@ impl Packet {
         }
         let metadata = body.starts_with(ON_META_DATA);
         Packet { kind: PacketKind::Data { metadata }, timestamp, body, composition_time: 0, track_id: 0 }
+    }
+
+    /// Whether it is a publisher's word that the `onMetaData` it sent before counts no more: `@clearDataFrame`, which names
+    /// what is to be cleared.
+    pub fn clears_metadata(&self) -> bool {
+        self.kind == PacketKind::Data { metadata: false }
+            && self
+                .body
+                .strip_prefix(CLEAR_DATA_FRAME)
+                .is_some_and(|named| named.is_empty() || named.starts_with(ON_META_DATA))
     }
 
     /// The packet of an RTMP message; nothing if its type is none of those that carry media.

@@ -13,6 +13,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
+/// How many streams one connection may publish or play; players that zap stay far below.
+const STREAMS: usize = 1000;
+
 /// How long the pending output may take before a close.
 const GRACEFUL_CLOSE: Duration = Duration::from_secs(1);
 
@@ -53,6 +56,8 @@ pub(super) struct Connection<'a> {
     pub charge: Charge,
     /// What it may send while it does not publish.
     pub idle: Rate,
+    /// Publishes and plays that it has asked for.
+    pub streams: usize,
     /// The last read was a full one: more is there already. Live media of 20 Mb/s comes in smaller ones.
     pub brings_much: bool,
 }
@@ -75,6 +80,20 @@ pub(super) fn count_refusal(
 }
 
 impl Connection<'_> {
+    /// Counts a publish or play, of which one connection and one address may ask for so many only.
+    pub fn count_stream(&mut self) -> Result<(), Error> {
+        self.streams += 1;
+        if self.streams > STREAMS {
+            return Err(Error::Refused("too many streams on one connection".to_owned()));
+        }
+        if !self.server.addresses.join(self.peer.ip(), self.server.limits.joins_per_address) {
+            self.server.metrics.refused("joins_per_address");
+            let text = "too many connections, publishes and plays of this address";
+            return Err(Error::Refused(text.to_owned()));
+        }
+        Ok(())
+    }
+
     /// Refuses a connect and closes.
     pub async fn refuse_connect(&mut self, reason: &'static str, text: &str) -> Result<(), Error> {
         self.session.reject_connect(text);
@@ -82,14 +101,24 @@ impl Connection<'_> {
     }
 
     /// Refuses a publisher and closes: OBS hangs on one without the other.
-    pub async fn refuse_publish(&mut self, reason: &'static str, text: &str) -> Result<(), Error> {
-        self.session.reject_publish(text);
+    pub async fn refuse_publish(
+        &mut self,
+        stream_id: u32,
+        reason: &'static str,
+        text: &str,
+    ) -> Result<(), Error> {
+        self.session.reject_publish(stream_id, text);
         Err(self.refused(reason, text).await)
     }
 
     /// Answers a viewer that there is no such stream, and closes.
-    pub async fn refuse_play(&mut self, reason: &'static str, text: &str) -> Result<(), Error> {
-        self.session.reject_play(text);
+    pub async fn refuse_play(
+        &mut self,
+        stream_id: u32,
+        reason: &'static str,
+        text: &str,
+    ) -> Result<(), Error> {
+        self.session.reject_play(stream_id, text);
         Err(self.refused(reason, text).await)
     }
 

@@ -3,6 +3,7 @@
 use super::connection::{Connection, Error};
 use super::low_water::LowWater;
 use super::peers::{Activity, Present};
+use super::play::{self, Alone, Play};
 use super::rate::Rate;
 use super::routes::{Publication, PublishRequest, Refused};
 use super::server::Limits;
@@ -35,6 +36,7 @@ const MESSAGES: usize = 1024;
 
 /// A publish that authorisation lets in.
 pub(super) struct Publishing {
+    pub stream_id: u32,
     pub grant: Grant,
     pub session: SessionId,
     pub query: Option<String>,
@@ -43,18 +45,23 @@ pub(super) struct Publishing {
 /// The longest pause of a publisher that sends too much: it is looked after in between.
 const THROTTLE_MAX: Duration = Duration::from_secs(1);
 
-/// Publishes until the peer stops (`true`: the connection may be used again), leaves, or is sent away.
-pub(super) async fn run(connection: &mut Connection<'_>, publishing: Publishing) -> Result<bool, Error> {
+/// Publishes until the peer stops (`true`: the connection may be used again), leaves, or is sent away. Beside it the
+/// connection may play.
+pub(super) async fn run(
+    connection: &mut Connection<'_>,
+    publishing: Publishing,
+    play: &mut Option<Play>,
+) -> Result<bool, Error> {
     static BEGUN: Seldom = Seldom::events();
     static ENDED: Seldom = Seldom::events();
-    let Publishing { grant, session, .. } = &publishing;
+    let Publishing { stream_id, grant, session, .. } = &publishing;
     let (name, session) = (grant.name.clone(), session.tag());
     // Dropped at the end, the feed first: that ends the media, and the guard tells the step.
     let gone = CancellationToken::new();
     let _gone = gone.clone().drop_guard();
     let mut feed =
         connection.server.feeds.begin_for(None, Some(publishing.session), connection.holder.clone());
-    let publication = match ask(connection, &publishing, feed.reference(), gone).await? {
+    let publication = match ask(connection, &publishing, feed.reference(), gone, play).await? {
         Asked::Accepted(publication) => publication,
         Asked::Withdrawn => return Ok(true),
         Asked::Left => return Ok(false),
@@ -69,13 +76,31 @@ pub(super) async fn run(connection: &mut Connection<'_>, publishing: Publishing)
     journal.note(&name, note(Happening::Published).detail(peer.ip().to_string()));
     let peers = &connection.server.peers;
     let mut present = peers.enter(Activity::Publishing, id, &name, peer, Format::Rtmp, Some(session));
-    let result = relay(connection, &mut feed, publication, (&name, session), grant.until, &mut present).await;
+    let who = Publisher { stream_id: *stream_id, name: &name, session, until: grant.until };
+    let result = relay(connection, &mut feed, publication, &who, &mut present, play).await;
     drop(present);
     connection.server.metrics.journal.note(&name, note(Happening::Unpublished));
     if let Some(held_back) = ENDED.pass() {
         tracing::info!(id, %peer, stream = %name, %session, held_back, "unpublish");
     }
     result
+}
+
+/// Refuses a publisher and closes; what plays beside it ends between two messages. Gives the error to end with.
+pub(super) async fn refuse(
+    connection: &mut Connection<'_>,
+    play: &mut Option<Play>,
+    stream_id: u32,
+    reason: &'static str,
+    text: &str,
+) -> Error {
+    match play::finish(play).await {
+        Ok(true) => {}
+        Ok(false) => return Error::Refused(text.to_owned()),
+        Err(error) => return error,
+    }
+    let refused = connection.refuse_publish(stream_id, reason, text).await;
+    refused.err().unwrap_or_else(|| Error::Refused(text.to_owned()))
 }
 
 /// What came of asking for leave to publish; a refusal is an error.
@@ -89,17 +114,18 @@ enum Asked {
 /// Asks the route's owner, and listens to the peer meanwhile.
 async fn ask(
     connection: &mut Connection<'_>,
-    Publishing { grant, session, query }: &Publishing,
+    Publishing { stream_id, grant, session, query }: &Publishing,
     feed: FeedRef,
     gone: CancellationToken,
+    play: &mut Option<Play>,
 ) -> Result<Asked, Error> {
+    let stream_id = *stream_id;
     let route =
         connection.server.routes.publish(connection.port, &connection.app, &grant.name, connection.peer);
     let route = match route {
         Ok(route) => route,
         Err(no) => {
-            connection.refuse_publish(no.reason(), &no.to_string()).await?;
-            return Ok(Asked::Left);
+            return Err(refuse(connection, play, stream_id, no.reason(), &no.to_string()).await);
         }
     };
     let (reply, mut answer) = oneshot::channel();
@@ -110,54 +136,76 @@ async fn ask(
     match route.requests.try_send(request) {
         Ok(()) => {}
         Err(mpsc::error::TrySendError::Full(_)) => {
-            connection.refuse_publish("busy", "the node is busy, try again").await?;
+            return Err(refuse(connection, play, stream_id, "busy", "the node is busy, try again").await);
         }
         Err(mpsc::error::TrySendError::Closed(_)) => {
-            connection.refuse_publish("closed", "the app is closed").await?;
+            return Err(refuse(connection, play, stream_id, "closed", "the app is closed").await);
         }
     }
-    connection.flush().await?;
     let answer = loop {
+        // What of the publish's own message stream comes before the answer is kept for it by the session.
+        while let Some(event) = connection.session.event() {
+            if event == Event::Unpublish(stream_id) {
+                return Ok(Asked::Withdrawn);
+            }
+            if !aside(connection, play, event).await? {
+                return Ok(Asked::Left);
+            }
+        }
+        play::say(connection, play).await?;
         tokio::select! {
             answer = &mut answer => break answer,
+            step = play::step(play) => {
+                if !play::advance(connection, play, step, Alone::No).await? {
+                    return Ok(Asked::Left);
+                }
+            }
             read = connection.read() => {
                 if !read? {
                     return Ok(Asked::Left);
                 }
-                // What else comes before the answer is kept for it by the session.
-                while let Some(event) = connection.session.event() {
-                    if matches!(event, Event::Unpublish) {
-                        return Ok(Asked::Withdrawn);
-                    }
-                }
-                connection.flush().await?;
             }
         }
     };
     match answer {
         Ok(Ok(publication)) => {
-            connection.session.accept_publish();
-            connection.flush().await?;
+            connection.session.accept_publish(stream_id);
             Ok(Asked::Accepted(publication))
         }
-        Ok(Err(Refused(text))) => {
-            connection.refuse_publish("publish", &text).await?;
-            Ok(Asked::Left)
-        }
-        Err(_) => {
-            connection.refuse_publish("closed", "the app is closed").await?;
-            Ok(Asked::Left)
-        }
+        Ok(Err(Refused(text))) => Err(refuse(connection, play, stream_id, "publish", &text).await),
+        Err(_) => Err(refuse(connection, play, stream_id, "closed", "the app is closed").await),
     }
+}
+
+/// Takes what the peer says of other message streams. `false`: the connection is to be closed.
+async fn aside(
+    connection: &mut Connection<'_>,
+    play: &mut Option<Play>,
+    event: Event,
+) -> Result<bool, Error> {
+    if let Event::Publish(other) = event {
+        connection.session.reject_publish(other.stream_id, "This connection publishes another stream.");
+        return Ok(true);
+    }
+    play::take(connection, play, event).await
+}
+
+/// Who publishes, what and for how long.
+struct Publisher<'a> {
+    stream_id: u32,
+    name: &'a StreamName,
+    session: SessionTag,
+    /// When its leave expires.
+    until: Option<Instant>,
 }
 
 async fn relay(
     connection: &mut Connection<'_>,
     feed: &mut Feed,
     Publication { mut evicted }: Publication,
-    who: (&StreamName, SessionTag),
-    until: Option<Instant>,
+    who: &Publisher<'_>,
     present: &mut Present,
+    play: &mut Option<Play>,
 ) -> Result<bool, Error> {
     let draining = connection.server.drain.draining().clone();
     let silence = connection.server.limits.publisher_silence;
@@ -165,12 +213,17 @@ async fn relay(
     let mut ping_at = heard + PING;
     let mut tick = ticks(connection, heard);
     let mut low_water = LowWater::new();
-    let mut packets = Vec::new();
+    let (mut packets, mut others) = (Vec::new(), Vec::new());
     let mut reads = 0_u32;
     let mut pace = Pace::new(&connection.server.limits, heard);
     loop {
-        let handed = hand_on(connection, feed, &mut packets, &mut low_water).await;
-        connection.flush().await?;
+        let handed = hand_on(connection, feed, &mut packets, &mut low_water, &mut others).await;
+        for event in others.drain(..) {
+            if !aside(connection, play, event).await? {
+                return Ok(false);
+            }
+        }
+        play::say(connection, play).await?;
         if handed.over {
             // Another conversation may begin on this connection.
             low_water.reset();
@@ -198,25 +251,30 @@ async fn relay(
                 }
                 heard = Instant::now();
             }
+            step = play::step(play) => {
+                if !play::advance(connection, play, step, Alone::No).await? {
+                    return Ok(false);
+                }
+            }
             reason = &mut evicted => {
                 let reason = reason.unwrap_or_else(|_| "the app is closed".to_owned());
-                return end(connection, who, &reason).await;
+                return end(connection, play, who, &reason).await;
             }
-            reason = present.kicked() => return end(connection, who, &reason).await,
+            reason = present.kicked() => return end(connection, play, who, &reason).await,
             now = tick.tick() => {
                 // An encoder comes back only after a disconnect, so that is all it gets.
                 if draining.is_cancelled() {
                     return Ok(false);
                 }
-                if until.is_some_and(|until| until <= now) {
-                    return end(connection, who, "the leave to publish has expired").await;
+                if who.until.is_some_and(|until| until <= now) {
+                    return end(connection, play, who, "the leave to publish has expired").await;
                 }
                 if low_water.is_set() {
                     low_water.tick();
                 }
                 if now >= ping_at {
                     if heard.elapsed() > silence {
-                        return end(connection, who, "nothing was sent for too long").await;
+                        return end(connection, play, who, "nothing was sent for too long").await;
                     }
                     ping_at = now + PING;
                     connection.session.ping(0);
@@ -272,12 +330,14 @@ struct Handed {
     bytes: u64,
 }
 
-/// Gives what was read to the feed. `packets` is empty before and after, and keeps its memory.
+/// Gives what was read to the feed, and what is said of other message streams to `others`. `packets` is empty before and
+/// after, and keeps its memory.
 async fn hand_on(
     connection: &mut Connection<'_>,
     feed: &mut Feed,
     packets: &mut Vec<Packet>,
     low_water: &mut LowWater,
+    others: &mut Vec<Event>,
 ) -> Handed {
     let (mut messages, mut bytes) = (0, 0);
     let (server, session) = (connection.server, &mut connection.session);
@@ -290,8 +350,10 @@ async fn hand_on(
                     server.metrics.lost(Loss::Unusable, u64::from(packet.is_none()));
                     packets.extend(packet);
                 }
-                Event::Unpublish => over = true,
-                _ => {}
+                // One at a time: the media before belongs to it.
+                Event::Unpublish(_) => over = true,
+                Event::Pong(_) => {}
+                event => others.push(event),
             }
             more = packets.len() >= MESSAGES;
             if over || more {
@@ -315,7 +377,8 @@ async fn hand_on(
 
 async fn end(
     connection: &mut Connection<'_>,
-    (name, session): (&StreamName, SessionTag),
+    play: &mut Option<Play>,
+    Publisher { stream_id, name, session, .. }: &Publisher<'_>,
     reason: &str,
 ) -> Result<bool, Error> {
     static SENT_AWAY: Seldom = Seldom::events();
@@ -323,7 +386,9 @@ async fn end(
         let (id, peer, reason) = (connection.id, connection.peer, shown(reason));
         tracing::info!(id, %peer, stream = %name, %session, held_back, "publisher sent away: {reason}");
     }
-    connection.session.end_publish(reason);
-    connection.close_gracefully().await;
+    if play::finish(play).await? {
+        connection.session.end_publish(*stream_id, reason);
+        connection.close_gracefully().await;
+    }
     Ok(false)
 }

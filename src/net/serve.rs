@@ -1,15 +1,15 @@
-//! The life of a connection: negotiate, then publish or play, until it ends.
+//! The life of a connection: negotiate, then publish or play, or both on message streams of their own, until it ends.
 
 use super::connection::{Connection, Error};
-use super::play::Playing;
+use super::play::{Alone, Next, Play, Playing};
 use super::publish::Publishing;
 use super::rate::Rate;
 use super::server::{Entrance, Negotiating, Protocol, Server};
 use super::transport::Transport;
 use super::{flv, play, publish};
-use crate::auth::{Action, Denied, Grant, Request};
+use crate::auth::{Action, Request};
 use crate::ids::SessionId;
-use crate::rtmp::session::{Event, Server as Session};
+use crate::rtmp::session::{self, Event, Server as Session};
 use crate::telemetry::{Loss, Seldom};
 use rustls::ServerConnection;
 use std::io;
@@ -18,9 +18,6 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
-
-/// How many streams one connection may publish or play after one another; players that zap stay far below.
-const STREAMS: usize = 1000;
 
 /// What a peer wants after its negotiation.
 enum Intent {
@@ -81,6 +78,7 @@ async fn rtmp(
         charge: holder.charge(),
         idle: Rate::new(server.limits.idle_bytes, Instant::now()),
         holder,
+        streams: 0,
         brings_much: false,
     };
     let outcome = connection.run().await;
@@ -132,30 +130,38 @@ fn no_transport(server: &Server, peer: SocketAddr, id: u64, error: &io::Error) {
 
 impl Connection<'_> {
     async fn run(&mut self) -> Result<(), Error> {
-        for _ in 0..STREAMS {
-            // Boxed, so that the negotiation's state takes no memory while the peer plays for hours.
-            let deadline = self.server.limits.negotiation;
-            let negotiating = Negotiating::begin(self.server);
-            let negotiated = Box::pin(self.negotiate());
-            let intent = match tokio::time::timeout(deadline, negotiated).await {
-                Ok(Ok(Some(intent))) => intent,
-                Ok(Ok(None)) => return Ok(()),
-                Ok(Err(error)) => return Err(error),
-                Err(_) => {
-                    self.server.metrics.refused("negotiation");
-                    return Err(Error::Negotiation);
+        // Beside it the connection may publish.
+        let mut play = None;
+        loop {
+            let intent = match &mut play {
+                // Boxed, so that the negotiation's state takes no memory while the peer plays for hours.
+                None => Box::pin(self.negotiate_in_time()).await?,
+                Some(_) => match play::run(self, &mut play).await? {
+                    Next::Over => continue,
+                    Next::Publish(publish) => self.publish_beside(publish, &mut play).await.map(Some)?,
+                    Next::Close => None,
+                },
+            };
+            match intent {
+                Some(Intent::Publish(publishing)) => {
+                    if !Box::pin(publish::run(self, publishing, &mut play)).await? {
+                        return Ok(());
+                    }
                 }
-            };
-            drop(negotiating);
-            let stays = match intent {
-                Intent::Publish(publishing) => Box::pin(publish::run(self, publishing)).await?,
-                Intent::Play(playing) => play::run(self, playing).await?,
-            };
-            if !stays {
-                return Ok(());
+                Some(Intent::Play(playing)) => play = Play::begin(self, playing, Alone::Yes).await?,
+                None => return Ok(()),
             }
         }
-        Err(Error::Refused("too many streams on one connection".to_owned()))
+    }
+
+    /// Waits for what the peer wants. Nothing: it left, or the node stops.
+    async fn negotiate_in_time(&mut self) -> Result<Option<Intent>, Error> {
+        let deadline = self.server.limits.negotiation;
+        let _negotiating = Negotiating::begin(self.server);
+        tokio::time::timeout(deadline, self.negotiate()).await.unwrap_or_else(|_| {
+            self.server.metrics.refused("negotiation");
+            Err(Error::Negotiation)
+        })
     }
 
     /// Reads until the peer wants to publish or play. Nothing: it left, or the node stops.
@@ -185,12 +191,6 @@ impl Connection<'_> {
     }
 
     async fn consider(&mut self, event: Event) -> Result<Option<Intent>, Error> {
-        if matches!(event, Event::Publish(_) | Event::Play(_)) && !self.may_join() {
-            self.server.metrics.refused("joins_per_address");
-            return Err(Error::Refused(
-                "too many connections, publishes and plays of this address".to_owned(),
-            ));
-        }
         match event {
             Event::Connect(connect) => {
                 self.app = connect.app;
@@ -200,31 +200,13 @@ impl Connection<'_> {
                 self.session.set_time(super::pull::now());
                 self.session.accept_connect();
             }
-            Event::Publish(publish) => {
-                let request = self.request(Action::Publish, publish.stream_key, publish.query);
-                return match self.server.gate.ask(&request).await {
-                    Ok(grant) => {
-                        let Request { session, query, .. } = request;
-                        Ok(Some(Intent::Publish(Publishing { grant, session, query })))
-                    }
-                    Err(denied) => self.refuse_publish(denied.reason, &denied.text).await.map(|()| None),
-                };
-            }
+            Event::Publish(publish) => return self.publish_beside(publish, &mut None).await.map(Some),
             Event::Play(play) => {
-                let query = play.query.as_deref().unwrap_or_default();
-                let looped = self.is_loop(query);
-                let node = super::pull::hops(query).last().map(str::to_owned);
-                let pulls = self.server.routes.serves_pulls(self.port, &self.app);
-                let request = self.request(Action::Play, play.stream_key, play.query);
-                // Nodes that pull are not viewers: they prove themselves otherwise.
-                let gate = if pulls { &self.server.open } else { &self.server.gate };
-                let granted = gate.ask(&request).await.and_then(|grant| match pulls {
-                    true => self.check_pull(&grant, request.query.as_deref()).map(|()| grant),
-                    false => Ok(grant),
-                });
-                return match granted {
-                    Ok(grant) => Ok(Some(Intent::Play(Playing { grant, looped, node }))),
-                    Err(denied) => self.refuse_play(denied.reason, &denied.text).await.map(|()| None),
+                self.count_stream()?;
+                let stream_id = play.stream_id;
+                return match play::leave(self, play).await {
+                    Ok(playing) => Ok(Some(Intent::Play(playing))),
+                    Err(no) => self.refuse_play(stream_id, no.reason, &no.text).await.map(|()| None),
                 };
             }
             _ => {}
@@ -232,29 +214,22 @@ impl Connection<'_> {
         Ok(None)
     }
 
-    fn may_join(&self) -> bool {
-        self.server.addresses.join(self.peer.ip(), self.server.limits.joins_per_address)
-    }
-
-    /// Where nodes share a token, a pull is signed with it, or comes from an address that the step lists: plain mmids nodes
-    /// know no token.
-    fn check_pull(&self, grant: &Grant, query: Option<&str>) -> Result<(), Denied> {
-        let Some(key) = &self.server.pull_key else { return Ok(()) };
-        let signed = key.check(&grant.name, query, super::pull::now());
-        let listed = || self.server.routes.lists_viewer(self.port, &self.app, &grant.name, self.peer.ip());
-        match signed {
-            Err(unsigned) if !listed() => Err(Denied { reason: "signature", text: unsigned.to_string() }),
-            _ => Ok(()),
-        }
-    }
-
-    fn request(&self, action: Action, key: String, query: Option<String>) -> Request {
+    /// Asks for leave to publish. A refusal is an error, and ends what plays beside it.
+    async fn publish_beside(
+        &mut self,
+        publish: session::Publish,
+        play: &mut Option<Play>,
+    ) -> Result<Intent, Error> {
+        self.count_stream()?;
+        let session::Publish { stream_id, stream_key: key, query, .. } = publish;
         let (app, peer, session) = (self.app.clone(), self.peer.ip(), SessionId::random());
-        Request { action, app, key, query, peer, session }
-    }
-
-    /// Whether a pull has come through this node before.
-    fn is_loop(&self, query: &str) -> bool {
-        super::pull::hops(query).any(|hop| hop == self.server.node.as_str())
+        let request = Request { action: Action::Publish, app, key, query, peer, session };
+        match self.server.gate.ask(&request).await {
+            Ok(grant) => {
+                let query = request.query;
+                Ok(Intent::Publish(Publishing { stream_id, grant, session, query }))
+            }
+            Err(denied) => Err(publish::refuse(self, play, stream_id, denied.reason, &denied.text).await),
+        }
     }
 }

@@ -4,6 +4,7 @@ use super::connection::Error;
 use super::peers::{Activity, Present};
 use super::routes::{NoRoute, PlayRoute};
 use super::server::Server;
+use crate::auth::Denied;
 use crate::ids::StreamName;
 use crate::relay::stream::{End, Stream};
 use crate::relay::{Admission, Format, Interest, JoinError, Turn, Viewer};
@@ -49,6 +50,11 @@ pub(super) struct NotAdmitted {
 impl NotAdmitted {
     fn new(prospect: Prospect, reason: &'static str, text: impl Into<String>) -> Self {
         NotAdmitted { prospect, reason, text: text.into() }
+    }
+
+    /// Authorisation says no.
+    pub fn denied(Denied { reason, text }: Denied) -> Self {
+        NotAdmitted::new(Prospect::Forbidden, reason, text)
     }
 }
 
@@ -136,7 +142,7 @@ pub(super) struct Who {
 }
 
 impl Watching {
-    /// Lists a viewer that has its first picture after this time, and says so in the log.
+    /// Lists a viewer whose stream was there after this time, and says so in the log.
     pub fn begin(server: &Server, stream: &Stream, who: Who, after: Duration) -> Self {
         static JOINED: Seldom = Seldom::events();
         static PULLED: Seldom = Seldom::events();

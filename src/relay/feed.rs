@@ -219,7 +219,7 @@ impl Feed {
                     // Frames from before cannot be decoded with it.
                     Seen::Changed if Headers::configures_video(packet) => lost += start.clear(),
                     // A header that found no room is counted by the outlets.
-                    Seen::Frame | Seen::Same | Seen::Changed | Seen::Refused => {}
+                    Seen::Frame | Seen::Same | Seen::Changed | Seen::Cleared | Seen::Refused => {}
                 }
             }
             charge.set(start.bytes + headers.held());

@@ -33,6 +33,8 @@ impl Figures {
             PacketKind::Data { metadata } => {
                 if metadata {
                     self.size = size(packet);
+                } else if packet.clears_metadata() {
+                    self.size = None;
                 }
                 return;
             }

@@ -1,9 +1,12 @@
-//! The forms in which viewers get a stream: as RTMP chunks, or as FLV over HTTP or WebSocket.
+//! The forms in which viewers get a stream: as RTMP chunks, all of them or without a kind of media, or as FLV over HTTP or
+//! WebSocket.
 //!
 //! A ring is written once, as RTMP. The other forms of a block are made from it when the first viewer wants them, and
 //! are shared by all who do, so that a stream that nobody watches in a form costs nothing for it.
 
 use crate::media::flv;
+use crate::rtmp::message::{AUDIO, VIDEO};
+use crate::rtmp::session::{PLAY_STREAM_ID, Receives};
 use crate::rtmp::{chunk, session};
 use bytes::{Bytes, BytesMut};
 use tungstenite::protocol::frame::FrameHeader;
@@ -12,34 +15,56 @@ use tungstenite::protocol::frame::coding::{Control, Data, OpCode};
 /// How a viewer gets the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// Chunked RTMP messages.
+    /// Chunked RTMP messages on message stream 1.
     Rtmp,
+    /// The same on another message stream, or without a kind of media.
+    RtmpPart(Part),
     /// FLV tags, one after another: HTTP-FLV.
     Flv,
     /// The same in binary messages of a WebSocket (RFC 6455), one a block.
     WebSocket,
 }
 
+/// What is different from [`Format::Rtmp`]; made by [`Format::rtmp`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    stream_id: u32,
+    receives: Receives,
+}
+
 /// What an FLV tag takes beside its body, less what the message takes as RTMP: for the size of a buffer.
 const GROWTH: usize = 16;
 
 impl Format {
-    /// The forms that are made from the one of the ring.
-    pub(super) const DERIVED: usize = 2;
+    /// RTMP on this message stream, with these kinds of media; whatever is neither audio nor video always comes.
+    pub fn rtmp(stream_id: u32, receives: Receives) -> Self {
+        match (stream_id, receives) {
+            (PLAY_STREAM_ID, Receives::ALL) => Format::Rtmp,
+            _ => Format::RtmpPart(Part { stream_id, receives }),
+        }
+    }
 
-    /// Its place among the derived ones.
-    pub(super) fn derived(self) -> Option<usize> {
+    /// The kinds of media in it.
+    pub(super) fn receives(self) -> Receives {
         match self {
-            Format::Rtmp => None,
-            Format::Flv => Some(0),
-            Format::WebSocket => Some(1),
+            Format::RtmpPart(part) => part.receives,
+            Format::Rtmp | Format::Flv | Format::WebSocket => Receives::ALL,
+        }
+    }
+
+    /// The same with other kinds of media; FLV always has all.
+    pub(super) fn receiving(self, receives: Receives) -> Self {
+        match self {
+            Format::Rtmp => Format::rtmp(PLAY_STREAM_ID, receives),
+            Format::RtmpPart(part) => Format::rtmp(part.stream_id, receives),
+            Format::Flv | Format::WebSocket => self,
         }
     }
 
     /// Its name, for people.
     pub fn name(self) -> &'static str {
         match self {
-            Format::Rtmp => "rtmp",
+            Format::Rtmp | Format::RtmpPart(_) => "rtmp",
             Format::Flv => "http-flv",
             Format::WebSocket => "websocket-flv",
         }
@@ -49,6 +74,7 @@ impl Format {
     pub(super) fn of(self, wire: &Bytes) -> Bytes {
         match self {
             Format::Rtmp => wire.clone(),
+            Format::RtmpPart(part) => part.of(wire),
             Format::Flv => tags(wire),
             Format::WebSocket => framed(OpCode::Data(Data::Binary), &tags(wire)),
         }
@@ -59,7 +85,7 @@ impl Format {
         let mut header = BytesMut::new();
         flv::write_header(&mut header, audio, video);
         match self {
-            Format::Rtmp => Bytes::new(),
+            Format::Rtmp | Format::RtmpPart(_) => Bytes::new(),
             Format::Flv => header.freeze(),
             Format::WebSocket => framed(OpCode::Data(Data::Binary), &header),
         }
@@ -68,10 +94,22 @@ impl Format {
     /// What makes a peer answer, so that one that is gone is found; FLV has nothing of the kind, and leaves it to TCP.
     pub(super) fn ping(self) -> Bytes {
         match self {
-            Format::Rtmp => rtmp_ping(),
+            Format::Rtmp | Format::RtmpPart(_) => rtmp_ping(),
             Format::Flv => Bytes::new(),
             Format::WebSocket => framed(OpCode::Control(Control::Ping), &[]),
         }
+    }
+}
+
+impl Part {
+    /// Empty where nothing of a block is of a kind that is wanted.
+    fn of(self, wire: &[u8]) -> Bytes {
+        let Receives { audio, video } = self.receives;
+        chunk::moved(wire, session::OUT_CHUNK_SIZE, self.stream_id, |type_id| match type_id {
+            AUDIO => audio,
+            VIDEO => video,
+            _ => true,
+        })
     }
 }
 
@@ -132,6 +170,28 @@ mod tests {
             assert_eq!(reader.read(&mut input).unwrap(), Some(packet));
         }
         assert!(matches!(reader.read(&mut input), Ok(None)) && input.is_empty());
+    }
+
+    #[test]
+    fn a_block_for_another_message_stream_has_its_id_and_what_is_wanted() {
+        let read = |format: Format| {
+            let wire = format.of(&wire());
+            let mut reader = chunk::Reader::new(&crate::rtmp::Limits::default());
+            reader.set_chunk_size(session::OUT_CHUNK_SIZE as u32).unwrap();
+            let mut input = &wire[..];
+            let mut got = Vec::new();
+            while let Some(message) = reader.read(&mut input).unwrap() {
+                got.push((message.stream_id, message.type_id, message.timestamp, message.body.len()));
+            }
+            got
+        };
+        let all = [(2, 18, 0, 14), (2, 9, 5, 150_000), (2, 8, 0x0100_0000, 3)];
+        assert_eq!(read(Format::rtmp(2, Receives::ALL)), all);
+        assert_eq!(read(Format::rtmp(2, Receives { audio: true, video: false })), [all[0], all[2]]);
+        let no_audio = Format::rtmp(1, Receives { audio: false, video: true });
+        assert_eq!(read(no_audio), [(1, 18, 0, 14), (1, 9, 5, 150_000)]);
+        assert_eq!(read(no_audio.receiving(Receives { audio: false, video: false })), [(1, 18, 0, 14)]);
+        assert_eq!(no_audio.receiving(Receives::ALL), Format::Rtmp, "the bytes that all others get");
     }
 
     #[test]

@@ -26,8 +26,8 @@ pub struct Headers {
     version: u64,
     /// What [`Headers::wire`] made last, and for which time: all viewers that join at one keyframe share it.
     wire: Option<(u32, Bytes)>,
-    /// The same in the derived formats.
-    derived: [Option<(u32, Bytes)>; Format::DERIVED],
+    /// The same in the derived formats that somebody wanted.
+    derived: Vec<(Format, Bytes)>,
 }
 
 #[derive(Debug)]
@@ -66,6 +66,8 @@ pub enum Seen {
     Same,
     /// A header with news. For a video sequence header this means that frames before it cannot be decoded with it.
     Changed,
+    /// It says that the stored metadata is no longer true.
+    Cleared,
     /// A header with news for which there is no room: late viewers do not get it.
     Refused,
 }
@@ -73,6 +75,12 @@ pub enum Seen {
 impl Headers {
     /// Takes note of a packet.
     pub fn see(&mut self, packet: &Packet) -> Seen {
+        if packet.clears_metadata() {
+            self.list.retain(|header| header.packet.kind != PacketKind::Data { metadata: true });
+            self.bytes = self.list.iter().map(|header| header.packet.body.len()).sum();
+            self.change();
+            return Seen::Cleared;
+        }
         if !packet.kind.is_header() {
             return Seen::Frame;
         }
@@ -108,7 +116,7 @@ impl Headers {
     fn change(&mut self) {
         self.version += 1;
         self.wire = None;
-        self.derived = Default::default();
+        self.derived = Vec::new();
     }
 
     /// The next packets come from another source, or from the same after a break.
@@ -148,8 +156,8 @@ impl Headers {
 
     /// What they take in memory, with the copy that viewers share.
     pub fn held(&self) -> usize {
-        let shared = self.derived.iter().chain([&self.wire]).flatten();
-        self.bytes + shared.map(|(_, wire)| wire.len()).sum::<usize>()
+        let shared = self.wire.iter().map(|(_, wire)| wire).chain(self.derived.iter().map(|(_, wire)| wire));
+        self.bytes + shared.map(Bytes::len).sum::<usize>()
     }
 
     /// All of them, in the order in which a viewer gets them.
@@ -165,11 +173,15 @@ impl Headers {
     /// [`Headers::wire`] in this format.
     pub fn formed(&mut self, timestamp: u32, format: Format) -> Bytes {
         let wire = self.wire(timestamp);
-        let Some(form) = format.derived().and_then(|at| self.derived.get_mut(at)) else { return wire };
-        match form {
-            Some((of, formed)) if *of == timestamp => formed.clone(),
-            _ => form.insert((timestamp, format.of(&wire))).1.clone(),
+        if format == Format::Rtmp {
+            return wire;
         }
+        if let Some((_, formed)) = self.derived.iter().find(|(of, _)| *of == format) {
+            return formed.clone();
+        }
+        let formed = format.of(&wire);
+        self.derived.push((format, formed.clone()));
+        formed
     }
 
     /// All of them as wire-ready bytes. Audio and video headers carry `timestamp`. Metadata carries 0: with another time
@@ -184,6 +196,7 @@ impl Headers {
             ring::write_wire(&mut out, packet, timestamp);
         }
         let wire = out.freeze();
+        self.derived = Vec::new();
         self.wire = Some((timestamp, wire.clone()));
         wire
     }
@@ -216,6 +229,26 @@ mod tests {
         }
         let got: Vec<Packet> = headers.packets().cloned().collect();
         assert_eq!(got, [metadata, video(0x90, 9), newer, channels]);
+    }
+
+    #[test]
+    fn metadata_is_forgotten_when_its_publisher_says_so() {
+        let metadata = Packet::data(0, Bytes::from_static(b"\x02\0\x0aonMetaData\x05"));
+        for (clear, left) in [
+            (&b"\x02\0\x0f@clearDataFrame\x02\0\x0aonMetaData"[..], 1),
+            (b"\x02\0\x0f@clearDataFrame", 1),
+            (b"\x02\0\x0f@clearDataFrame\x02\0\x0aonCuePoint", 2),
+            (b"\x02\0\x0aonCuePoint", 2),
+        ] {
+            let mut headers = Headers::default();
+            headers.see(&metadata);
+            headers.see(&video(0x90, 9));
+            let (version, held) = (headers.version(), headers.held());
+            let clear = Packet::data(5, Bytes::from_static(clear));
+            assert_eq!(headers.see(&clear), if left == 1 { Seen::Cleared } else { Seen::Frame });
+            assert_eq!(headers.packets().count(), left, "{clear:?}");
+            assert_eq!((headers.version() > version, headers.held() < held), (left == 1, left == 1));
+        }
     }
 
     #[test]

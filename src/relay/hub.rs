@@ -5,7 +5,7 @@
 
 use super::feed::Outlet;
 use super::settings::{Batching, Settings};
-use super::stream::{End, RelayId, Stream};
+use super::stream::{self, End, RelayId, Stream};
 use crate::api::report::Happening;
 use crate::budget::Holder;
 use crate::ids::{SessionTag, StreamName};
@@ -360,8 +360,8 @@ impl Interest {
         &self.stream
     }
 
-    /// There is something to show.
-    fn has_picture(&self) {
+    /// The viewer gets its first picture, or sound.
+    pub(super) fn has_picture(&self) {
         if self.hub.settings.for_nodes {
             return;
         }
@@ -373,8 +373,18 @@ impl Interest {
         }
     }
 
-    /// Waits for something to show. `Err`: the stream ended before, or nothing came in time.
+    /// Waits until the stream is known: somebody brings it, whether or not anything of it has come yet. `Err`: it ended before,
+    /// or nobody brought it in time. Safe to drop and call again.
+    pub async fn known(&self) -> Result<(), End> {
+        self.until(stream::State::is_live).await
+    }
+
+    /// Waits for something to show. `Err`: the stream ended before, or nothing came in time. Safe to drop and call again.
     pub async fn ready(&self) -> Result<(), End> {
+        self.until(stream::State::can_start).await
+    }
+
+    async fn until(&self, condition: impl Fn(&stream::State) -> bool) -> Result<(), End> {
         let wait = async {
             loop {
                 let changed = self.stream.changed.notified();
@@ -385,17 +395,17 @@ impl Interest {
                     if let Some(end) = &state.ended {
                         return Err(end.clone());
                     }
-                    if state.can_start() {
+                    if condition(&state) {
                         return Ok(());
                     }
                 }
                 changed.await;
             }
         };
-        let timeout = tokio::time::timeout(self.hub.settings.start, wait);
-        let ready =
-            timeout.await.unwrap_or_else(|_| Err(End::Refused("the stream sends nothing".to_owned())));
-        ready.inspect(|()| self.has_picture())
+        // From the join on, so that a caller may drop this and call again.
+        let deadline = self.since + self.hub.settings.start;
+        let timeout = tokio::time::timeout_at(deadline.into(), wait);
+        timeout.await.unwrap_or_else(|_| Err(End::Refused("the stream sends nothing".to_owned())))
     }
 }
 

@@ -21,38 +21,12 @@ const YIELD_EVERY: usize = 128;
 impl Stream {
     /// The pump of a new viewer.
     pub(super) fn enter(&self, format: Format) -> usize {
-        let mut state = self.lock();
-        let limit = self.settings.pump_viewers;
-        let free = state.pumps.iter().position(|pump| pump.format == format && pump.viewers < limit);
-        let index = free.unwrap_or_else(|| {
-            let frontier = state.ring.live_edge();
-            state.pumps.push(Pump {
-                format,
-                frontier,
-                inbox: Vec::new(),
-                called: Vec::new(),
-                viewers: 0,
-                armed: None,
-                running: false,
-                wake: Arc::new(Notify::new()),
-            });
-            state.pumps.len() - 1
-        });
-        if let Some(pump) = state.pumps.get_mut(index) {
-            pump.viewers += 1;
-        }
-        index
+        self.lock().enter(format, self.settings.pump_viewers)
     }
 
     /// A viewer of this pump leaves; with its seat if it is at the live edge, so that the pump drops its socket.
     pub(super) fn leave(&self, pump: usize, seat: Option<Arc<Seat>>) {
-        if let Some(pump) = self.lock().pumps.get_mut(pump) {
-            pump.viewers -= 1;
-            if seat.is_some() || pump.viewers == 0 {
-                pump.called.extend(seat);
-                pump.wake.notify_one();
-            }
-        }
+        self.lock().leave(pump, seat);
     }
 
     /// A viewer of this pump wants to be handed back, even if there is nothing to write.
@@ -72,6 +46,45 @@ impl Stream {
             pump.running = true;
             self.metrics.pumps.inc();
             self.tasks.spawn(run(self.clone(), index, pump.format, pump.wake.clone()));
+        }
+    }
+}
+
+impl State {
+    /// The pump of one viewer more, in this format and with fewer than so many others.
+    pub(super) fn enter(&mut self, format: Format, limit: usize) -> usize {
+        let free = self.pumps.iter().position(|pump| pump.format == format && pump.viewers < limit);
+        let index = free.unwrap_or_else(|| {
+            let frontier = self.ring.live_edge();
+            self.pumps.push(Pump {
+                format,
+                frontier,
+                inbox: Vec::new(),
+                called: Vec::new(),
+                viewers: 0,
+                armed: None,
+                running: false,
+                wake: Arc::new(Notify::new()),
+            });
+            self.pumps.len() - 1
+        });
+        if let Some(pump) = self.pumps.get_mut(index) {
+            pump.viewers += 1;
+        }
+        index
+    }
+
+    /// See [`Stream::leave`].
+    pub(super) fn leave(&mut self, pump: usize, seat: Option<Arc<Seat>>) {
+        if let Some(seat) = &seat {
+            self.at_start.retain(|(_, waits)| !Arc::ptr_eq(waits, seat));
+        }
+        if let Some(pump) = self.pumps.get_mut(pump) {
+            pump.viewers -= 1;
+            if seat.is_some() || pump.viewers == 0 {
+                pump.called.extend(seat);
+                pump.wake.notify_one();
+            }
         }
     }
 }
@@ -110,7 +123,10 @@ pub(super) async fn run(stream: Arc<Stream>, index: usize, format: Format, wake:
         match step {
             Step::Flush(blocks, next) => {
                 let wire = concat(blocks);
-                write_all(&stream, &mut members, &wire, at, next).await;
+                // Empty: its viewers want nothing of these blocks.
+                if !wire.is_empty() {
+                    write_all(&stream, &mut members, &wire, at, next).await;
+                }
             }
             Step::Wait(_) if now >= ping_at => {
                 ping_at = now + ping_every;

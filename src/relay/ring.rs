@@ -49,11 +49,42 @@ pub struct Block {
     index: u64,
 }
 
+/// How many times the limit of a ring all derived forms in it may take together. Two are HTTP and WebSocket; beyond that
+/// the oldest are given up, and made anew for a viewer that is so far behind.
+const DERIVED: usize = 2;
+
+/// What a derived form takes beyond its bytes.
+const DERIVED_COST: usize = size_of::<(Format, Bytes)>() + 64;
+
 /// A block, and the forms of it that viewers wanted beside the one it was written in.
 #[derive(Debug)]
 struct Entry {
     block: Block,
-    derived: [Option<Bytes>; Format::DERIVED],
+    derived: Vec<(Format, Bytes)>,
+}
+
+impl Entry {
+    /// The block in a format; what that takes beyond what was there is added to `derived`.
+    fn formed(&mut self, format: Format, derived: &mut usize) -> Block {
+        if format == Format::Rtmp {
+            return self.block.clone();
+        }
+        let made = self.derived.iter().find(|(of, _)| *of == format).map(|(_, wire)| wire.clone());
+        let wire = made.unwrap_or_else(|| {
+            let wire = format.of(&self.block.wire);
+            *derived += wire.len() + DERIVED_COST;
+            self.derived.reserve_exact(1);
+            self.derived.push((format, wire.clone()));
+            wire
+        });
+        Block { wire, ..self.block.clone() }
+    }
+
+    /// Gives up the derived forms, and says what they took.
+    fn forget_derived(&mut self) -> usize {
+        let derived = std::mem::take(&mut self.derived);
+        derived.iter().map(|(_, wire)| wire.len() + DERIVED_COST).sum()
+    }
 }
 
 /// A place between two blocks.
@@ -228,7 +259,7 @@ impl Ring {
         };
         self.messages += messages;
         self.bytes += block.cost();
-        self.blocks.push_back(Entry { block, derived: Default::default() });
+        self.blocks.push_back(Entry { block, derived: Vec::new() });
         self.evict(batch.since);
     }
 
@@ -293,17 +324,27 @@ impl Ring {
     pub fn since(&mut self, number: u64, format: Format) -> impl Iterator<Item = Block> {
         let skip = usize::try_from(number.saturating_sub(self.first)).unwrap_or(usize::MAX);
         let derived = &mut self.derived;
-        self.blocks.iter_mut().skip(skip).map(move |entry| {
-            let Some(form) = format.derived().and_then(|at| entry.derived.get_mut(at)) else {
-                return entry.block.clone();
-            };
-            let wire = form.get_or_insert_with(|| {
-                let wire = format.of(&entry.block.wire);
-                *derived += wire.len();
-                wire
-            });
-            Block { wire: wire.clone(), ..entry.block.clone() }
-        })
+        self.blocks.iter_mut().skip(skip).map(move |entry| entry.formed(format, derived))
+    }
+
+    /// The number of the first block from `from` on where a viewer can start.
+    pub fn next_start(&self, from: u64) -> Option<u64> {
+        let skip = usize::try_from(from.saturating_sub(self.first)).unwrap_or(usize::MAX);
+        let at = self.blocks.iter().skip(skip).position(|entry| entry.block.starts)?;
+        Some(from.max(self.first) + at as u64)
+    }
+
+    /// Makes a block of what is pending if a viewer can start there.
+    pub fn seal_start(&mut self) {
+        if self.batch.as_ref().is_some_and(|batch| batch.starts) {
+            self.seal();
+        }
+    }
+
+    /// The viewers' time at the block with this number, or of the newest one if it is not there.
+    pub fn time(&self, number: u64) -> u32 {
+        let newest = || self.blocks.back().map(|entry| &entry.block);
+        self.block(number).or_else(newest).map_or(0, |block| block.timestamp)
     }
 
     /// How many messages of the stream stand before the block with this number.
@@ -401,7 +442,7 @@ impl Ring {
     }
 
     fn evict(&mut self, now: Instant) {
-        while let Some(Entry { block: oldest, derived }) = self.blocks.front() {
+        while let Some(Entry { block: oldest, .. }) = self.blocks.front() {
             let needed = match self.keyframe {
                 Some(keyframe) => self.first >= keyframe,
                 None => false,
@@ -411,9 +452,18 @@ impl Ring {
                 break;
             }
             self.bytes -= oldest.cost();
-            self.derived -= derived.iter().flatten().map(Bytes::len).sum::<usize>();
-            self.blocks.pop_front();
+            self.derived -= self.blocks.pop_front().map_or(0, |mut oldest| oldest.forget_derived());
             self.first += 1;
+        }
+        let limit = self.limit.saturating_mul(DERIVED);
+        if self.derived > limit {
+            // Half of them, so that it is not done again for the next block.
+            for entry in &mut self.blocks {
+                self.derived -= entry.forget_derived();
+                if self.derived <= limit / 2 {
+                    break;
+                }
+            }
         }
         if self.keyframe.is_some_and(|keyframe| keyframe < self.first) {
             self.keyframe = None;

@@ -50,7 +50,7 @@ pub struct Stream {
     /// The owner of the pumps.
     pub(super) tasks: TaskTracker,
     state: Mutex<State>,
-    /// A place to start appeared, or the stream ended.
+    /// Somebody brings it, a place to start appeared, or it ended.
     pub(super) changed: Notify,
     /// Times that a viewer fell behind and jumped to a newer keyframe.
     pub(super) skips: AtomicU64,
@@ -96,6 +96,8 @@ pub(super) struct State {
     wants_keyframe: bool,
     pub ended: Option<End>,
     pub pumps: Vec<Pump>,
+    /// Viewers at the live edge that are to be handed back when a viewer may start again, by their pumps.
+    pub at_start: Vec<(usize, Arc<Seat>)>,
 }
 
 /// What a stream knows of one of its pumps; the head of [`crate::relay`] says who reads and writes what.
@@ -142,6 +144,7 @@ impl Stream {
                 wants_keyframe: false,
                 ended: None,
                 pumps: Vec::new(),
+                at_start: Vec::new(),
             }),
             skips: AtomicU64::new(0),
             _counted: Counted::new(&metrics.streams),
@@ -186,7 +189,7 @@ impl Stream {
 
     /// Whether a source is attached right now.
     pub fn is_live(&self) -> bool {
-        self.lock().source.is_some()
+        self.lock().is_live()
     }
 
     /// The bytes in its ring.
@@ -208,6 +211,8 @@ impl Stream {
         let before = std::mem::replace(&mut state.upstream, upstream);
         state.timeline.source_changed(upstream.is_some() && upstream == before);
         state.headers.source_changed();
+        drop(state);
+        self.changed.notify_waiters();
     }
 
     /// Charges the ring to whoever brings the source that may push now.
@@ -269,6 +274,11 @@ impl Stream {
         for packet in packets {
             gap = state.end_of_gap(packet, now).or(gap);
             state.figures.see(packet);
+            if packet.clears_metadata() && !self.settings.for_nodes {
+                // Nodes that pull keep metadata of their own; a viewer keeps what it was told.
+                state.headers.see(packet);
+                continue;
+            }
             if let Some(loss) = state.push(packet, now) {
                 self.metrics.lost(loss, 1);
             }
@@ -373,7 +383,25 @@ impl State {
             self.ring.expect_video(timestamp, now);
         }
         self.ring.push(packet, timestamp, now);
+        if packet.kind.is_keyframe() && !self.at_start.is_empty() {
+            self.call_back_at_start();
+        }
         (seen == Seen::Refused).then_some(Loss::Headers)
+    }
+
+    /// Hands back the viewers that wait for a place to start.
+    fn call_back_at_start(&mut self) {
+        for (pump, seat) in std::mem::take(&mut self.at_start) {
+            if let Some(pump) = self.pumps.get_mut(pump) {
+                pump.called.push(seat);
+                pump.wake.notify_one();
+            }
+        }
+    }
+
+    /// Whether somebody brings it right now.
+    pub fn is_live(&self) -> bool {
+        self.source.is_some()
     }
 
     /// Whether there is, or most likely will be, audio.

@@ -45,11 +45,12 @@ impl Unsent {
 
     /// Writes what is unsent and then blocks, as far as the socket takes them at once.
     pub fn write(&mut self, sink: &dyn Sink, blocks: &[Block]) -> io::Result<Written> {
-        let wires = blocks.iter().map(|block| &block.wire);
+        // A block is empty where a viewer wants nothing of it.
+        let wires = blocks.iter().map(|block| &block.wire).filter(|wire| !wire.is_empty());
         let pieces: SmallVec<[IoSlice<'_>; PIECES]> =
             self.pieces.iter().chain(wires).take(PIECES).map(|piece| IoSlice::new(piece)).collect();
         if pieces.is_empty() {
-            return Ok(Written { bytes: 0, begun: 0 });
+            return Ok(Written { bytes: 0, begun: blocks.len() });
         }
         let bytes = sink.try_write_vectored(&pieces)?;
         drop(pieces);
@@ -62,7 +63,7 @@ impl Unsent {
             self.keep_rest(&piece, &mut written);
         }
         let mut begun = 0;
-        while let Some(block) = blocks.get(begun).filter(|_| written > 0) {
+        while let Some(block) = blocks.get(begun).filter(|block| written > 0 || block.wire.is_empty()) {
             self.keep_rest(&block.wire, &mut written);
             begun += 1;
         }

@@ -17,6 +17,7 @@ use super::ring::{Block, Mark};
 use super::seat::{Handover, Member, Seat, Sink};
 use super::stream::{End, Stream};
 use super::unsent::{PIECES, Unsent};
+use crate::rtmp::session::Receives;
 use bytes::{Bytes, BytesMut};
 use smallvec::SmallVec;
 use std::io;
@@ -47,6 +48,8 @@ pub struct Viewer {
     interest: Interest,
     sink: Arc<dyn Sink>,
     format: Format,
+    /// The format that the peer wants; one with video is taken up at the next keyframe.
+    wanted: Format,
     seat: Arc<Seat>,
     /// The pump that serves it at the live edge.
     pump: usize,
@@ -110,6 +113,7 @@ impl Viewer {
             interest,
             sink,
             format,
+            wanted: format,
             pump,
             state: State::Waiting { unsent, fell: None },
             flow: Flow::Playing,
@@ -163,6 +167,13 @@ impl Viewer {
         self.call();
     }
 
+    /// Holds kinds of media back, or sends them again: audio and its headers at once, video from the next keyframe on. What is
+    /// held back was not wanted, and is no loss.
+    pub fn receive(&mut self, receives: Receives) {
+        self.wanted = self.wanted.receiving(receives);
+        self.call();
+    }
+
     /// Sends control messages between two media messages.
     pub fn reply(&mut self, bytes: Bytes) {
         self.owed += bytes.len();
@@ -184,7 +195,7 @@ impl Viewer {
     /// Asks the pump to hand the viewer back, if it has it and there is something for the task to do.
     fn call(&self) {
         if let State::AtLiveEdge { replies } = &self.state
-            && (self.flow != Flow::Playing || !replies.is_empty())
+            && (self.flow != Flow::Playing || !replies.is_empty() || self.wanted != self.format)
         {
             self.stream().call_back(self.pump, self.seat.clone());
         }
@@ -298,14 +309,24 @@ impl Viewer {
         let mut state = stream.lock();
         let Some((at, timestamp)) = state.start() else { return false };
         let version = Some(state.headers.version());
-        if self.headers.is_none() {
+        let first = self.headers.is_none();
+        if first {
             unsent.push(self.format.opening(state.has_audio(), state.has_video()));
         }
-        if std::mem::replace(&mut self.headers, version) != version {
+        let changed = self.wanted != self.format;
+        if changed {
+            state.leave(self.pump, None);
+            self.format = self.wanted;
+            self.pump = state.enter(self.format, stream.settings.pump_viewers);
+        }
+        if std::mem::replace(&mut self.headers, version) != version || changed {
             unsent.push(state.headers.formed(timestamp, self.format));
         }
         drop(state);
         let (unsent, fell) = (std::mem::take(unsent), fell.take());
+        if first {
+            self.interest.has_picture();
+        }
         self.count_skipped(fell, at);
         self.state = State::Behind { unsent, at };
         true
@@ -319,6 +340,7 @@ impl Viewer {
 
     /// Does the next thing on the way to the live edge; the turn if there is no more to do.
     fn catch_up(&mut self) -> io::Result<Option<Turn>> {
+        self.take_up_wish();
         let State::Behind { unsent, at } = &self.state else { return Ok(None) };
         let (from, mut blocks) = (*at, Blocks::new());
         match self.next(from, unsent, &mut blocks) {
@@ -341,6 +363,32 @@ impl Viewer {
         Ok(None)
     }
 
+    /// Takes up the format that the peer wants as far as its place allows: video goes on where a viewer can start.
+    fn take_up_wish(&mut self) {
+        if self.wanted == self.format {
+            return;
+        }
+        let stream = self.stream().clone();
+        let State::Behind { unsent, at } = &mut self.state else { return };
+        let mut state = stream.lock();
+        state.ring.seal_start();
+        let (has, wants) = (self.format.receives(), self.wanted.receives());
+        let video = wants.video && (has.video || state.ring.next_start(at.number) == Some(at.number));
+        let format = self.wanted.receiving(Receives { video, ..wants });
+        if format == self.format {
+            return;
+        }
+        let new = Receives { audio: wants.audio && !has.audio, video: video && !has.video };
+        if new.audio || new.video {
+            // What configures a decoder was held back, too.
+            let time = state.ring.time(at.number);
+            unsent.push(state.headers.formed(time, format.receiving(new)));
+        }
+        state.leave(self.pump, None);
+        self.format = format;
+        self.pump = state.enter(format, stream.settings.pump_viewers);
+    }
+
     /// Finds what is next for a viewer at this place, under one lock of the stream.
     fn next(&self, at: Mark, unsent: &Unsent, blocks: &mut Blocks) -> Next {
         let stream = self.stream();
@@ -350,18 +398,24 @@ impl Viewer {
         if at.number < state.ring.first() {
             return Next::FellOff;
         }
+        // Where it is to get another format, it goes there by itself.
+        let change = (self.wanted != self.format).then(|| state.ring.next_start(at.number + 1)).flatten();
         if unsent.is_empty() {
             if state.ended.is_some() && at.number >= live_edge.number {
                 return Next::Ended;
             }
-            if at.number == frontier || at.number >= live_edge.number {
+            if change.is_none() && (at.number == frontier || at.number >= live_edge.number) {
                 let member = Member { sink: self.sink.clone(), seat: self.seat.clone() };
                 stream.seat(&mut state, self.pump, member, at);
+                if self.wanted != self.format {
+                    state.at_start.push((self.pump, self.seat.clone()));
+                }
                 return Next::LiveEdge;
             }
         }
         // A viewer that started beyond the frontier goes on to the live edge.
         let limit = if at.number > frontier { live_edge.number } else { frontier };
+        let limit = change.unwrap_or(limit);
         let room = if self.flow == Flow::Playing { unsent.room() } else { 0 };
         let count = usize::try_from(limit.saturating_sub(at.number)).unwrap_or(usize::MAX).min(room);
         blocks.extend(state.ring.since(at.number, self.format).take(count));

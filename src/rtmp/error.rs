@@ -1,6 +1,6 @@
 //! What a peer can do wrong.
 
-/// What a peer did wrong. Its connection cannot go on. No text of the peer is repeated in the message, as it may hold a
+/// What a peer did wrong. Unless only a message is lost by it, its connection cannot go on. No text of the peer is repeated in the message, as it may hold a
 /// secret.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
@@ -130,6 +130,20 @@ pub enum Error {
         length: usize,
         /// The limit.
         max: usize,
+    },
+    /// A user control event that is not known (§7.1.7).
+    #[error("user control event {event}: it is not known")]
+    UserControl {
+        /// The event.
+        event: u16,
+    },
+    /// More malformed messages than [`Limits::malformed_messages`](crate::rtmp::Limits::malformed_messages) allow.
+    #[error("too many malformed messages, more than {max} beyond one in three; the last: {last}")]
+    Malformed {
+        /// The limit.
+        max: u32,
+        /// What was wrong with the last of them.
+        last: Box<Error>,
     },
     /// Too much arrived while a request waited for its answer.
     #[error("too much arrived before a request was answered; {messages} messages, {bytes} bytes are allowed")]

@@ -34,6 +34,15 @@ pub const DEFERRED_BYTES: usize = 4 << 20;
 /// What a peer may make a server hold that does not publish: its calls have some hundred bytes.
 pub const IDLE_BYTES: usize = 64 << 10;
 
+/// Messages that make no sense by themselves (too short for their fields, of an unknown event, a command without a name) and
+/// that a connection may send by default beyond one in three of all. One costs itself only, as players and encoders send such
+/// here and there; a peer that sends mostly those has lost its place in its own stream, or speaks something else.
+pub const MALFORMED_MESSAGES: u32 = 64;
+
+/// Message streams that a connection may have open at a time by default. A player needs one, a caller that publishes and
+/// plays two; more are open only while one is being exchanged for another. Each costs some hundred bytes.
+pub const MESSAGE_STREAMS: u32 = 8;
+
 /// The most codecs that are named back to a peer that names its own (Enhanced RTMP): there are a dozen.
 pub const CODECS: usize = 64;
 
@@ -56,6 +65,10 @@ pub struct Limits {
     pub name_bytes: usize,
     /// The longest message and the memory of unfinished ones of a peer that does not publish, in bytes; see [`IDLE_BYTES`].
     pub idle_bytes: usize,
+    /// Malformed messages beyond one in three of all; see [`MALFORMED_MESSAGES`].
+    pub malformed_messages: u32,
+    /// Message streams open at a time, with ids from 1 on; see [`MESSAGE_STREAMS`].
+    pub message_streams: u32,
     /// Messages held back while a request waits for its answer; see [`DEFERRED_MESSAGES`].
     pub deferred_messages: usize,
     /// Memory of those messages, in bytes; see [`DEFERRED_BYTES`].
@@ -73,6 +86,8 @@ impl Default for Limits {
             amf: amf0::Limits::default(),
             name_bytes: NAME_BYTES,
             idle_bytes: IDLE_BYTES,
+            malformed_messages: MALFORMED_MESSAGES,
+            message_streams: MESSAGE_STREAMS,
             deferred_messages: DEFERRED_MESSAGES,
             deferred_bytes: DEFERRED_BYTES,
         }

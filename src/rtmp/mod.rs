@@ -10,7 +10,7 @@
 //!
 //! Nothing here knows sockets, clocks, tasks or who may do what. Whoever owns a connection feeds what it read, takes
 //! events and pending output, and answers requests by method calls. Every limit is in [`Limits`]; every [`Error`] is the
-//! peer's fault and ends its connection.
+//! peer's fault, and one that comes out of a session ends its connection.
 
 pub mod amf0;
 pub mod chunk;
@@ -23,8 +23,8 @@ pub mod session;
 pub use error::Error;
 pub use handshake::Nonce;
 pub use limits::{
-    CHUNK_SIZE, CHUNK_STREAMS, CODECS, DEFERRED_BYTES, DEFERRED_MESSAGES, IDLE_BYTES, Limits, MESSAGE_BYTES,
-    NAME_BYTES, PARTIAL_BYTES, PARTIAL_MESSAGES,
+    CHUNK_SIZE, CHUNK_STREAMS, CODECS, DEFERRED_BYTES, DEFERRED_MESSAGES, IDLE_BYTES, Limits,
+    MALFORMED_MESSAGES, MESSAGE_BYTES, MESSAGE_STREAMS, NAME_BYTES, PARTIAL_BYTES, PARTIAL_MESSAGES,
 };
 pub use message::Message;
 

@@ -445,9 +445,20 @@ impl Wire {
         self
     }
 
-    pub fn message(mut self, type_id: u8, timestamp: u32, body: &[u8]) -> Wire {
+    pub fn message(self, type_id: u8, timestamp: u32, body: &[u8]) -> Wire {
+        self.message_on(1, type_id, timestamp, body)
+    }
+
+    /// A call on a message stream.
+    pub fn call_on(mut self, stream: u32, name: &str, arguments: impl Into<Vec<Value>>) -> Wire {
+        Command::new(name, 0.0, Value::Null, arguments).write(&mut self.0, 3, stream, 128);
+        self
+    }
+
+    /// A message on a message stream.
+    pub fn message_on(mut self, stream: u32, type_id: u8, timestamp: u32, body: &[u8]) -> Wire {
         let chunk_stream_id = lb::rtmp::session::chunk_stream(type_id);
-        chunk::write_message(&mut self.0, chunk_stream_id, timestamp, type_id, 1, body, 128);
+        chunk::write_message(&mut self.0, chunk_stream_id, timestamp, type_id, stream, body, 128);
         self
     }
 }

@@ -4,6 +4,7 @@
 mod hub;
 mod property;
 mod pump;
+mod receive;
 mod ring;
 mod splice;
 mod viewers;
@@ -12,6 +13,7 @@ use super::{Admission, Batching, Format, Hub, RelayId, Settings, Sink, Source, T
 use crate::ids::StreamName;
 use crate::media::Packet;
 use crate::rtmp::message::{self, Message};
+use crate::rtmp::session::Receives;
 use crate::rtmp::{Limits, chunk, session};
 use crate::telemetry::Metrics;
 use bytes::{Bytes, BytesMut};
@@ -98,6 +100,7 @@ struct Watcher {
 
 enum Ask {
     Pause(bool),
+    Receive(Receives),
     Reply(Bytes),
     Stop,
 }
@@ -111,6 +114,7 @@ impl Watcher {
                     turn = viewer.turn() => return turn,
                     Some(ask) = asked.recv() => match ask {
                         Ask::Pause(paused) => viewer.pause(paused),
+                        Ask::Receive(receives) => viewer.receive(receives),
                         Ask::Reply(bytes) => viewer.reply(bytes),
                         Ask::Stop => viewer.stop(),
                     },

@@ -9,7 +9,7 @@ mod written;
 
 pub use reader::Reader;
 pub use writer::{wire_len, write_message};
-pub use written::{Written, written};
+pub use written::{Written, moved, written};
 
 /// The chunk size of either direction until it is set (§5.4.1).
 pub const DEFAULT_CHUNK_SIZE: usize = 128;

@@ -277,6 +277,12 @@ impl Client {
         open
     }
 
+    /// The bytes since the handshake, by the counter that wraps: a test begins near its end.
+    #[cfg(test)]
+    pub(super) fn set_received(&mut self, bytes: u32) {
+        self.link.set_received(bytes);
+    }
+
     /// Asks whether the server is there; [`ClientEvent::Pong`] is the answer.
     pub fn ping(&mut self, timestamp: u32) {
         if matches!(self.state, State::Open) {
@@ -371,8 +377,10 @@ impl Client {
     fn message(&mut self, message: Message) -> Result<(), Error> {
         match message.type_id {
             message::COMMAND_AMF0 | message::COMMAND_AMF3 => {
-                let command = Command::parse(&message, &self.link.limits)?;
-                self.command(message.stream_id, &command);
+                match Command::parse(&message, &self.link.limits) {
+                    Ok(command) => self.command(message.stream_id, &command),
+                    Err(error) => self.link.malformed(error)?,
+                }
             }
             message::AGGREGATE => {
                 let mut tags = message::split_aggregate(&message);

@@ -1,11 +1,14 @@
 //! What both sides of a connection do alike: chunks in, messages out, acknowledgements, pings, pending output.
 
-use super::{COMMAND_CHUNK_STREAM, OUT_CHUNK_SIZE, PLAY_STREAM_ID, WINDOW_ACK_SIZE};
+use super::{COMMAND_CHUNK_STREAM, OUT_CHUNK_SIZE, WINDOW_ACK_SIZE};
 use crate::rtmp::amf0::Value;
 use crate::rtmp::chunk::{self, Reader};
-use crate::rtmp::message::{Command, Control, Message, UserControl};
+use crate::rtmp::message::{Command, Control, Message, SET_CHUNK_SIZE, UserControl};
 use crate::rtmp::{Error, Limits};
 use bytes::{Bytes, BytesMut};
+
+/// What a malformed message weighs in the end, where a sound one takes one off.
+const MALFORMED_WEIGHT: u32 = 2;
 
 pub(super) struct Link {
     pub limits: Limits,
@@ -13,6 +16,8 @@ pub(super) struct Link {
     /// Messages that were dropped because they made no sense where they stood.
     pub ignored: u64,
     reader: Reader,
+    /// The weight of the malformed messages that sound ones have not made up for.
+    malformed: u32,
     publishing: bool,
     out_chunk_size: usize,
     /// Bytes since the handshake; wraps, as the counter on the wire does.
@@ -31,6 +36,7 @@ impl Link {
     pub fn new(limits: Limits) -> Self {
         Link {
             reader: Reader::new(&limits),
+            malformed: 0,
             publishing: true,
             limits,
             out: BytesMut::new(),
@@ -53,7 +59,17 @@ impl Link {
                 self.acknowledge();
                 return Ok(None);
             };
-            match Control::parse(&message)? {
+            self.malformed = self.malformed.saturating_sub(1);
+            let control = match Control::parse(&message) {
+                Ok(control) => control,
+                // How the peer cuts its messages from here on is not known.
+                Err(error) if message.type_id == SET_CHUNK_SIZE => return Err(error),
+                Err(error) => {
+                    self.malformed(error)?;
+                    continue;
+                }
+            };
+            match control {
                 None => return Ok(Some(Arrival::Message(message))),
                 Some(Control::SetChunkSize(size)) => self.reader.set_chunk_size(size)?,
                 Some(Control::Abort(chunk_stream_id)) => {
@@ -64,6 +80,9 @@ impl Link {
                 Some(Control::User(UserControl::PingRequest(time))) => {
                     self.control(Control::User(UserControl::PingResponse(time)));
                 }
+                Some(Control::User(UserControl::Other(event))) => {
+                    self.malformed(Error::UserControl { event })?;
+                }
                 Some(Control::User(event)) => return Ok(Some(Arrival::User(event))),
                 // Flow control is TCP's business, so acknowledgements and bandwidths change nothing.
                 Some(
@@ -73,6 +92,18 @@ impl Link {
                 ) => {}
             }
         }
+    }
+
+    /// A message could not be understood. It is dropped; the connection ends if most are such.
+    pub fn malformed(&mut self, error: Error) -> Result<(), Error> {
+        self.ignored += 1;
+        // The message itself was counted as a sound one, and the first of many had nothing to make up for.
+        self.malformed = self.malformed.saturating_add(MALFORMED_WEIGHT + 1);
+        let max = self.limits.malformed_messages;
+        if self.malformed > max.saturating_mul(MALFORMED_WEIGHT).saturating_add(1) {
+            return Err(Error::Malformed { max, last: Box::new(error) });
+        }
+        Ok(())
     }
 
     /// A peer that does not publish may hold next to nothing.
@@ -128,10 +159,10 @@ impl Link {
         chunk::write_message(&mut self.out, chunk_stream_id, timestamp, type_id, stream_id, body, size);
     }
 
-    /// `onStatus` on the one stream (§7.2.2).
-    pub fn status(&mut self, level: &str, code: &str, description: &str) {
+    /// `onStatus` on a message stream (§7.2.2).
+    pub fn status(&mut self, stream_id: u32, level: &str, code: &str, description: &str) {
         let info = [info(level, code, description)];
-        self.command(PLAY_STREAM_ID, Command::new("onStatus", 0.0, Value::Null, info));
+        self.command(stream_id, Command::new("onStatus", 0.0, Value::Null, info));
     }
 
     /// Answers a call, if an answer is wanted.
@@ -147,6 +178,12 @@ impl Link {
             let info = [info("error", "NetConnection.Call.Failed", description)];
             self.command(0, Command::new("_error", call.transaction, Value::Null, info));
         }
+    }
+
+    /// Puts the count of received bytes near its wrap.
+    #[cfg(test)]
+    pub fn set_received(&mut self, bytes: u32) {
+        (self.received, self.acknowledged) = (bytes, bytes);
     }
 
     /// All pending output. No buffer is kept.

@@ -4,6 +4,9 @@
 //! sizes are their own business; who may do what is not: a server waits for `accept_…` or `reject_…`, and keeps in order,
 //! within limits, what the peer sends until then, unless that withdraws the request.
 //!
+//! A connection has several message streams, each of which publishes or plays by itself (§7.2.1.3); requests, answers, media
+//! and ends carry the id of theirs.
+//!
 //! The media that a viewer gets does not pass through its session. The relay writes messages once for all viewers, on
 //! message stream [`PLAY_STREAM_ID`] in chunks of [`OUT_CHUNK_SIZE`]; a session's output may stand between any two of them.
 
@@ -14,14 +17,14 @@ mod names;
 mod server;
 
 pub use client::{Client, ClientEvent, Target};
-pub use event::{Connect, Event, Play, Publish, PublishKind};
+pub use event::{Connect, Event, Play, Publish, PublishKind, Receives};
 pub use server::Server;
 
 /// The chunk size that both kinds of session announce before they send anything longer than the default's 128 bytes. Most
 /// video frames fit in one chunk of it; some players refuse sizes of 65,536 and more.
 pub const OUT_CHUNK_SIZE: usize = 60_000;
 
-/// The one message stream of a connection: `createStream` answers it, and all shared media bytes carry it.
+/// The first message stream of a connection: the one that `createStream` answers first, and that shared media bytes carry.
 pub const PLAY_STREAM_ID: u32 = 1;
 
 /// The chunk stream of commands and status messages.
@@ -46,8 +49,11 @@ pub fn chunk_stream(type_id: u8) -> u32 {
 }
 
 /// `capsEx` bits of Enhanced RTMP v2 that a relay of verbatim bodies has: multitrack, ModEx and nanosecond offsets.
-/// Reconnect requests (bit 0) are not followed.
+/// A client of this program follows no reconnect requests ([`CAPS_RECONNECT`]).
 const CAPS_EX: u32 = 0b1110;
+
+/// The `capsEx` bit of a client that follows, and of a server that may send, `NetConnection.Connect.ReconnectRequest`.
+const CAPS_RECONNECT: u32 = 0b0001;
 
 /// The property of `NetStream.Play.Start` that identifies the relay stream which is played, in hexadecimal digits. Only lb
 /// writes and reads it.

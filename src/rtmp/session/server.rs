@@ -1,16 +1,18 @@
 //! The answering side of a connection.
 
 mod calls;
+mod streams;
 
 use super::event::Event;
 use super::link::{Arrival, Link, info};
-use super::{LB, PLAY_STREAM_ID, RELAY_ID, TIME, WINDOW_ACK_SIZE};
+use super::{LB, RELAY_ID, TIME, WINDOW_ACK_SIZE};
 use crate::rtmp::amf0::{self, Value};
 use crate::rtmp::handshake::{self, Nonce};
 use crate::rtmp::message::{self, Command, Control, Message, UserControl};
 use crate::rtmp::{Error, Limits};
 use bytes::Bytes;
 use std::collections::VecDeque;
+use streams::{Doing, Effect, Stream, Streams};
 
 /// The status of a publish that is refused or ended by this side.
 const BAD_NAME: &str = "NetStream.Publish.BadName";
@@ -20,19 +22,25 @@ const EVENTS_KEPT: usize = 8;
 
 /// One connection's answering side, handshake included.
 ///
-/// A request that waits for its answer holds back all commands and media behind it, so answers leave in order. What ends or
-/// replaces the request is not held back: the request is withdrawn at once, by [`Event::StopPlay`] or [`Event::Unpublish`],
-/// or unheard if its own event has not been taken yet. So take all events after each input, before answering anything.
-/// Methods that answer do nothing when no request waits.
+/// A connect that waits for its answer holds back all that comes behind it; a publish or play that waits holds back the
+/// commands and media of its own message stream, so that answers leave in order there. What ends or replaces the request is
+/// not held back: the request is withdrawn at once, by [`Event::StopPlay`] or [`Event::Unpublish`], or unheard if its own event
+/// has not been taken yet. So take all events after each input, before answering anything. Methods that answer name the
+/// message stream of the request, and do nothing when no request of it waits.
 pub struct Server {
     link: Link,
     state: State,
+    streams: Streams,
     events: VecDeque<Event>,
-    deferred: VecDeque<(Message, Effect)>,
-    deferred_bytes: usize,
+    /// What came behind a connect that has no answer yet.
+    early: VecDeque<Message>,
+    /// All messages that are held back, those of message streams included, and their bytes.
+    held_back: (usize, usize),
     instance: String,
     query: Option<String>,
     time: Option<u64>,
+    /// The peer said that it follows reconnect requests.
+    reconnects: bool,
     /// An error in a held-back message, for the next [`Server::input`].
     failed: Option<Error>,
 }
@@ -42,26 +50,10 @@ enum State {
     /// The handshake is done, and nothing but `connect` is taken.
     Greeted,
     ConnectAsked(Box<ConnectCall>),
-    Idle,
-    PublishAsked,
-    Publishing,
-    PlayAsked {
-        reset: bool,
-    },
-    Playing,
-    /// The connect was refused: nothing is taken any more.
+    /// The connect was accepted: message streams are made and used.
+    Open,
+    /// The connect was refused, or a held-back message was wrong: nothing is taken any more.
     Closed,
-}
-
-/// What a message does to a publish or play that has no answer yet.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Effect {
-    None,
-    /// Ends it.
-    Ends,
-    /// Ends a play, and begins another.
-    Plays,
-    Publishes,
 }
 
 /// What the answer to a connect needs to know.
@@ -79,12 +71,14 @@ impl Server {
         Server {
             link,
             state: State::Handshake(Box::new(handshake::Server::new(nonce))),
+            streams: Streams::default(),
             events: VecDeque::new(),
-            deferred: VecDeque::new(),
-            deferred_bytes: 0,
+            early: VecDeque::new(),
+            held_back: (0, 0),
             instance: String::new(),
             query: None,
             time: None,
+            reconnects: false,
             failed: None,
         }
     }
@@ -104,7 +98,9 @@ impl Server {
         }
         while !matches!(self.state, State::Closed) {
             match self.link.arrival(&mut input)? {
-                Some(Arrival::Message(message)) if self.is_waiting() => self.behind_request(message)?,
+                Some(Arrival::Message(message)) if matches!(self.state, State::ConnectAsked(_)) => {
+                    self.defer_early(message)?;
+                }
                 Some(Arrival::Message(message)) => self.message(message)?,
                 Some(Arrival::User(UserControl::PingResponse(time))) => {
                     self.events.push_back(Event::Pong(time))
@@ -113,16 +109,19 @@ impl Server {
                 None => break,
             }
         }
-        Ok(())
+        // A message that was held back behind another one may be wrong, too.
+        self.failed.take().map_or(Ok(()), Err)
     }
 
     /// The next event.
     pub fn event(&mut self) -> Option<Event> {
         let event = self.events.pop_front();
         // A publisher needs the same few places again for its next frame; who only watches keeps none.
-        let kept = if matches!(self.state, State::Publishing) { EVENTS_KEPT } else { 0 };
-        if self.events.is_empty() && self.events.capacity() > kept {
-            self.events = VecDeque::new();
+        if self.events.is_empty() && self.events.capacity() > 0 {
+            let publishing = self.streams.iter().any(|stream| stream.doing == Doing::Publishing);
+            if self.events.capacity() > if publishing { EVENTS_KEPT } else { 0 } {
+                self.events = VecDeque::new();
+            }
         }
         event
     }
@@ -151,7 +150,7 @@ impl Server {
     /// The memory that the peer makes this session hold, in bytes: unfinished messages, those that wait for an answer, and what is
     /// not sent yet.
     pub fn held(&self) -> usize {
-        self.link.held() + self.deferred_bytes
+        self.link.held() + self.held_back.1
     }
 
     /// Messages that were dropped so far because they could not be understood, were aborted, or had no place where they
@@ -172,7 +171,7 @@ impl Server {
         };
         let transaction = call.transaction;
         let enhanced = std::mem::take(&mut call.enhanced);
-        self.state = State::Idle;
+        self.state = State::Open;
         self.link.control(Control::WindowAckSize(WINDOW_ACK_SIZE));
         self.link.control(Control::SetPeerBandwidth { window: WINDOW_ACK_SIZE, limit: 2 });
         self.link.announce_chunk_size();
@@ -191,7 +190,7 @@ impl Server {
             info.push(("objectEncoding".to_owned(), Value::Number(0.0)));
         }
         self.link.command(0, Command::new("_result", transaction, Value::Object(properties), [info]));
-        self.resume();
+        self.take_early();
     }
 
     /// Answers [`Event::Connect`]: `NetConnection.Connect.Rejected`. Nothing is taken any more; close the connection.
@@ -202,81 +201,90 @@ impl Server {
         let info = [info("error", "NetConnection.Connect.Rejected", description)];
         self.link.command(0, Command::new("_error", call.transaction, Value::Null, info));
         self.state = State::Closed;
-        self.resume();
+        self.take_early();
     }
 
     /// Answers [`Event::Publish`]: `NetStream.Publish.Start`.
-    pub fn accept_publish(&mut self) {
-        if !matches!(self.state, State::PublishAsked) {
-            return;
+    pub fn accept_publish(&mut self, stream_id: u32) {
+        if let Some(stream) = self.asked(stream_id, |doing| doing == Doing::PublishAsked) {
+            stream.doing = Doing::Publishing;
+            self.link.control(Control::User(UserControl::StreamBegin(stream_id)));
+            self.link.status(stream_id, "status", "NetStream.Publish.Start", "Publishing.");
+            self.resume(stream_id);
         }
-        self.state = State::Publishing;
-        self.link.control(Control::User(UserControl::StreamBegin(PLAY_STREAM_ID)));
-        self.link.status("status", "NetStream.Publish.Start", "Publishing.");
-        self.resume();
     }
 
     /// Answers [`Event::Publish`]: `NetStream.Publish.BadName`, the refusal that every encoder understands. The media that the
     /// publisher sent already is dropped. Close the connection as well: OBS waits for ever on one without the other.
-    pub fn reject_publish(&mut self, description: &str) {
-        if !matches!(self.state, State::PublishAsked) {
-            return;
+    pub fn reject_publish(&mut self, stream_id: u32, description: &str) {
+        if let Some(stream) = self.asked(stream_id, |doing| doing == Doing::PublishAsked) {
+            stream.doing = Doing::Nothing;
+            self.link.status(stream_id, "error", BAD_NAME, description);
+            self.resume(stream_id);
+            self.limit_messages();
         }
-        self.state = State::Idle;
-        self.link.set_publishing(false);
-        self.link.status("error", BAD_NAME, description);
-        self.resume();
     }
 
     /// Sends a publisher away that was accepted before, for example because another one took over; otherwise as
     /// [`Server::reject_publish`].
-    pub fn end_publish(&mut self, description: &str) {
-        if matches!(self.state, State::Publishing) {
-            self.state = State::Idle;
-            self.link.status("error", BAD_NAME, description);
-        } else {
-            self.reject_publish(description);
+    pub fn end_publish(&mut self, stream_id: u32, description: &str) {
+        match self.asked(stream_id, |doing| doing == Doing::Publishing) {
+            Some(stream) => {
+                stream.doing = Doing::Nothing;
+                self.link.status(stream_id, "error", BAD_NAME, description);
+            }
+            None => self.reject_publish(stream_id, description),
         }
     }
 
     /// Answers [`Event::Play`]: `StreamBegin`, `NetStream.Play.Reset` if a reset was asked for, `NetStream.Play.Start`. The
     /// media follows from elsewhere; see the module's head. `relay` identifies the relay stream that is played: a pull that
     /// reconnects compares it ([`super::ClientEvent::Playing`]) to know whether it gets the same one. Other players ignore it.
-    pub fn accept_play(&mut self, relay: Option<u64>) {
-        let State::PlayAsked { reset } = self.state else {
+    pub fn accept_play(&mut self, stream_id: u32, relay: Option<u64>) {
+        let Some(stream) = self.asked(stream_id, |doing| matches!(doing, Doing::PlayAsked { .. })) else {
             return;
         };
-        self.state = State::Playing;
-        self.link.control(Control::User(UserControl::StreamBegin(PLAY_STREAM_ID)));
+        let reset = std::mem::replace(&mut stream.doing, Doing::Playing) == Doing::PlayAsked { reset: true };
+        self.link.control(Control::User(UserControl::StreamBegin(stream_id)));
         if reset {
-            self.link.status("status", "NetStream.Play.Reset", "Playing and resetting.");
+            self.link.status(stream_id, "status", "NetStream.Play.Reset", "Playing and resetting.");
         }
         let mut start = info("status", "NetStream.Play.Start", "Started playing.");
         if let (Some(relay), Value::Object(start)) = (relay, &mut start) {
             // In text, as a number of AMF 0 has 53 bits.
             start.push((RELAY_ID.to_owned(), Value::string(format!("{relay:x}"))));
         }
-        self.link.command(PLAY_STREAM_ID, Command::new("onStatus", 0.0, Value::Null, [start]));
-        self.resume();
+        self.link.command(stream_id, Command::new("onStatus", 0.0, Value::Null, [start]));
+        self.resume(stream_id);
     }
 
     /// Answers [`Event::Play`]: `NetStream.Play.StreamNotFound`.
-    pub fn reject_play(&mut self, description: &str) {
-        if matches!(self.state, State::PlayAsked { .. }) {
-            self.state = State::Idle;
-            self.link.status("error", "NetStream.Play.StreamNotFound", description);
-            self.resume();
+    pub fn reject_play(&mut self, stream_id: u32, description: &str) {
+        self.refuse_play(stream_id, "NetStream.Play.StreamNotFound", description);
+    }
+
+    /// Answers [`Event::Play`]: `NetStream.Play.Failed`. There may be such a stream, but not for this peer now.
+    pub fn fail_play(&mut self, stream_id: u32, description: &str) {
+        self.refuse_play(stream_id, "NetStream.Play.Failed", description);
+    }
+
+    fn refuse_play(&mut self, stream_id: u32, code: &str, description: &str) {
+        if let Some(stream) = self.asked(stream_id, |doing| matches!(doing, Doing::PlayAsked { .. })) {
+            stream.doing = Doing::Nothing;
+            self.link.status(stream_id, "error", code, description);
+            self.resume(stream_id);
         }
     }
 
     /// Tells a viewer that its publisher is gone for good: `StreamEOF`, `NetStream.Play.UnpublishNotify`,
     /// `NetStream.Play.Stop`.
-    pub fn end_play(&mut self) {
-        if matches!(self.state, State::Playing) {
-            self.state = State::Idle;
-            self.link.control(Control::User(UserControl::StreamEof(PLAY_STREAM_ID)));
-            self.link.status("status", "NetStream.Play.UnpublishNotify", "The publisher has left.");
-            self.link.status("status", "NetStream.Play.Stop", "Stopped playing.");
+    pub fn end_play(&mut self, stream_id: u32) {
+        if let Some(stream) = self.asked(stream_id, |doing| doing == Doing::Playing) {
+            stream.doing = Doing::Nothing;
+            self.link.control(Control::User(UserControl::StreamEof(stream_id)));
+            let notify = "NetStream.Play.UnpublishNotify";
+            self.link.status(stream_id, "status", notify, "The publisher has left.");
+            self.link.status(stream_id, "status", "NetStream.Play.Stop", "Stopped playing.");
         }
     }
 
@@ -289,87 +297,110 @@ impl Server {
 
     #[cfg(test)]
     pub(super) fn owns_nothing(&self) -> bool {
-        let capacities = [self.link.out.capacity(), self.events.capacity(), self.deferred.capacity()];
-        capacities == [0; 3]
+        let capacities = [self.link.out.capacity(), self.events.capacity(), self.early.capacity()];
+        capacities == [0; 3] && self.streams.iter().all(Stream::owns_nothing)
     }
 
-    fn is_waiting(&self) -> bool {
-        matches!(self.state, State::ConnectAsked(_) | State::PublishAsked | State::PlayAsked { .. })
+    /// The bytes since the handshake, by the counter that wraps: a test begins near its end.
+    #[cfg(test)]
+    pub(super) fn set_received(&mut self, bytes: u32) {
+        self.link.set_received(bytes);
     }
 
-    /// Takes a message that came behind a request which has no answer yet.
-    fn behind_request(&mut self, message: Message) -> Result<(), Error> {
-        let effect = self.effect(&message);
-        // What was held back behind one request may be another one, to which the same applies.
-        while self.is_withdrawn_by(effect) {
-            self.stop();
-            self.resume();
+    /// A message stream that does what its caller waits for.
+    fn asked(&mut self, stream_id: u32, what: impl Fn(Doing) -> bool) -> Option<&mut Stream> {
+        self.streams.get_mut(stream_id).filter(|stream| what(stream.doing))
+    }
+
+    /// A peer of whom no media can come may hold next to nothing.
+    fn limit_messages(&mut self) {
+        let publishes = self.streams.iter().any(Stream::may_bring_media);
+        self.link.set_publishing(publishes);
+    }
+
+    /// Keeps a message that came behind a connect.
+    fn defer_early(&mut self, message: Message) -> Result<(), Error> {
+        if self.effect(&message) == Effect::Publishes {
+            // Its media may follow before its turn comes.
+            self.link.set_publishing(true);
         }
-        match self.failed.take() {
-            Some(error) => Err(error),
-            None if self.is_waiting() => self.defer(message, effect),
-            None => self.message(message),
+        self.hold_back(message.body.len())?;
+        self.early.push_back(message);
+        Ok(())
+    }
+
+    /// Goes on with what came behind a connect, now that it is answered.
+    fn take_early(&mut self) {
+        for message in std::mem::take(&mut self.early) {
+            self.let_go(message.body.len());
+            if matches!(self.state, State::Closed) {
+                self.link.ignored += 1;
+            } else if let Err(error) = self.message(message) {
+                self.fail(error);
+            }
         }
+        self.limit_messages();
+    }
+
+    fn fail(&mut self, error: Error) {
+        self.failed = Some(error);
+        self.state = State::Closed;
+    }
+
+    /// Counts a message that is held back.
+    fn hold_back(&mut self, length: usize) -> Result<(), Error> {
+        let Limits { deferred_messages: messages, deferred_bytes, idle_bytes, .. } = self.link.limits;
+        let bytes = if self.link.is_publishing() { deferred_bytes } else { deferred_bytes.min(idle_bytes) };
+        let (held, held_bytes) = &mut self.held_back;
+        *held_bytes += length;
+        if *held >= messages || *held_bytes > bytes {
+            return Err(Error::Impatient { messages, bytes });
+        }
+        *held += 1;
+        Ok(())
+    }
+
+    fn let_go(&mut self, length: usize) {
+        self.held_back.0 -= 1;
+        self.held_back.1 -= length;
     }
 
     fn effect(&self, message: &Message) -> Effect {
         if !matches!(message.type_id, message::COMMAND_AMF0 | message::COMMAND_AMF3) {
             return Effect::None;
         }
-        // A command that cannot be read is an error when its turn comes.
         let command = Command::parse(message, &self.link.limits);
-        match command.as_ref().map(|command| command.name.as_str()) {
-            // Its media may follow before its turn comes.
-            Ok("publish") => Effect::Publishes,
-            Ok("closeStream" | "deleteStream" | "FCUnpublish") => Effect::Ends,
-            Ok("play" | "play2") => Effect::Plays,
-            _ => Effect::None,
-        }
+        command.map_or(Effect::None, |command| calls::effect(&command.name))
     }
 
-    fn is_withdrawn_by(&self, effect: Effect) -> bool {
-        match self.state {
-            State::PublishAsked => effect == Effect::Ends,
-            State::PlayAsked { .. } => matches!(effect, Effect::Ends | Effect::Plays),
-            _ => false,
-        }
-    }
-
-    fn defer(&mut self, message: Message, effect: Effect) -> Result<(), Error> {
-        let Limits { deferred_messages: messages, deferred_bytes, idle_bytes, .. } = self.link.limits;
+    /// Keeps a message of a message stream behind the request of it that waits.
+    fn defer(&mut self, stream_id: u32, message: Message, effect: Effect) -> Result<(), Error> {
         if effect == Effect::Publishes {
             self.link.set_publishing(true);
         }
-        let publishes = matches!(self.state, State::PublishAsked)
-            || self.deferred.iter().any(|(_, effect)| *effect == Effect::Publishes);
-        let bytes = if publishes { deferred_bytes } else { deferred_bytes.min(idle_bytes) };
-        self.deferred_bytes += message.body.len();
-        if self.deferred.len() >= messages || self.deferred_bytes > bytes {
-            return Err(Error::Impatient { messages, bytes });
+        self.hold_back(message.body.len())?;
+        match self.streams.get_mut(stream_id) {
+            Some(stream) => stream.defer(message, effect),
+            None => self.let_go(message.body.len()),
         }
-        self.deferred.push_back((message, effect));
         Ok(())
     }
 
-    /// Goes on with what was held back, up to the next request that waits.
-    fn resume(&mut self) {
-        loop {
-            if self.is_waiting() {
-                if !self.deferred.iter().any(|(_, effect)| self.is_withdrawn_by(*effect)) {
+    /// Goes on with what was held back on a message stream, up to its next request that waits.
+    fn resume(&mut self, stream_id: u32) {
+        while !matches!(self.state, State::Closed) {
+            let Some(stream) = self.streams.get_mut(stream_id) else { return };
+            if stream.is_waiting() {
+                if !stream.is_withdrawn() {
                     return;
                 }
-                self.stop();
+                self.stop(stream_id);
+                continue;
             }
-            let Some((message, _)) = self.deferred.pop_front() else {
-                self.deferred = VecDeque::new();
-                return;
-            };
-            self.deferred_bytes -= message.body.len();
-            if matches!(self.state, State::Closed) {
-                self.link.ignored += 1;
-            } else if let Err(error) = self.message(message) {
-                self.failed = Some(error);
-                self.state = State::Closed;
+            let Some(message) = stream.take_deferred() else { return };
+            self.let_go(message.body.len());
+            if let Err(error) = self.message(message) {
+                self.fail(error);
             }
         }
     }
@@ -377,48 +408,78 @@ impl Server {
     fn message(&mut self, message: Message) -> Result<(), Error> {
         match message.type_id {
             message::COMMAND_AMF0 | message::COMMAND_AMF3 => {
-                let command = Command::parse(&message, &self.link.limits)?;
-                self.command(&command)?;
-            }
-            message::AGGREGATE => {
-                let mut tags = message::split_aggregate(&message);
-                tags.by_ref().for_each(|tag| self.media(tag));
-                self.link.ignored += u64::from(tags.is_cut());
+                match Command::parse(&message, &self.link.limits) {
+                    Ok(command) => self.command(message, &command),
+                    Err(error) => self.link.malformed(error),
+                }
             }
             _ => self.media(message),
+        }
+    }
+
+    fn media(&mut self, message: Message) -> Result<(), Error> {
+        let stream_id = self.streams.meant_by(message.stream_id);
+        match self.streams.get(stream_id) {
+            Some(stream) if stream.is_waiting() => self.defer(stream_id, message, Effect::None)?,
+            Some(stream) if stream.doing == Doing::Publishing => self.media_of(stream_id, message),
+            _ => self.link.ignored += 1,
         }
         Ok(())
     }
 
-    fn media(&mut self, message: Message) {
+    fn media_of(&mut self, stream_id: u32, message: Message) {
+        if message.type_id == message::AGGREGATE {
+            let mut tags = message::split_aggregate(&message);
+            tags.by_ref().for_each(|tag| self.single_media_of(stream_id, tag));
+            self.link.ignored += u64::from(tags.is_cut());
+        } else {
+            self.single_media_of(stream_id, message);
+        }
+    }
+
+    fn single_media_of(&mut self, stream_id: u32, message: Message) {
         let media = match message.type_id {
-            _ if !matches!(self.state, State::Publishing) => None,
             // An empty body says nothing, and some encoders send them by the thousand.
             message::AUDIO | message::VIDEO => (!message.body.is_empty()).then_some(message),
             message::DATA_AMF0 | message::DATA_AMF3 => message::plain_data(&message, &self.link.limits.amf),
             _ => None,
         };
         match media {
-            Some(message) => self.events.push_back(Event::Media(message)),
+            Some(message) => self.events.push_back(Event::Media(Message { stream_id, ..message })),
             None => self.link.ignored += 1,
         }
     }
 
-    /// Ends what the one stream does, or withdraws what was asked for it.
-    fn stop(&mut self) {
-        let end = match self.state {
-            State::Publishing | State::PublishAsked => Event::Unpublish,
-            State::Playing | State::PlayAsked { .. } => Event::StopPlay,
-            _ => return,
+    /// Ends what a message stream does, or withdraws what was asked for it.
+    fn stop(&mut self, stream_id: u32) {
+        let Some(stream) = self.streams.get_mut(stream_id) else { return };
+        let waits = stream.is_waiting();
+        let end = match std::mem::replace(&mut stream.doing, Doing::Nothing) {
+            Doing::Nothing => return,
+            Doing::Publishing | Doing::PublishAsked => Event::Unpublish(stream_id),
+            Doing::Playing | Doing::PlayAsked { .. } => Event::StopPlay(stream_id),
         };
         // The owner need not hear of a request that is withdrawn before it was taken.
-        let untaken =
-            self.events.iter().rposition(|event| matches!(event, Event::Publish(_) | Event::Play(_)));
-        match untaken.filter(|_| self.is_waiting()) {
+        let untaken = self.events.iter().rposition(|event| match event {
+            Event::Publish(publish) => publish.stream_id == stream_id,
+            Event::Play(play) => play.stream_id == stream_id,
+            _ => false,
+        });
+        match untaken.filter(|_| waits) {
             Some(index) => drop(self.events.remove(index)),
             None => self.events.push_back(end),
         }
-        self.link.set_publishing(false);
-        self.state = State::Idle;
+        self.limit_messages();
+    }
+
+    /// Ends what a message stream does, and whatever waits behind it to be asked.
+    fn stop_all(&mut self, stream_id: u32) {
+        self.stop(stream_id);
+        self.resume(stream_id);
+        // What was held back behind one request may be another one.
+        while self.streams.get(stream_id).is_some_and(Stream::is_waiting) {
+            self.stop(stream_id);
+            self.resume(stream_id);
+        }
     }
 }

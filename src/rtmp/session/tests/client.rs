@@ -21,7 +21,7 @@ fn a_client_publishes_to_a_server_in_pieces_of_any_size() {
         }
         client.close();
         exchange(&mut client, &mut server, piece);
-        assert_eq!((server.event(), server.event()), (Some(Event::Unpublish), None));
+        assert_eq!((server.event(), server.event()), (Some(Event::Unpublish(1)), None));
         assert_eq!(server.ignored(), 0);
     }
 }
@@ -45,7 +45,7 @@ fn a_client_plays_from_a_server_in_pieces_of_any_size() {
             wire.chunks(piece).for_each(|piece| client.input(piece).unwrap());
         }
         assert_eq!(client_events(&mut client), sent.map(ClientEvent::Media));
-        server.end_play();
+        server.end_play(1);
         exchange(&mut client, &mut server, piece);
         let events = client_events(&mut client);
         assert_eq!(events[0], ClientEvent::StreamEof);
@@ -199,7 +199,7 @@ fn a_client_learns_which_relay_stream_it_plays() {
         let mut server = Server::new(Limits::default(), NONCE);
         exchange(&mut client, &mut server, usize::MAX);
         server.accept_connect();
-        server.accept_play(relay);
+        server.accept_play(1, relay);
         exchange(&mut client, &mut server, usize::MAX);
         assert_eq!(client_events(&mut client).last(), Some(&ClientEvent::Playing { relay }));
     }
@@ -222,7 +222,7 @@ fn a_refused_client_learns_why_and_closes() {
     let mut server = Server::new(Limits::default(), NONCE);
     exchange(&mut client, &mut server, usize::MAX);
     server.accept_connect();
-    server.reject_play("no such stream");
+    server.reject_play(1, "no such stream");
     exchange(&mut client, &mut server, usize::MAX);
     let events = client_events(&mut client);
     let [ClientEvent::Connected, ClientEvent::Status { code, description, level }, ClientEvent::Closed] =
@@ -242,6 +242,73 @@ fn a_refused_client_learns_why_and_closes() {
     exchange(&mut client, &mut server, usize::MAX);
     let events = client_events(&mut client);
     assert!(matches!(&events[..], [ClientEvent::Status { .. }, ClientEvent::Closed]), "{events:?}");
+}
+
+#[test]
+fn a_client_bears_what_it_does_not_understand_unless_there_is_no_end_of_it() {
+    let (mut client, ..) = established(Client::play(&target("x"), Limits::default(), NONCE), usize::MAX);
+    client_events(&mut client);
+    let malformed = [
+        media(message::USER_CONTROL, 0, &[0]),
+        media(message::USER_CONTROL, 0, &[0, 3, 0, 0]),
+        media(message::USER_CONTROL, 0, &[0, 99, 1]),
+        media(message::WINDOW_ACK_SIZE, 0, &[1]),
+        media(message::COMMAND_AMF0, 0, b"\x11"),
+    ];
+    for round in 1..=100 {
+        for malformed in &malformed {
+            client.input(&wire(malformed)).unwrap();
+        }
+        // Media that makes sense.
+        (0..10).for_each(|_| client.input(&wire(&media(message::AUDIO, 5, b"a"))).unwrap());
+        assert_eq!((client_events(&mut client).len(), client.ignored()), (10, 5 * round));
+    }
+    let endless = (0..1000).find_map(|_| client.input(&wire(&malformed[1])).err());
+    assert!(matches!(endless, Some(Error::Malformed { .. })), "{endless:?}");
+}
+
+#[test]
+fn the_count_of_received_bytes_wraps_on_both_sides() {
+    let (mut client, mut server, _) =
+        established(Client::publish(&target("x"), Limits::default(), NONCE), usize::MAX);
+    server.set_received(u32::MAX - 999_999);
+    let mut acknowledged = Vec::new();
+    let mut reader = Reader::new(&Limits::default());
+    for time in 0..200 {
+        client.send_media(&media(message::VIDEO, time, &[7; 50_000]));
+        server.input(&client.output()).unwrap();
+        let output = server.output();
+        acknowledgements(&mut reader, &output, &mut acknowledged);
+        client.input(&output).unwrap();
+        assert!(matches!(server.event(), Some(Event::Media(_))), "nothing is lost at {time}");
+    }
+    // The window is 2,500,000 bytes; a million of them were left up to the wrap.
+    let near = |at: u32| (at..at + 50_100).contains(&acknowledged[0]);
+    assert!(acknowledged.len() == 4 && near(1_500_000), "{acknowledged:?}");
+    assert!(acknowledged.is_sorted(), "{acknowledged:?}");
+
+    let (mut client, _, _) = established(Client::play(&target("x"), Limits::default(), NONCE), usize::MAX);
+    client.set_received(u32::MAX - 999_999);
+    client.output();
+    let mut acknowledged = Vec::new();
+    let mut reader = Reader::new(&Limits::default());
+    reader.set_chunk_size(OUT_CHUNK_SIZE as u32).unwrap();
+    let mut wire = BytesMut::new();
+    chunk::write_message(&mut wire, 6, 7, message::VIDEO, 1, &[7; 50_000], OUT_CHUNK_SIZE);
+    for _ in 0..200 {
+        client.input(&wire).unwrap();
+        acknowledgements(&mut reader, &client.output(), &mut acknowledged);
+    }
+    let near = |at: u32| (at..at + 50_100).contains(&acknowledged[0]);
+    assert!(acknowledged.len() == 4 && near(1_500_000), "{acknowledged:?}");
+}
+
+fn acknowledgements(reader: &mut Reader, mut output: &[u8], acknowledged: &mut Vec<u32>) {
+    while let Some(message) = reader.read(&mut output).unwrap() {
+        if let Ok(Some(Control::Acknowledgement(bytes))) = Control::parse(&message) {
+            acknowledged.push(bytes);
+        }
+    }
 }
 
 #[test]

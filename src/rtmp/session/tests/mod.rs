@@ -53,7 +53,7 @@ impl Raw {
         let mut raw = Raw::connected("live");
         raw.call("publish", 5.0, [Value::string("x")]);
         assert!(matches!(raw.server.event(), Some(Event::Publish(_))));
-        raw.server.accept_publish();
+        raw.server.accept_publish(1);
         raw.replies();
         raw
     }
@@ -62,7 +62,7 @@ impl Raw {
         let mut raw = Raw::connected("live");
         raw.call("play", 5.0, [Value::string("x")]);
         assert!(matches!(raw.server.event(), Some(Event::Play(_))));
-        raw.server.accept_play(None);
+        raw.server.accept_play(1, None);
         raw.replies();
         raw
     }
@@ -72,7 +72,14 @@ impl Raw {
     }
 
     fn call(&mut self, name: &str, transaction: f64, arguments: impl Into<Vec<Value>>) {
-        self.send(Command::new(name, transaction, Value::Null, arguments));
+        self.call_on(1, name, transaction, arguments);
+    }
+
+    /// A call on a message stream.
+    fn call_on(&mut self, stream: u32, name: &str, transaction: f64, arguments: impl Into<Vec<Value>>) {
+        let mut wire = BytesMut::new();
+        Command::new(name, transaction, Value::Null, arguments).write(&mut wire, 3, stream, 128);
+        self.server.input(&wire).unwrap();
     }
 
     fn send(&mut self, command: Command) {
@@ -87,11 +94,16 @@ impl Raw {
 
     /// Everything that was sent back, in words.
     fn replies(&mut self) -> Vec<String> {
+        self.replies_by_stream().into_iter().map(|(_, words)| words).collect()
+    }
+
+    /// The same, each with its message stream.
+    fn replies_by_stream(&mut self) -> Vec<(u32, String)> {
         let output = self.server.output();
         let mut input = &output[..];
         let mut words = Vec::new();
         while let Some(message) = self.reader.read(&mut input).unwrap() {
-            words.push(match Control::parse(&message).unwrap() {
+            let said = match Control::parse(&message).unwrap() {
                 Some(control) => {
                     if let Control::SetChunkSize(size) = control {
                         self.reader.set_chunk_size(size).unwrap();
@@ -104,7 +116,8 @@ impl Raw {
                     let code = command.argument(0).and_then(|info| info.get("code")?.as_str());
                     format!("{} {} {}", command.name, command.transaction, code.unwrap_or("-"))
                 }
-            });
+            };
+            words.push((message.stream_id, said));
         }
         words
     }
@@ -137,8 +150,8 @@ fn established(mut client: Client, piece: usize) -> (Client, Server, Event) {
     server.accept_connect();
     let request = server.event().unwrap();
     match request {
-        Event::Publish(_) => server.accept_publish(),
-        _ => server.accept_play(None),
+        Event::Publish(_) => server.accept_publish(1),
+        _ => server.accept_play(1, None),
     }
     exchange(&mut client, &mut server, piece);
     assert_eq!(client.event(), Some(ClientEvent::Connected));

@@ -17,7 +17,7 @@ fn answers_to_a_pipelined_round_leave_together_and_in_order() {
     assert!(matches!(raw.server.event(), Some(Event::Connect(_))));
     assert!(matches!(raw.server.event(), Some(Event::Publish(_))));
     assert_eq!(raw.server.event(), None);
-    raw.server.accept_publish();
+    raw.server.accept_publish(1);
     assert!(matches!(raw.server.event(), Some(Event::Media(_))));
     assert_eq!(
         raw.replies(),
@@ -40,25 +40,28 @@ fn answers_to_a_pipelined_round_leave_together_and_in_order() {
 fn a_viewer_gets_its_status_messages_in_the_order_players_expect() {
     let mut raw = Raw::connected("live");
     raw.call("play", 5.0, [Value::string("x"), Value::Number(-1000.0)]);
-    raw.server.accept_play(None);
+    raw.server.accept_play(1, None);
     let begin = "User(StreamBegin(1))";
     let want = [begin, "onStatus 0 NetStream.Play.Reset", "onStatus 0 NetStream.Play.Start"];
     assert_eq!(raw.replies(), want);
-    raw.server.end_play();
+    raw.server.end_play(1);
     let stop = "onStatus 0 NetStream.Play.Stop";
     assert_eq!(raw.replies(), ["User(StreamEof(1))", "onStatus 0 NetStream.Play.UnpublishNotify", stop]);
 
     let mut raw = Raw::connected("live");
     let arguments = [Value::string("x"), Value::Number(-2.0), Value::Number(-1.0), Value::Boolean(false)];
     raw.call("play", 5.0, arguments);
-    raw.server.accept_play(None);
+    raw.server.accept_play(1, None);
     assert_eq!(raw.replies(), [begin, "onStatus 0 NetStream.Play.Start"]);
 }
 
 #[test]
 fn a_request_that_waits_is_withdrawn_by_what_ends_it() {
-    for (request, taken) in [("publish", Event::Unpublish), ("play", Event::StopPlay)] {
+    for (request, taken) in [("publish", Event::Unpublish(1)), ("play", Event::StopPlay(1))] {
         for end in ["FCUnpublish", "closeStream", "deleteStream"] {
+            if (request, end) == ("play", "FCUnpublish") {
+                continue;
+            }
             // The owner has taken the request.
             let mut raw = Raw::connected("live");
             raw.call(request, 5.0, [Value::string("x")]);
@@ -67,14 +70,14 @@ fn a_request_that_waits_is_withdrawn_by_what_ends_it() {
             raw.call(end, 0.0, []);
             assert_eq!((raw.server.event(), raw.server.event()), (Some(taken.clone()), None), "{end}");
             assert_eq!(raw.server.ignored(), 1, "media without a stream");
-            raw.server.accept_publish();
-            raw.server.accept_play(None);
+            raw.server.accept_publish(1);
+            raw.server.accept_play(1, None);
             let replies = raw.replies();
             assert!(!replies.iter().any(|reply| reply.ends_with(".Start")), "{replies:?}");
             raw.call("createStream", 6.0, []);
             assert_eq!(raw.replies(), ["_result 6 -"]);
 
-            // The owner has not.
+            // The owner has not taken it.
             let mut raw = Raw::connected("live");
             raw.call(request, 5.0, [Value::string("x")]);
             raw.call(end, 0.0, []);
@@ -96,9 +99,9 @@ fn a_play_that_waits_is_replaced_and_a_publish_is_not() {
     assert!(matches!(raw.server.event(), Some(Event::Play(play)) if play.stream_key == "x"));
     raw.call("publish", 6.0, [Value::string("p")]);
     raw.call("play", 7.0, [Value::string("y")]);
-    assert_eq!(raw.server.event(), Some(Event::StopPlay));
+    assert_eq!(raw.server.event(), Some(Event::StopPlay(1)));
     assert!(matches!(raw.server.event(), Some(Event::Publish(publish)) if publish.stream_key == "p"));
-    raw.server.accept_publish();
+    raw.server.accept_publish(1);
     assert_eq!(raw.server.event(), None);
     assert_eq!(raw.replies().last().unwrap(), "onStatus 0 NetStream.Play.Failed");
 }
@@ -123,12 +126,12 @@ fn a_publisher_is_refused_and_evicted_by_bad_name() {
     raw.call("publish", 5.0, [Value::string("x")]);
     raw.send_message(&media(message::VIDEO, 1, b"early"));
     raw.server.event();
-    raw.server.reject_publish("taken");
+    raw.server.reject_publish(1, "taken");
     assert_eq!(raw.replies(), ["onStatus 0 NetStream.Publish.BadName"]);
     assert_eq!((raw.server.event(), raw.server.ignored()), (None, 1));
 
     let mut raw = Raw::publishing();
-    raw.server.end_publish("another publisher took over");
+    raw.server.end_publish(1, "another publisher took over");
     raw.send_message(&media(message::VIDEO, 1, b"late"));
     assert_eq!(raw.replies(), ["onStatus 0 NetStream.Publish.BadName"]);
     assert_eq!((raw.server.event(), raw.server.ignored()), (None, 1));
@@ -148,11 +151,11 @@ fn a_refused_connect_is_an_error_and_the_end() {
 fn answers_that_nobody_waits_for_do_nothing() {
     let mut raw = Raw::connected("live");
     raw.server.accept_connect();
-    raw.server.accept_publish();
-    raw.server.accept_play(None);
-    raw.server.reject_play("no");
-    raw.server.end_play();
-    raw.server.end_publish("no");
+    raw.server.accept_publish(1);
+    raw.server.accept_play(1, None);
+    raw.server.reject_play(1, "no");
+    raw.server.end_play(1);
+    raw.server.end_publish(1, "no");
     assert!(raw.replies().is_empty());
 }
 
@@ -239,22 +242,137 @@ fn every_known_command_is_answered_and_unknown_ones_politely_refused() {
 }
 
 #[test]
-fn one_stream_a_connection_is_given_out() {
+fn each_create_gives_a_new_stream_up_to_the_limit_and_deleted_ones_are_free() {
+    let ids = |raw: &mut Raw| {
+        let output = raw.server.output();
+        let mut input = &output[..];
+        std::iter::from_fn(|| raw.reader.read(&mut input).unwrap())
+            .map(|message| Command::parse(&message, &Limits::default()).unwrap())
+            .map(|answer| answer.argument(0).and_then(Value::as_number).ok_or(answer.name))
+            .collect::<Vec<_>>()
+    };
+    let mut raw = Raw::with(Limits { message_streams: 3, ..Limits::default() });
+    raw.connect([("app", Value::string("live"))]);
+    raw.server.accept_connect();
+    raw.replies();
+    (0..4).for_each(|_| raw.call_on(0, "createStream", 2.0, []));
+    assert_eq!(ids(&mut raw), [Ok(1.0), Ok(2.0), Ok(3.0), Err("_error".to_owned())]);
+    raw.call_on(0, "deleteStream", 0.0, [Value::Number(2.0)]);
+    raw.call_on(0, "createStream", 3.0, []);
+    assert_eq!(ids(&mut raw), [Ok(2.0)]);
+    // Nobody makes one that was not given out.
+    raw.call_on(9, "publish", 0.0, [Value::string("x")]);
+    raw.call_on(9, "play", 0.0, [Value::string("x")]);
+    let refused = ["onStatus 0 NetStream.Publish.BadName", "onStatus 0 NetStream.Play.Failed"];
+    assert_eq!(raw.replies_by_stream(), refused.map(|words| (9, words.to_owned())));
+    raw.server.event();
+    assert_eq!(raw.server.event(), None);
+}
+
+/// A connection that publishes on stream 2 and plays on stream 3.
+fn both() -> Raw {
     let mut raw = Raw::connected("live");
-    raw.call("createStream", 2.0, []);
-    raw.call("createStream", 3.0, []);
-    assert_eq!(raw.replies(), ["_result 2 -", "_result 3 -"]);
+    (0..3).for_each(|_| raw.call_on(0, "createStream", 2.0, []));
+    raw.call_on(2, "publish", 0.0, [Value::string("p")]);
+    raw.call_on(3, "play", 0.0, [Value::string("v")]);
+    assert!(matches!(raw.server.event(), Some(Event::Publish(publish)) if publish.stream_id == 2));
+    assert!(matches!(raw.server.event(), Some(Event::Play(play)) if play.stream_id == 3), "nor does it wait");
+    raw.replies();
+    raw
+}
+
+#[test]
+fn message_streams_publish_and_play_each_for_itself() {
+    let mut raw = both();
+    let media_on = |stream_id| Message { stream_id, ..media(message::VIDEO, 7, b"v") };
+    raw.send_message(&media_on(2));
+    raw.send_message(&media_on(3));
+    raw.call_on(0, "createStream", 9.0, []);
+    assert_eq!(raw.replies(), ["_result 9 -"], "what waits on other streams is in nobody's way");
+    raw.server.accept_play(3, None);
+    let play = ["User(StreamBegin(3))", "onStatus 0 NetStream.Play.Reset", "onStatus 0 NetStream.Play.Start"];
+    let replies = raw.replies_by_stream();
+    assert_eq!(replies.iter().map(|(_, words)| &words[..]).collect::<Vec<_>>(), play);
+    assert_eq!((replies[1].0, replies[2].0), (3, 3));
+    raw.server.accept_publish(2);
+    let publish = [(0, "User(StreamBegin(2))"), (2, "onStatus 0 NetStream.Publish.Start")];
+    assert_eq!(raw.replies_by_stream(), publish.map(|(id, words)| (id, words.to_owned())));
+    assert_eq!(raw.server.event(), Some(Event::Media(media_on(2))));
+    assert_eq!((raw.server.event(), raw.server.ignored()), (None, 1), "media of the viewer is none");
+
+    // Media of a stream that does not publish is not taken for that of another; 0 is what some call their only one.
+    raw.send_message(&media_on(1));
+    raw.send_message(&media_on(7));
+    assert_eq!((raw.server.event(), raw.server.ignored()), (None, 3));
+    raw.call_on(3, "pause", 0.0, [Value::Boolean(true)]);
+    assert_eq!(raw.replies_by_stream(), [(3, "onStatus 0 NetStream.Pause.Notify".to_owned())]);
+    assert_eq!(raw.server.event(), Some(Event::Pause { stream_id: 3, paused: true, millis: 0.0 }));
+}
+
+#[test]
+fn a_message_stream_ends_alone() {
+    for (stream, end, ends) in [
+        (2, "closeStream", Event::Unpublish(2)),
+        (3, "closeStream", Event::StopPlay(3)),
+        (0, "FCUnpublish", Event::Unpublish(2)),
+    ] {
+        let mut raw = both();
+        raw.server.accept_play(3, None);
+        raw.server.accept_publish(2);
+        raw.call_on(stream, end, 0.0, [Value::string("p")]);
+        assert_eq!((raw.server.event(), raw.server.event()), (Some(ends), None), "{end} on {stream}");
+        assert_eq!(raw.server.publishes(), (stream, end) == (3, "closeStream"));
+    }
+    for (id, ends) in [(2, Event::Unpublish(2)), (3, Event::StopPlay(3))] {
+        // Also while they wait.
+        for answered in [true, false] {
+            let mut raw = both();
+            if answered {
+                raw.server.accept_play(3, None);
+                raw.server.accept_publish(2);
+            }
+            raw.call_on(0, "deleteStream", 0.0, [Value::Number(id.into())]);
+            assert_eq!((raw.server.event(), raw.server.event()), (Some(ends.clone()), None));
+            raw.server.accept_play(3, None);
+            raw.server.accept_publish(2);
+            raw.call_on(0, "deleteStream", 0.0, [Value::Number((5 - id).into())]);
+            assert!(raw.server.event().is_some(), "the other one went on");
+        }
+    }
+    let mut raw = both();
+    raw.server.reject_publish(2, "taken");
+    raw.server.fail_play(3, "no");
+    let said = [(2, "onStatus 0 NetStream.Publish.BadName"), (3, "onStatus 0 NetStream.Play.Failed")];
+    assert_eq!(raw.replies_by_stream(), said.map(|(id, words)| (id, words.to_owned())));
+    raw.call_on(2, "publish", 0.0, [Value::string("again")]);
+    assert!(matches!(raw.server.event(), Some(Event::Publish(_))), "a message stream is used again");
+}
+
+#[test]
+fn a_viewer_chooses_kinds_of_media() {
+    let receive = |audio, video| Event::Receive { stream_id: 1, wanted: Receives { audio, video } };
     let mut raw = Raw::playing();
-    raw.call("createStream", 2.0, []);
-    assert_eq!(raw.replies(), ["_error 2 NetConnection.Call.Failed"]);
-    raw.call("publish", 3.0, [Value::string("y")]);
-    assert_eq!(raw.replies(), ["onStatus 0 NetStream.Publish.BadName"]);
+    raw.call("receiveVideo", 0.0, [Value::Boolean(false)]);
+    raw.call("receiveVideo", 0.0, [Value::Boolean(false)]);
+    raw.call("receiveAudio", 0.0, [Value::Boolean(false)]);
+    assert!(raw.replies().is_empty());
+    raw.call("receiveVideo", 0.0, [Value::Boolean(true)]);
+    assert_eq!(raw.replies(), ["onStatus 0 NetStream.Seek.Notify", "onStatus 0 NetStream.Play.Start"]);
+    for event in [receive(true, false), receive(false, false), receive(false, true)] {
+        assert_eq!(raw.server.event(), Some(event));
+    }
+    assert_eq!(raw.server.event(), None);
+    // It counts for what is played next on this message stream, too.
+    raw.call("play", 0.0, [Value::string("y")]);
+    raw.server.event();
+    let wanted = Receives { audio: false, video: true };
+    assert!(matches!(raw.server.event(), Some(Event::Play(play)) if play.receives == wanted));
 }
 
 #[test]
 fn a_stream_ends_once_however_its_end_is_said() {
-    for (mut raw, end) in [(Raw::publishing(), Event::Unpublish), (Raw::playing(), Event::StopPlay)] {
-        for name in ["FCUnpublish", "closeStream", "deleteStream"] {
+    for (mut raw, end) in [(Raw::publishing(), Event::Unpublish(1)), (Raw::playing(), Event::StopPlay(1))] {
+        for name in ["closeStream", "FCUnpublish", "deleteStream"] {
             raw.call(name, 0.0, [Value::Number(1.0)]);
         }
         assert_eq!((raw.server.event(), raw.server.event()), (Some(end), None));
@@ -266,12 +384,12 @@ fn a_viewer_may_pause_switch_and_play_another() {
     let mut raw = Raw::playing();
     raw.call("pause", 0.0, [Value::Boolean(true), Value::Number(5.0)]);
     raw.call("pauseRaw", 0.0, [Value::Boolean(false), Value::Number(6.0)]);
-    raw.call("receiveAudio", 0.0, [Value::Boolean(false)]);
+    raw.call("receiveAudio", 0.0, [Value::Boolean(true)]);
     raw.call("receiveVideo", 0.0, [Value::Boolean(true)]);
     raw.call("play2", 0.0, [Value::object([("streamName", Value::string("y"))])]);
-    assert_eq!(raw.server.event(), Some(Event::Pause { paused: true, millis: 5.0 }));
-    assert_eq!(raw.server.event(), Some(Event::Pause { paused: false, millis: 6.0 }));
-    assert_eq!(raw.server.event(), Some(Event::StopPlay));
+    assert_eq!(raw.server.event(), Some(Event::Pause { stream_id: 1, paused: true, millis: 5.0 }));
+    assert_eq!(raw.server.event(), Some(Event::Pause { stream_id: 1, paused: false, millis: 6.0 }));
+    assert_eq!(raw.server.event(), Some(Event::StopPlay(1)));
     assert!(matches!(raw.server.event(), Some(Event::Play(play)) if play.stream_key == "y"));
     assert_eq!(raw.replies(), ["onStatus 0 NetStream.Pause.Notify", "onStatus 0 NetStream.Unpause.Notify"]);
 }
@@ -300,11 +418,41 @@ fn media_arrives_as_it_was_sent_and_bad_data_costs_only_itself() {
 }
 
 #[test]
-fn a_command_without_a_name_ends_the_connection() {
-    let mut raw = Raw::connected("live");
-    let nameless = wire(&media(message::COMMAND_AMF0, 0, b"\x05"));
-    let chunk_stream_id = DATA_CHUNK_STREAM;
-    assert_eq!(raw.server.input(&nameless), Err(Error::Command { chunk_stream_id }));
+fn what_makes_no_sense_costs_itself_and_a_flood_of_it_the_connection() {
+    let malformed = [
+        media(message::COMMAND_AMF0, 0, b"\x05"),
+        media(message::COMMAND_AMF0, 0, b"\x11\x04"),
+        media(message::COMMAND_AMF3, 0, b"\0\xff"),
+        media(message::USER_CONTROL, 0, b""),
+        media(message::USER_CONTROL, 0, &[0, 3, 0, 0, 0, 1]),
+        media(message::USER_CONTROL, 0, &[0, 26, 0]),
+        media(message::ABORT, 0, &[1]),
+        media(message::ACKNOWLEDGEMENT, 0, &[1, 2, 3]),
+        media(message::WINDOW_ACK_SIZE, 0, b""),
+        media(message::SET_PEER_BANDWIDTH, 0, &[1]),
+    ];
+    for message in &malformed {
+        let mut raw = Raw::publishing();
+        raw.send_message(message);
+        raw.send_message(&media(message::VIDEO, 7, b"v"));
+        assert!(matches!(raw.server.event(), Some(Event::Media(_))), "{message:?}");
+        assert_eq!((raw.server.event(), raw.server.ignored()), (None, 1), "{message:?}");
+
+        // Now and then is borne for ever.
+        for _ in 0..1000 {
+            raw.send_message(message);
+            (0..2).for_each(|_| raw.send_message(&media(message::VIDEO, 7, b"v")));
+        }
+        let max = crate::rtmp::MALFORMED_MESSAGES;
+        (0..max).for_each(|_| raw.send_message(message));
+        let Err(Error::Malformed { last, .. }) = raw.server.input(&wire(message)) else { panic!() };
+        assert!(!matches!(*last, Error::Malformed { .. }));
+    }
+    // How the peer cuts its messages is not known after this.
+    let mut raw = Raw::publishing();
+    for body in [&[0, 0][..], &[0; 4]] {
+        assert!(raw.server.input(&wire(&media(message::SET_CHUNK_SIZE, 0, body))).is_err());
+    }
 }
 
 #[test]
@@ -384,7 +532,7 @@ fn enhanced_rtmp_is_answered_in_kind_and_only_when_offered() {
     assert_eq!(object.get("fourCcList"), Some(&codecs));
     assert_eq!(object.get("videoFourCcInfoMap"), Some(&Value::object([("*", Value::Number(4.0))])));
     assert_eq!(object.get("audioFourCcInfoMap"), Some(&Value::object([("*", Value::Number(4.0))])));
-    assert_eq!(object.get("capsEx"), Some(&Value::Number(2.0)));
+    assert_eq!(object.get("capsEx"), Some(&Value::Number(3.0)), "reconnects, and several tracks");
     let object = answer(vec![("app", Value::string("live"))]);
     for name in ["fourCcList", "videoFourCcInfoMap", "audioFourCcInfoMap", "capsEx"] {
         assert_eq!(object.get(name), None);
@@ -412,11 +560,11 @@ fn impatience_and_long_names_have_limits() {
 
 #[test]
 fn an_error_in_what_was_held_back_comes_out_of_the_next_input() {
-    let mut raw = Raw::greeted();
+    let mut raw = Raw::with(Limits { name_bytes: 100, ..Limits::default() });
     raw.connect([("app", Value::string("live"))]);
-    raw.send_message(&media(message::COMMAND_AMF0, 0, b"\x05"));
+    raw.call("play", 2.0, [Value::string("x".repeat(101))]);
     raw.server.accept_connect();
-    assert!(matches!(raw.server.input(b""), Err(Error::Command { .. })));
+    assert!(matches!(raw.server.input(b""), Err(Error::NameTooLong { .. })));
 }
 
 #[test]
@@ -454,7 +602,7 @@ proptest! {
                 while let Some(event) = server.event() {
                     match event {
                         Event::Connect(_) => server.accept_connect(),
-                        Event::Publish(_) => server.accept_publish(),
+                        Event::Publish(_) => server.accept_publish(1),
                         _ => {}
                     }
                     events.push(event);
