@@ -2,11 +2,11 @@
 //!
 //! | call | body | answers |
 //! |---|---|---|
-//! | `POST /publisher_lookup` | [`PublisherLookup`] | `200`, empty, [`EPOCH_HEADER`] if a session was named; `400`, `401`, `403`, `409`, `503` [`Refusal`] |
+//! | `POST /publisher_lookup`, `PUT /publisher_lookup` | [`PublisherLookup`], or the bare name | `200`, empty, [`EPOCH_HEADER`] if a session was named; `400`, `401`, `403`, `409`, `503` [`Refusal`] |
 //! | `POST /publisher_release` | [`PublisherRelease`] | `204`, whether or not the session still owned the name |
-//! | `POST /watcher_lookup` | [`WatcherLookup`] | `200`, workflow text, [`ORIGIN_HEADER`], [`EPOCH_HEADER`], [`SESSION_HEADER`]; `404`, `400`, `503` [`Refusal`] |
 //! | `POST /push_claim` | [`PushClaim`] | `204`, the stream may be pushed; `409` not yet; `410` never; `400`, `503` [`Refusal`] |
 //! | `POST /push_release` | [`PushRelease`] | `204`, whether or not the claim was there |
+//! | `POST /watcher_lookup`, `PUT /watcher_lookup` | [`WatcherLookup`], or the bare name | `200`, workflow text, [`ORIGIN_HEADER`], [`EPOCH_HEADER`], [`SESSION_HEADER`]; `404`, `400`, `503` [`Refusal`] |
 //! | `PUT /nodes/{node}` | [`Heartbeat`] | `200` [`HeartbeatReply`]; `400`, `409`, `413`, `503` [`Refusal`] |
 //! | `DELETE /nodes/{node}?instance=HEX` | | `204`; the streams of that process of the node end, without `instance` those of the node |
 //! | `GET /events` | | Server-Sent Events, see [`Change`] |
@@ -15,14 +15,17 @@
 //! | `DELETE /streams/{name}?reason=TEXT` | | `204`, its publisher is sent away; `404`; `409` on plain mmids nodes |
 //! | `GET /nodes?after=NODE&limit=N` | | `200` [`NodeList`]; `400` [`Refusal`] |
 //!
-//! What nodes report for people to see is in [`report`], and what people see in [`cluster`].
+//! What nodes report for people to see is in [`report`], and what people see in [`cluster`]. How names are written in the text of a
+//! workflow is in [`word`].
 //!
 //! Plain mmids nodes know the two lookups only, with nothing but a `stream_name` in the body; every other field is
-//! optional, and what a plain node would not understand travels in headers. No clock of one host is ever compared with
-//! another's: all times here are durations.
+//! optional, and what a plain node would not understand travels in headers. The guide of mmids has the name alone as the body
+//! (`text/plain`), which a reactor takes as well. No clock of one host is ever compared with another's: all times here are
+//! durations.
 
 pub mod cluster;
 pub mod report;
+pub mod word;
 
 use crate::ids::{DEFAULT_RTMP_PORT, Identity, NodeId, Origin, SessionId, StreamName};
 use serde::{Deserialize, Serialize};
@@ -76,6 +79,23 @@ pub struct PublisherLookup {
     /// The publisher's address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peer: Option<IpAddr>,
+}
+
+impl From<StreamName> for PublisherLookup {
+    /// What a call with the bare name asks.
+    fn from(stream_name: StreamName) -> Self {
+        PublisherLookup {
+            stream_name,
+            session: None,
+            node: None,
+            origin: None,
+            rtmp_port: None,
+            rtmps_port: None,
+            identity: None,
+            query: None,
+            peer: None,
+        }
+    }
 }
 
 /// Where a node is pulled from that called from `source`: what it named, or else that address.
@@ -140,6 +160,13 @@ pub struct WatcherLookup {
     /// The node that asks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<NodeId>,
+}
+
+impl From<StreamName> for WatcherLookup {
+    /// What a call with the bare name asks.
+    fn from(stream_name: StreamName) -> Self {
+        WatcherLookup { stream_name, accept: Vec::new(), node: None }
+    }
 }
 
 /// Why a call was refused, as JSON.

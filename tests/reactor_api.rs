@@ -47,6 +47,50 @@ async fn plain_nodes_get_the_contract_to_the_letter() {
 }
 
 #[tokio::test]
+async fn every_form_of_a_lookup_that_mmids_sent_or_documents_is_heard() {
+    let open = Service::start().await;
+    let token = Some(Secret::new("s3cret").unwrap());
+    let guarded = Service::start_with(Setup { token, ..Setup::default() }).await;
+    for (service, token) in [(&open, None), (&guarded, Some("s3cret"))] {
+        let call = |method: &str, path: &str, kind: Option<&str>, body: &str| {
+            let method = reqwest::Method::from_bytes(method.as_bytes()).unwrap();
+            let call = service.client.request(method, service.at(path)).body(body.to_owned());
+            let call = token.into_iter().fold(call, |call, token| call.bearer_auth(token));
+            kind.into_iter().fold(call, |call, kind| call.header("content-type", kind)).send()
+        };
+        for (number, (method, kind)) in [
+            ("POST", Some("text/plain")),
+            ("POST", Some("Text/Plain; charset=utf-8")),
+            ("PUT", Some("text/plain")),
+            ("PUT", None),
+            ("PUT", Some("application/x-www-form-urlencoded")),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let name = format!("bare/{number}");
+            let said = format!("{method} {kind:?}");
+            let missing = call(method, "/watcher_lookup", kind, &name).await.unwrap();
+            assert_eq!(missing.status(), 404, "{said}");
+            let line = format!("{name}\n");
+            assert_eq!(call(method, "/publisher_lookup", kind, &line).await.unwrap().status(), 200, "{said}");
+            let found = call(method, "/watcher_lookup", kind, &name).await.unwrap();
+            assert_eq!(found.status(), 200, "{said}");
+            assert!(found.text().await.unwrap().starts_with(&format!("workflow ingest_{name} {{")));
+            let json = json!({"stream_name": name, "node": "n"}).to_string();
+            assert_eq!(call(method, "/watcher_lookup", kind, &json).await.unwrap().status(), 200, "{said}");
+            for (wrong, reason) in
+                [("a b", "position 2"), ("", "empty"), ("{", "not valid"), ("a\n}", "position 2")]
+            {
+                let refused = call(method, "/publisher_lookup", kind, wrong).await.unwrap();
+                assert_eq!(refused.status(), 400, "{said} {wrong:?}");
+                assert!(error(refused).await.contains(reason), "{said} {wrong:?}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
 async fn addresses_are_written_as_a_url_has_them() {
     for (listen, connect, origin) in [
         ("[::1]:0", "[::1]", "[::1]"),
@@ -187,8 +231,8 @@ async fn bad_bodies_get_a_reason() {
 async fn wrong_paths_and_methods_are_refused_as_json() {
     let service = Service::start().await;
     for (method, path, status, allow) in [
-        ("GET", "/publisher_lookup", 405, "POST"),
-        ("PUT", "/watcher_lookup", 405, "POST"),
+        ("GET", "/publisher_lookup", 405, "POST, PUT"),
+        ("DELETE", "/watcher_lookup", 405, "POST, PUT"),
         ("POST", "/streams", 405, "GET"),
         ("DELETE", "/events", 405, "GET"),
         ("GET", "/nodes/a", 405, "PUT, DELETE"),
@@ -1083,12 +1127,17 @@ async fn a_browser_cannot_be_made_to_call() {
         headers.iter().fold(request, |request, (name, value)| request.header(*name, *value)).send()
     };
     const JSON: (&str, &str) = ("content-type", "application/json");
+    const TEXT: (&str, &str) = ("content-type", "text/plain");
     assert_eq!(post(&[JSON]).await.unwrap().status(), 200);
     assert_eq!(post(&[("content-type", "application/json; charset=utf-8")]).await.unwrap().status(), 200);
     for (headers, status) in [
         (&[][..], 415),
-        (&[("content-type", "text/plain")], 415),
         (&[("content-type", "application/x-www-form-urlencoded")], 415),
+        (&[TEXT, ("origin", "https://evil.example")], 403),
+        (&[TEXT, ("origin", "null")], 403),
+        (&[TEXT, ("sec-fetch-mode", "no-cors")], 403),
+        (&[TEXT, ("referer", "https://evil.example/")], 403),
+        (&[TEXT, ("host", "evil.example")], 403),
         (&[JSON, ("origin", "https://evil.example")], 403),
         (&[JSON, ("sec-fetch-site", "cross-site")], 403),
         (&[JSON, ("host", "evil.example")], 403),
@@ -1097,6 +1146,10 @@ async fn a_browser_cannot_be_made_to_call() {
         assert_eq!(reply.status(), status, "{headers:?}");
         assert!(!error(reply).await.is_empty());
     }
+    let put = service.client.put(service.at("/publisher_lookup")).header("origin", "https://evil.example");
+    assert_eq!(put.body("x").send().await.unwrap().status(), 403);
+    let beat = service.client.post(service.at("/publisher_release")).header("content-type", "text/plain");
+    assert_eq!(beat.body("x").send().await.unwrap().status(), 415, "only lookups are made as plain text");
     let rebound = service.client.get(service.at("/streams")).header("host", "evil.example:8080");
     assert_eq!(rebound.send().await.unwrap().status(), 403);
     let embedded = service.client.get(service.at("/events")).header("sec-fetch-site", "cross-site");

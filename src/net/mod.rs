@@ -16,6 +16,7 @@ mod low_water;
 pub mod origins;
 pub mod peers;
 mod play;
+pub mod ports;
 pub mod proxy;
 mod publish;
 pub mod pull;
@@ -30,6 +31,7 @@ mod transport;
 mod viewing;
 
 pub use peers::Peers;
+pub use ports::{PortGuard, Ports};
 pub use server::{Entrance, Limits, Parts, Protocol, Server};
 
 /// Random bytes for a handshake.

@@ -6,6 +6,12 @@
 //! Who shows no token could be a browser that a foreign page sends: what a page can make it send without being asked
 //! (<https://fetch.spec.whatwg.org/#cors-safelisted-request-header>) is refused, and so are names that were made to point
 //! here (DNS rebinding).
+//!
+//! A lookup whose body is the bare name as `text/plain`, as the guide of mmids has it, is such a request: a page can make a
+//! browser send it. It is taken only without any header by which browsers say that a page is behind a request. Each browser of
+//! today sends `Origin` with every POST (<https://fetch.spec.whatwg.org/#origin-header>), most send `Sec-Fetch-Site` and `Referer` as
+//! well, and no page can take `Origin` away; nodes send none of them. That holds for trusted addresses too, as a browser may
+//! run on a host that is trusted. A `PUT` needs no such care: a browser asks before it sends one, and gets no leave.
 
 use super::forwarded;
 use super::request::{Failure, Request};
@@ -14,7 +20,7 @@ use crate::ids::Origin;
 use ipnet::IpNet;
 use std::net::IpAddr;
 use std::str::FromStr;
-use warp::http::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderMap, ORIGIN};
+use warp::http::header::{AUTHORIZATION, HOST, HeaderMap, ORIGIN, REFERER};
 use warp::http::{Method, StatusCode};
 
 /// See the module's head.
@@ -68,6 +74,15 @@ pub(super) struct Caller {
 impl Door {
     /// Whether somebody is heard. A refusal is about the node, and not about what it asks.
     pub(super) fn admit(&self, request: &Request) -> Result<Caller, Failure> {
+        self.hear(request, false)
+    }
+
+    /// As [`Door::admit`], for a call whose body may be plain text.
+    pub(super) fn admit_text(&self, request: &Request) -> Result<Caller, Failure> {
+        self.hear(request, true)
+    }
+
+    fn hear(&self, request: &Request, takes_text: bool) -> Result<Caller, Failure> {
         let source = forwarded::client(request.peer, &request.headers, &self.trusted_proxies);
         if self.token.as_ref().is_some_and(|token| shows(&request.headers, token)) {
             request.set_known();
@@ -86,11 +101,11 @@ impl Door {
                 return Err(Failure::new(StatusCode::FORBIDDEN, text).about_node());
             }
         }
-        self.refuse_browsers(request)?;
+        self.refuse_browsers(request, takes_text)?;
         Ok(Caller { source, proven: false })
     }
 
-    fn refuse_browsers(&self, request: &Request) -> Result<(), Failure> {
+    fn refuse_browsers(&self, request: &Request, takes_text: bool) -> Result<(), Failure> {
         let forbidden = |text: String| Err(Failure::new(StatusCode::FORBIDDEN, text).about_node());
         let header = |name| request.headers.get(name).map(|value| value.to_str().unwrap_or("?"));
         if let Some(host) = header(HOST).filter(|host| !self.is_own_name(host)) {
@@ -102,15 +117,16 @@ impl Door {
         let foreign_page =
             request.headers.get("sec-fetch-site").is_some_and(|site| site != "same-origin" && site != "none");
         let changes = !matches!(request.method, Method::GET | Method::HEAD);
-        if foreign_page || (changes && request.headers.contains_key(ORIGIN)) {
+        let is_text = takes_text && request.is_of_type("text/plain");
+        if foreign_page
+            || (changes && request.headers.contains_key(ORIGIN))
+            || (is_text && tells_of_a_page(&request.headers))
+        {
             return forbidden("pages of other sites may not call the reactor".to_owned());
         }
-        let has_body = matches!(request.method, Method::POST | Method::PUT);
-        let json = |kind: &str| {
-            kind.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"))
-        };
-        if has_body && !header(CONTENT_TYPE).is_some_and(json) {
-            let text = "without a token the content type must be application/json".to_owned();
+        if request.method == Method::POST && !is_text && !request.is_of_type("application/json") {
+            let or_text = if takes_text { " or text/plain" } else { "" };
+            let text = format!("without a token the content type must be application/json{or_text}");
             return Err(Failure::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, text).about_node());
         }
         Ok(())
@@ -148,6 +164,11 @@ impl Door {
         };
         Err(Failure::new(StatusCode::FORBIDDEN, text).about_node())
     }
+}
+
+/// Whether a browser says that a page is behind a request.
+fn tells_of_a_page(headers: &HeaderMap) -> bool {
+    headers.keys().any(|name| *name == ORIGIN || *name == REFERER || name.as_str().starts_with("sec-fetch-"))
 }
 
 /// RFC 6750, section 2.1.

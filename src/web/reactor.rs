@@ -233,8 +233,8 @@ impl Handler {
     }
 
     async fn publisher_lookup(&self, mut request: Request) -> Result<Response, Failure> {
-        let caller = self.admit(&request, "POST")?;
-        let lookup: PublisherLookup = request.json(LOOKUP_BODY_MAX).await?;
+        let caller = self.admit_lookup(&request)?;
+        let lookup: PublisherLookup = request.lookup(LOOKUP_BODY_MAX).await?;
         let origin = self.origin(lookup.origin.as_ref(), [lookup.rtmp_port, lookup.rtmps_port], caller)?;
         let source = caller.source;
         let (name, session) = (lookup.stream_name, lookup.session);
@@ -273,12 +273,19 @@ impl Handler {
     }
 
     async fn watcher_lookup(&self, mut request: Request) -> Result<Response, Failure> {
-        self.admit(&request, "POST")?;
-        let lookup: WatcherLookup = request.json(LOOKUP_BODY_MAX).await?;
+        self.admit_lookup(&request)?;
+        let lookup: WatcherLookup = request.lookup(LOOKUP_BODY_MAX).await?;
         let name = lookup.stream_name;
         let Some(lease) = self.reactor.registry.owner(name.clone()).await? else {
             return Err(Failure::new(StatusCode::NOT_FOUND, format!("stream '{name}' is not published")));
         };
+        // An lb node says more than a name. To a plain one 404 is final, where another status is an outage that it sits out.
+        if lookup.node.is_none() && lookup.accept.is_empty() && !name.is_plain_word() {
+            let text = format!(
+                "stream '{name}' has a character that a plain mmids node cannot read in a workflow; only lb nodes can pull it"
+            );
+            return Err(Failure::new(StatusCode::NOT_FOUND, text));
+        }
         let native = lookup.accept.iter().any(|step| step == ACCEPT_RTMP_PULL);
         let mut response = self.reactor.template.render(&name, &lease.origin, native).into_response();
         let headers = response.headers_mut();
@@ -339,6 +346,12 @@ impl Handler {
     fn admit(&self, request: &Request, method: &'static str) -> Result<Caller, Failure> {
         request.expect(method)?;
         self.reactor.door.admit(request)
+    }
+
+    /// A lookup comes as a POST, or as the PUT of the guide of mmids.
+    fn admit_lookup(&self, request: &Request) -> Result<Caller, Failure> {
+        request.expect("POST").or(request.expect("PUT")).map_err(|_| Failure::method("POST, PUT"))?;
+        self.reactor.door.admit_text(request)
     }
 
     /// Where a node's streams can be pulled from; warns when nobody else could.

@@ -2,6 +2,7 @@
 
 use super::server::Peer;
 use crate::api::{NODE_REFUSED_HEADER, Refusal};
+use crate::ids::StreamName;
 use bytes::Buf;
 use futures::stream::{BoxStream, Stream, StreamExt};
 use percent_encoding::percent_decode_str;
@@ -13,7 +14,7 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use warp::filters::path::FullPath;
-use warp::http::header::{ALLOW, CONTENT_LENGTH, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use warp::http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use warp::http::{HeaderMap, Method, StatusCode};
 use warp::reply::Response;
 use warp::{Filter, Rejection, Reply};
@@ -81,10 +82,31 @@ impl Request {
         if fits { Ok(()) } else { Err(Failure::method(method)) }
     }
 
+    /// Whether the content type is this one, whatever its parameters.
+    pub fn is_of_type(&self, wanted: &str) -> bool {
+        let kind = self.headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()?.split(';').next());
+        kind.is_some_and(|kind| kind.trim().eq_ignore_ascii_case(wanted))
+    }
+
     /// Reads the body as JSON, whatever its content type says.
     pub async fn json<T: DeserializeOwned>(&mut self, limit: usize) -> Result<T, Failure> {
+        from_json(&self.timely_body(limit).await?)
+    }
+
+    /// Reads the question of a lookup: JSON, or the bare stream name where the body is plain text or the method `PUT`. No
+    /// name begins with a brace, so JSON is known also where its content type says something else.
+    pub async fn lookup<T: DeserializeOwned + From<StreamName>>(
+        &mut self,
+        limit: usize,
+    ) -> Result<T, Failure> {
         let body = self.timely_body(limit).await?;
-        serde_json::from_slice(&body).map_err(|error| Failure::bad(format!("the body is not valid: {error}")))
+        let body = body.trim_ascii();
+        let may_be_bare = self.is_of_type("text/plain") || self.method == Method::PUT;
+        if !may_be_bare || self.is_of_type("application/json") || body.starts_with(b"{") {
+            return from_json(body);
+        }
+        let name = std::str::from_utf8(body).map_err(|_| not_utf8())?;
+        StreamName::parse(name).map(T::from).map_err(|error| Failure::bad(error.to_string()))
     }
 
     async fn timely_body(&mut self, limit: usize) -> Result<Vec<u8>, Failure> {
@@ -100,7 +122,7 @@ impl Request {
     /// Reads the body as text.
     pub async fn text(&mut self, limit: usize) -> Result<String, Failure> {
         let body = self.timely_body(limit).await?;
-        String::from_utf8(body).map_err(|_| Failure::bad("the body is not UTF-8".to_owned()))
+        String::from_utf8(body).map_err(|_| not_utf8())
     }
 
     async fn body(&mut self, limit: usize) -> Result<Vec<u8>, Failure> {
@@ -129,6 +151,14 @@ impl Request {
         }
         if length > limit { Err(too_large()) } else { Ok(body) }
     }
+}
+
+fn from_json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Failure> {
+    serde_json::from_slice(body).map_err(|error| Failure::bad(format!("the body is not valid: {error}")))
+}
+
+fn not_utf8() -> Failure {
+    Failure::bad("the body is not UTF-8".to_owned())
 }
 
 /// A refused request: a status, and one sentence for people.

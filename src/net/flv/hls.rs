@@ -133,7 +133,7 @@ impl Connection<'_> {
                         return Err(self.refuse(status, app, no.reason, &no.text).await);
                     }
                 };
-                let playlist = with_query(&playlist, query.as_deref());
+                let playlist = as_served(&playlist, query.as_deref());
                 let head = request::playlist_head(playlist.len(), *keep_alive);
                 self.pass_on(head.into()).await && self.pass_on(playlist.into()).await
             }
@@ -230,12 +230,14 @@ fn segment_path(playlist: &Path, number: &str) -> PathBuf {
     playlist.with_file_name(format!("{stem}-{number}.ts"))
 }
 
-/// A playlist whose segments are asked for with the query that it was asked for with: it may hold what lets the player watch.
-fn with_query(playlist: &str, query: Option<&str>) -> String {
-    let Some(query) = query.filter(|query| !query.is_empty()) else { return playlist.to_owned() };
-    let line = |line: &str| {
-        let is_segment = !line.is_empty() && !line.starts_with('#');
-        if is_segment { format!("{line}?{query}\n") } else { format!("{line}\n") }
+/// A playlist as it is served: its segments are URLs, and are asked for with the query that it was asked for with, as that may hold what
+/// lets the player watch.
+fn as_served(playlist: &str, query: Option<&str>) -> String {
+    let query = query.filter(|query| !query.is_empty()).map(|query| format!("?{query}")).unwrap_or_default();
+    let line = |line: &str| match line.is_empty() || line.starts_with('#') {
+        true => format!("{line}\n"),
+        // The only character of a stream name that means something else in a URL's path.
+        false => format!("{}{query}\n", line.replace('%', "%25")),
     };
     playlist.lines().map(line).collect()
 }
@@ -247,8 +249,9 @@ mod tests {
     #[test]
     fn segments_are_asked_for_as_their_playlist_was() {
         let playlist = "#EXTM3U\n#EXTINF:1.0,\nx-1.ts\n";
-        assert_eq!(with_query(playlist, None), playlist);
-        assert_eq!(with_query(playlist, Some("token=a")), "#EXTM3U\n#EXTINF:1.0,\nx-1.ts?token=a\n");
+        assert_eq!(as_served(playlist, None), playlist);
+        assert_eq!(as_served(playlist, Some("token=a")), "#EXTM3U\n#EXTINF:1.0,\nx-1.ts?token=a\n");
+        assert_eq!(as_served("a%41+b-1.ts", None), "a%2541+b-1.ts\n");
     }
 
     #[test]
