@@ -183,17 +183,25 @@ impl Lab {
 
     /// A connection that does nothing: it is there to see whether the server lives on.
     pub(super) async fn witness(&self) -> Result<Witness, Trouble> {
-        Ok(Witness(self.connected(Side::Publish).await?))
+        Ok(Witness { peer: self.connected(Side::Publish).await?, patience: self.quiet() * PATIENCE })
     }
 }
 
 /// See [`Lab::witness`].
-pub(super) struct Witness(Peer);
+pub(super) struct Witness {
+    peer: Peer,
+    patience: Duration,
+}
+
+/// How many quiet times a connection that nothing was done to may take for its answer.
+pub(super) const PATIENCE: u32 = 4;
 
 impl Witness {
     /// The server has neither ended nor begun anew.
     pub async fn sees_it_alive(mut self) -> Result<(), Trouble> {
-        let alive = self.0.goes_on().await;
+        // What was looked at before may have taken all the time there was.
+        self.peer.grant(self.patience);
+        let alive = self.peer.goes_on().await;
         alive.map_err(|trouble| Trouble::other(format!("another connection suffered: {trouble}")))
     }
 }

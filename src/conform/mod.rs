@@ -24,6 +24,7 @@ pub use report::{Form, Report};
 
 use futures::StreamExt;
 use futures::stream;
+use lab::PATIENCE;
 use peer::Peer;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -66,10 +67,11 @@ async fn one(site: &Site, check: &Check, run: u32) -> Row {
     let begun = Instant::now();
     let deadline = check.slow.unwrap_or(site.timeout);
     let lab = Lab::new(site, check, run);
-    let finding = match tokio::time::timeout(deadline + GRACE, (check.run)(&lab)).await {
-        Ok(finding) => finding,
-        Err(_) => Err(Trouble::Silent("the end of the check".to_owned())),
-    };
+    let finding =
+        match tokio::time::timeout(deadline + site.quiet * PATIENCE + GRACE, (check.run)(&lab)).await {
+            Ok(finding) => finding,
+            Err(_) => Err(Trouble::Silent("the end of the check".to_owned())),
+        };
     let seen = finding.unwrap_or_else(|trouble| Seen { verdict: Verdict::Fail, text: trouble.to_string() });
     Row { check: *check, seen, took: begun.elapsed() }
 }

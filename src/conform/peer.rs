@@ -20,6 +20,10 @@ use tokio::time::{Instant, timeout_at};
 /// How much is read at a time.
 const READ: usize = 16 << 10;
 
+/// How much one connection is read of. The largest frame of a check has a megabyte; what is more is a flood, and some checks keep
+/// all that they hear.
+const RECEIVED: usize = 8 << 20;
+
 /// Why a check could not go on.
 #[derive(Debug, thiserror::Error)]
 pub enum Trouble {
@@ -87,6 +91,7 @@ pub(super) struct Peer {
     /// The chunk size of what this side sends.
     pub chunk_size: usize,
     calls: f64,
+    received: usize,
 }
 
 impl Peer {
@@ -103,6 +108,7 @@ impl Peer {
             stream_id: 1,
             chunk_size: chunk::DEFAULT_CHUNK_SIZE,
             calls: 1.0,
+            received: 0,
         })
     }
 
@@ -126,10 +132,16 @@ impl Peer {
 
     /// Reads once; false if nothing comes in time.
     async fn fill(&mut self, until: Instant, what: &str) -> Result<bool, Trouble> {
+        if self.received > RECEIVED {
+            return Err(Trouble::other(format!("sent more than {} MB before {what}", RECEIVED >> 20)));
+        }
         self.unread.reserve(READ);
         match timeout_at(until.min(self.deadline), self.socket.read_buf(&mut self.unread)).await {
             Ok(Ok(0) | Err(_)) => Err(Trouble::Closed(what.to_owned())),
-            Ok(Ok(_)) => Ok(true),
+            Ok(Ok(count)) => {
+                self.received += count;
+                Ok(true)
+            }
             Err(_) => Ok(false),
         }
     }
@@ -182,14 +194,41 @@ impl Peer {
         }
     }
 
-    /// Everything that comes within this time.
-    pub async fn all_within(&mut self, time: Duration) -> Result<Vec<Message>, Trouble> {
+    /// Everything that comes within this time, up to the end of the connection, and that end if there is one.
+    pub async fn heard_within(&mut self, time: Duration) -> (Vec<Message>, Option<Trouble>) {
         let until = Instant::now() + time;
         let mut messages = Vec::new();
-        while let Some(message) = self.message_until(until, "the end of the silence").await? {
-            messages.push(message);
+        loop {
+            match self.message_until(until, "the end of the silence").await {
+                Ok(Some(message)) => messages.push(message),
+                Ok(None) => return (messages, None),
+                Err(trouble) => return (messages, Some(trouble)),
+            }
         }
-        Ok(messages)
+    }
+
+    /// Everything that comes within this time on a connection that has to stay open.
+    pub async fn all_within(&mut self, time: Duration) -> Result<Vec<Message>, Trouble> {
+        match self.heard_within(time).await {
+            (messages, None) => Ok(messages),
+            (_, Some(trouble)) => Err(trouble),
+        }
+    }
+
+    /// Reads until the server closes the connection.
+    pub async fn closed(&mut self) -> Trouble {
+        loop {
+            match self.message_until(self.deadline, "what it brought was relayed").await {
+                Ok(Some(_)) => {}
+                Ok(None) => std::future::pending().await,
+                Err(trouble) => return trouble,
+            }
+        }
+    }
+
+    /// What is done from now on has at least this long.
+    pub fn grant(&mut self, time: Duration) {
+        self.deadline = self.deadline.max(Instant::now() + time);
     }
 
     /// Whether the server closes the connection within this time, whatever it says before.
@@ -207,11 +246,21 @@ impl Peer {
     pub async fn control(&mut self, control: Control) -> Result<(), Trouble> {
         let mut wire = BytesMut::new();
         control.write(&mut wire);
+        self.write(&wire).await
+    }
+
+    /// Sets the chunk size, and waits until the server has read that. Some servers are hurt when what follows a smaller size
+    /// has been read with it.
+    pub async fn set_chunk_size(&mut self, size: u32) -> Result<(), Trouble> {
+        self.calls += 1.0;
+        let mut wire = BytesMut::new();
+        let call = Command::new("createStream", self.calls, Value::Null, []);
+        call.write(&mut wire, COMMAND_CHUNK_STREAM, 0, self.chunk_size);
+        // Both are read at once, and the first one is answered.
+        Control::SetChunkSize(size).write(&mut wire);
         self.write(&wire).await?;
-        if let Control::SetChunkSize(size) = control {
-            self.chunk_size = size as usize;
-        }
-        Ok(())
+        self.chunk_size = size as usize;
+        self.answer(self.calls, "the answer to one more call").await.map(drop)
     }
 
     /// One message in a header of format 0, on the chunk stream of its type.

@@ -118,7 +118,7 @@ impl Report {
             self.rows.len(),
             self.count(Verdict::Pass),
             count(Verdict::Fail, "failed"),
-            count(Verdict::Info, "of several ways (info)"),
+            count(Verdict::Info, "info"),
             count(Verdict::Skipped, "skipped"),
         )
     }

@@ -43,12 +43,21 @@ impl Scene {
     /// Sends these the plain way, and expects them at the viewer.
     pub async fn relays(&mut self, media: &[Media]) -> Result<Vec<Message>, Trouble> {
         send(&mut self.publisher, media).await?;
-        arrive(&mut self.viewer, media).await
+        self.arrives(media).await
+    }
+
+    /// Expects these at the viewer. There is nothing to wait for if the publisher is closed.
+    pub async fn arrives(&mut self, media: &[Media]) -> Result<Vec<Message>, Trouble> {
+        tokio::select! {
+            biased;
+            arrived = arrive(&mut self.viewer, media) => arrived,
+            closed = self.publisher.closed() => Err(closed),
+        }
     }
 
     /// The same for what was sent by hand: bodies and the distances in time must be these.
     pub async fn on_time(&mut self, media: &[Media]) -> Result<(), Trouble> {
-        let got = arrive(&mut self.viewer, media).await?;
+        let got = self.arrives(media).await?;
         let sent = media.iter().map(|media| media.time);
         let got = got.iter().map(|message| message.timestamp);
         let (sent, got) = (distances(sent), distances(got));

@@ -17,7 +17,7 @@ pub(super) const CHECKS: &[Check] = &[
     Check::new(G, "long-string", "type 12 is read", "AMF 0 §2.14", |lab| {
         Box::pin(value(lab, Value::LongString("l".repeat(200))))
     }),
-    Check::new(G, "date", "type 11 is read", "AMF 0 §2.13, metadata of cameras", |lab| {
+    Check::new(G, "date", "type 11 is read", "AMF 0 §2.13", |lab| {
         Box::pin(value(lab, Value::Date { millis: 1.7e12, time_zone: 0 }))
     }),
     Check::new(G, "undefined", "type 6 is read", "AMF 0 §2.8, Flash", |lab| {

@@ -18,13 +18,13 @@ pub(super) const CHECKS: &[Check] = &[
     Check::new(G, "fc-unpublish", "answered or ignored", "ffmpeg, OBS, FMLE", |lab| {
         Box::pin(polite(lab, "FCUnpublish", vec![Value::string(lab.key(Side::Publish))]))
     }),
-    Check::new(G, "fc-subscribe", "answered or ignored", "librtmp, CDN players", |lab| {
+    Check::new(G, "fc-subscribe", "answered or ignored", "librtmp, ffmpeg", |lab| {
         Box::pin(polite(lab, "FCSubscribe", vec![Value::string(lab.key(Side::Play))]))
     }),
     Check::new(G, "check-bandwidth", "answered or ignored", "ffmpeg, librtmp", |lab| {
         Box::pin(polite(lab, "_checkbw", vec![]))
     }),
-    Check::new(G, "get-stream-length", "answered or ignored", "ffmpeg, VLC", |lab| {
+    Check::new(G, "get-stream-length", "answered or ignored", "ffmpeg", |lab| {
         Box::pin(polite(lab, "getStreamLength", vec![Value::string(lab.key(Side::Play))]))
     }),
     Check::new(G, "set-peer-info", "answered or ignored", "Flash Player", |lab| {
@@ -39,7 +39,7 @@ pub(super) const CHECKS: &[Check] = &[
     Check::new(G, "create-stream", "_result with a number of 1 or more", "RTMP 1.0 §7.2.1.3", |lab| {
         Box::pin(create(lab))
     }),
-    Check::new(G, "delete-unknown", "deleteStream of one that is not there", "ffmpeg, OBS", |lab| {
+    Check::new(G, "delete-unknown", "deleteStream of one that is not there", "RTMP 1.0 §7.2.2.3", |lab| {
         Box::pin(polite(lab, "deleteStream", vec![Value::Number(77.0)]))
     }),
 ];

@@ -24,7 +24,7 @@ pub(super) const CHECKS: &[Check] = &[
         let connect = lab.plain_connect(Side::Publish).with("pageUrl", Value::string("u".repeat(3000)));
         Box::pin(connects(lab, connect))
     }),
-    Check::new(G, "object-encoding-3", "a client that offers AMF 3 is let in", "Flash, Wirecast", |lab| {
+    Check::new(G, "object-encoding-3", "a client that offers AMF 3 is let in", "Flash", |lab| {
         let connect = lab.plain_connect(Side::Publish).with("objectEncoding", Value::Number(3.0));
         Box::pin(connects(lab, connect))
     }),
@@ -38,7 +38,7 @@ pub(super) const CHECKS: &[Check] = &[
     Check::new(G, "app-query", "an app with a query", "encoders with tokens in the server", |lab| {
         Box::pin(app(lab, |app| format!("{app}?token=x")))
     }),
-    Check::new(G, "app-instance", "an app with an instance: app/inst", "Wowza, FMLE", |lab| {
+    Check::new(G, "app-instance", "an app with an instance: app/inst", "Wowza's form of addresses", |lab| {
         Box::pin(app(lab, |app| format!("{app}/inst")))
     }),
     Check::new(G, "key-query", "the query of a key is not part of the name", "tokens in the key", |lab| {
@@ -47,14 +47,10 @@ pub(super) const CHECKS: &[Check] = &[
     Check::new(G, "unknown-app", "refused with a status", "RTMP 1.0 §7.2.1.1, OBS", |lab| {
         Box::pin(unknown_app(lab))
     }),
-    Check::new(
-        G,
-        "pipelined",
-        "all calls up to publish in one write",
-        "encoders that wait for nothing",
-        |lab| Box::pin(pipelined(lab)),
-    ),
-    Check::new(G, "amf3-commands", "commands of type 17: a zero, then AMF 0", "Flash, Wirecast", |lab| {
+    Check::new(G, "pipelined", "all calls up to publish in one write", "clients that pipeline", |lab| {
+        Box::pin(pipelined(lab))
+    }),
+    Check::new(G, "amf3-commands", "commands of type 17: a zero, then AMF 0", "Flash", |lab| {
         Box::pin(amf3(lab))
     }),
 ];

@@ -24,19 +24,15 @@ pub(super) const CHECKS: &[Check] = &[
             matches!(control, Control::SetPeerBandwidth { .. })
         }))
     }),
-    Check::new(G, "acknowledgement", "one for each window of bytes", "RTMP 1.0 §5.4.3, librtmp", |lab| {
+    Check::new(G, "acknowledgement", "one for each window of bytes", "RTMP 1.0 §5.4.3", |lab| {
         Box::pin(acknowledgement(lab))
     }),
     Check::new(G, "ping-answered", "a ping response with the same time", "RTMP 1.0 §7.1.7", |lab| {
         Box::pin(ping(lab))
     }),
-    Check::new(
-        G,
-        "ping-while-playing",
-        "a viewer's ping is answered too",
-        "RTMP 1.0 §7.1.7, librtmp",
-        |lab| Box::pin(ping_while_playing(lab)),
-    ),
+    Check::new(G, "ping-while-playing", "a viewer's ping is answered too", "RTMP 1.0 §7.1.7", |lab| {
+        Box::pin(ping_while_playing(lab))
+    }),
     Check::new(G, "server-pings", "a ping request within 90 s", "RTMP 1.0 §7.1.7", |lab| {
         Box::pin(server_pings(lab))
     })
@@ -45,14 +41,18 @@ pub(super) const CHECKS: &[Check] = &[
         G,
         "unknown-event",
         "user control events 26, 31, 32 are ignored",
-        "SRS, Flash Player",
+        "SRS (26), FMS (31, 32)",
         |lab| {
             Box::pin(ignored(lab, &[(4, &[0, 26, 1]), (4, &[0, 31, 0, 0, 0, 1]), (4, &[0, 32, 0, 0, 0, 1])]))
         },
     ),
-    Check::new(G, "short-control", "control messages that are cut are ignored", "hardware encoders", |lab| {
-        Box::pin(ignored(lab, &[(5, &[0, 1]), (3, &[0]), (4, &[0]), (4, &[0, 3, 0, 0])]))
-    }),
+    Check::new(
+        G,
+        "short-control",
+        "control messages that are cut are ignored",
+        "one bad message, not more",
+        |lab| Box::pin(ignored(lab, &[(5, &[0, 1]), (3, &[0]), (4, &[0]), (4, &[0, 3, 0, 0])])),
+    ),
     Check::new(G, "unknown-type", "messages of types 7, 16, 99 are ignored", "shared objects", |lab| {
         Box::pin(ignored(lab, &[(7, &[0; 4]), (16, &[0; 9]), (99, &[1, 2, 3])]))
     }),

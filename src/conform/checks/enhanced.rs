@@ -69,7 +69,7 @@ pub(super) const CHECKS: &[Check] = &[
             b"\xa7\x02\0\0\x20\x01hvc1\0\0\0",
         ))
     }),
-    Check::new(G, "unknown-fourcc", "relayed byte for byte", "codecs of tomorrow", |lab| {
+    Check::new(G, "unknown-fourcc", "relayed byte for byte", "codecs not named yet", |lab| {
         Box::pin(video(lab, b"\x90cfm1", b"\x91cfm1", b"\xa1cfm1"))
     }),
     Check::new(G, "sequence-end", "passed on", "Enhanced RTMP v2, ffmpeg", |lab| Box::pin(sequence_end(lab))),

@@ -23,10 +23,10 @@ pub(super) const CHECKS: &[Check] = &[
     Check::new(G, "byte-by-byte", "3073 pieces of a byte are taken", "slow and lossy lines", |lab| {
         Box::pin(byte_by_byte(lab))
     }),
-    Check::new(G, "early-c2", "C2 in one write with C1 is taken", "encoders that wait for nothing", |lab| {
+    Check::new(G, "early-c2", "C2 in one write with C1 is taken", "clients that pipeline", |lab| {
         Box::pin(early_c2(lab))
     }),
-    Check::new(G, "foreign-c2", "a C2 that does not repeat S1 is taken", "hardware encoders", |lab| {
+    Check::new(G, "foreign-c2", "a C2 that does not repeat S1 is taken", "clients that do not echo", |lab| {
         Box::pin(foreign_c2(lab))
     }),
     Check::new(G, "other-version", "C0 of 6 is closed, or answered with 3", "RTMP 1.0 §5.2.2", |lab| {

@@ -45,7 +45,7 @@ pub(super) const CHECKS: &[Check] = &[
     Check::new(G, "long-app", "an app of 60,000 characters", "denial of service", |lab| {
         Box::pin(long_app(lab))
     }),
-    Check::new(G, "alive", "after all this, a plain publish and play", "everybody", |lab| {
+    Check::new(G, "alive", "after all this, a plain publish and play", "everybody else", |lab| {
         Box::pin(alive(lab))
     }),
 ];

@@ -4,7 +4,7 @@ use crate::conform::bodies::{self, Media, noise};
 use crate::conform::check::{Check, Finding, Group, fail, pass};
 use crate::conform::lab::Lab;
 use crate::conform::peer::Trouble;
-use crate::conform::scene::{Scene, arrive, opening};
+use crate::conform::scene::{Scene, opening};
 use crate::rtmp::message::AGGREGATE;
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -14,7 +14,7 @@ pub(super) const CHECKS: &[Check] = &[
     Check::new(G, "avc", "relayed byte for byte", "FLV 10.1 E.4.3.1", |lab| {
         Box::pin(video(lab, b"\x17\0\0\0\0", b"\x17\x01\0\0\x50", b"\x27\x01\0\0\x28"))
     }),
-    Check::new(G, "hevc-codec-12", "relayed byte for byte", "encoders from China", |lab| {
+    Check::new(G, "hevc-codec-12", "relayed byte for byte", "older HEVC encoders, SRS", |lab| {
         Box::pin(video(lab, b"\x1c\0\0\0\0", b"\x1c\x01\0\0\0", b"\x2c\x01\0\0\0"))
     }),
     Check::new(G, "h263", "relayed byte for byte", "FLV 10.1 E.4.3.1, Flash", |lab| {
@@ -32,7 +32,7 @@ pub(super) const CHECKS: &[Check] = &[
     Check::new(G, "speex", "relayed byte for byte", "FLV 10.1 E.4.2.1", |lab| {
         Box::pin(audio(lab, b"", b"\xb2"))
     }),
-    Check::new(G, "g711", "relayed byte for byte", "FLV 10.1 E.4.2.1, cameras", |lab| {
+    Check::new(G, "g711", "relayed byte for byte", "FLV 10.1 E.4.2.1", |lab| {
         Box::pin(audio(lab, b"", b"\x72"))
     }),
     Check::new(G, "large-frame", "a keyframe of 1 MB arrives whole", "4K encoders", |lab| {
@@ -132,7 +132,7 @@ async fn aggregated(scene: &mut Scene) -> Result<Vec<Media>, Trouble> {
 async fn aggregate(lab: &Lab) -> Finding {
     let mut scene = Scene::start(lab, 1000).await?;
     let media = aggregated(&mut scene).await?;
-    arrive(&mut scene.viewer, &media).await?;
+    scene.arrives(&media).await?;
     pass("all three arrive")
 }
 

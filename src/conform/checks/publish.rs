@@ -15,10 +15,10 @@ pub(super) const CHECKS: &[Check] = &[
     Check::new(G, "start", "Publish.Start on the message stream", "RTMP 1.0 §7.2.2.6", |lab| {
         Box::pin(start(lab))
     }),
-    Check::new(G, "type-missing", "publish without a type", "hardware encoders", |lab| {
+    Check::new(G, "type-missing", "publish without a type", "encoders in the field", |lab| {
         Box::pin(publishes(lab, vec![]))
     }),
-    Check::new(G, "type-upper-case", "publish as LIVE", "hardware encoders", |lab| {
+    Check::new(G, "type-upper-case", "publish as LIVE", "encoders in the field", |lab| {
         Box::pin(publishes(lab, vec![Value::string("LIVE")]))
     }),
     Check::new(G, "type-record", "publish to be recorded", "RTMP 1.0 §7.2.2.6", |lab| {
@@ -27,13 +27,9 @@ pub(super) const CHECKS: &[Check] = &[
     Check::new(G, "type-append", "publish to be appended", "RTMP 1.0 §7.2.2.6", |lab| {
         Box::pin(publishes(lab, vec![Value::string("append")]))
     }),
-    Check::new(
-        G,
-        "eager-media",
-        "media right behind publish is relayed",
-        "encoders that wait for nothing",
-        |lab| Box::pin(eager(lab)),
-    ),
+    Check::new(G, "eager-media", "media right behind publish is relayed", "encoders that pipeline", |lab| {
+        Box::pin(eager(lab))
+    }),
     Check::new(
         G,
         "second",
@@ -51,16 +47,16 @@ pub(super) const CHECKS: &[Check] = &[
     Check::new(G, "delete-stream", "the name is free after deleteStream", "RTMP 1.0 §7.2.2.3", |lab| {
         Box::pin(comes_back(lab, End::DeleteStream))
     }),
-    Check::new(G, "again", "publish anew on the same connection", "RTMP 1.0 §7.2.2.6, FMLE", |lab| {
+    Check::new(G, "again", "publish anew on the same connection", "RTMP 1.0 §7.2.2.6", |lab| {
         Box::pin(again(lab))
     }),
     Check::new(G, "set-data-frame", "viewers get onMetaData without it", "OBS, ffmpeg, FMLE", |lab| {
         Box::pin(metadata(lab, DATA_AMF0, bodies::set_data_frame(640.0).to_vec()))
     }),
-    Check::new(G, "bare-metadata", "onMetaData without @setDataFrame", "hardware encoders", |lab| {
+    Check::new(G, "bare-metadata", "onMetaData without @setDataFrame", "encoders in the field", |lab| {
         Box::pin(metadata(lab, DATA_AMF0, bodies::metadata(640.0).to_vec()))
     }),
-    Check::new(G, "amf3-metadata", "data of type 15: a zero, then AMF 0", "Flash, Wirecast", |lab| {
+    Check::new(G, "amf3-metadata", "data of type 15: a zero, then AMF 0", "Flash", |lab| {
         Box::pin(metadata(lab, DATA_AMF3, [&[0], &bodies::set_data_frame(640.0)[..]].concat()))
     }),
     Check::new(G, "clear-data-frame", "late viewers get no metadata after it", "FMLE", |lab| {
@@ -102,7 +98,7 @@ async fn eager(lab: &Lab) -> Finding {
     send(&mut publisher, &opening(1000)).await?;
     publisher.status("the answer to publish", &[PUBLISH_START]).await?;
     let mut viewer = lab.viewer().await?;
-    let next = Media::video(1040, bodies::avc_frame(1));
+    let next = Media::video(1040, bodies::avc_key(1));
     send(&mut publisher, std::slice::from_ref(&next)).await?;
     // The headers are kept for late viewers, so they are looked for and not the first frames.
     let header = Media::video(1000, bodies::avc_header());
@@ -237,6 +233,6 @@ async fn other_data(lab: &Lab) -> Finding {
     });
     send(&mut scene.publisher, &data).await?;
     send(&mut scene.publisher, &[Media::video(1040, bodies::avc_key(1))]).await?;
-    arrive(&mut scene.viewer, &data).await?;
+    scene.arrives(&data).await?;
     pass("both arrive")
 }

@@ -24,25 +24,25 @@ pub(super) const CHECKS: &[Check] = &[
         G,
         "extended-repeated",
         "continuations repeat the extended time",
-        "FMLE, ffmpeg, OBS",
+        "RTMP 1.0 §5.3.1.3, FMLE, OBS",
         |lab| Box::pin(extended(lab, true)),
     ),
     Check::new(G, "extended-once", "continuations do not repeat it", "old librtmp, old ffmpeg", |lab| {
         Box::pin(extended(lab, false))
     }),
-    Check::new(
-        G,
-        "extended-then-delta",
-        "deltas behind an extended time",
-        "RTMP 1.0 §5.3.1.3, ffmpeg",
-        |lab| Box::pin(extended_then_delta(lab)),
-    ),
+    Check::new(G, "extended-then-delta", "deltas behind an extended time", "RTMP 1.0 §5.3.1.3", |lab| {
+        Box::pin(extended_then_delta(lab))
+    }),
     Check::new(G, "wrap", "a clock that goes past 49.7 days", "RTMP 1.0 §5.3.1.3", |lab| {
         Box::pin(plain(lab, u32::MAX - 60, [40, 40, 40, 40]))
     }),
-    Check::new(G, "data-at-zero", "data with time 0 does not stop the clock", "OBS, FMLE", |lab| {
-        Box::pin(data_at_zero(lab))
-    }),
+    Check::new(
+        G,
+        "data-at-zero",
+        "data with time 0 does not stop the clock",
+        "encoders whose data has no time",
+        |lab| Box::pin(data_at_zero(lab)),
+    ),
 ];
 
 /// Long enough for several chunks of 128 bytes.
