@@ -34,8 +34,7 @@ impl Scene {
 
     /// The same with other media to begin with.
     pub async fn start_with(lab: &Lab, opening: &[Media]) -> Result<Scene, Trouble> {
-        let mut publisher = lab.publisher().await?;
-        send(&mut publisher, opening).await?;
+        let publisher = publishing(lab, opening).await?;
         let viewer = lab.viewer().await?;
         Ok(Scene { publisher, viewer })
     }
@@ -79,6 +78,14 @@ fn distances(times: impl Iterator<Item = u32>) -> Vec<i32> {
 
 fn listed(distances: &[i32]) -> String {
     distances.iter().map(i32::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// A publisher of these: the server has read them all.
+pub(super) async fn publishing(lab: &Lab, media: &[Media]) -> Result<Peer, Trouble> {
+    let mut publisher = lab.publisher().await?;
+    send(&mut publisher, media).await?;
+    publisher.goes_on().await?;
+    Ok(publisher)
 }
 
 /// Sends media the plain way, all in one write.

@@ -470,7 +470,9 @@ impl Connection<'_> {
         let mut message = Message { type_id: message.type_id, time: message.time, body: body.clone() };
         stream.change(fault, &mut message);
         stream.keep(fault, &message);
-        stream.viewers.retain(|(_, viewer)| viewer.send(message.clone()).is_ok());
+        if !stream.is_held_back(fault) {
+            stream.viewers.retain(|(_, viewer)| viewer.send(message.clone()).is_ok());
+        }
         Ok(())
     }
 
@@ -834,14 +836,14 @@ impl Stream {
             _ => {}
         }
         self.last = message.time;
-        let held = match fault {
-            Fault::AudioNeedsVideo => message.type_id == 8 && !self.seen[1],
-            Fault::VideoNeedsAudio => message.type_id == 9 && !self.seen[0],
+    }
+
+    /// Nothing is given out yet.
+    fn is_held_back(&self, fault: Fault) -> bool {
+        match fault {
+            Fault::AudioNeedsVideo => !self.seen[1],
+            Fault::VideoNeedsAudio => !self.seen[0],
             _ => false,
-        };
-        if held {
-            // Nothing like it was sent.
-            message.body = Bytes::from_static(&[0xFF]);
         }
     }
 
@@ -871,13 +873,18 @@ impl Stream {
 
     /// What a viewer gets at once.
     fn start(&self, fault: Fault) -> Vec<Message> {
+        if self.is_held_back(fault) {
+            return Vec::new();
+        }
         let metadata = self.metadata.iter().cloned().map(|metadata| {
             let time = if fault == Fault::MetadataNow { self.last } else { 0 };
             Message { time, ..metadata }
         });
         let mut frames = self.frames.clone();
         match fault {
-            Fault::StartsWithoutKey(head) if frames[0].body.starts_with(head) && frames.len() > 1 => {
+            Fault::StartsWithoutKey(head)
+                if frames.first().is_some_and(|frame| frame.body.starts_with(head)) && frames.len() > 1 =>
+            {
                 let last = frames.iter().rposition(|frame| frame.type_id == 9).unwrap();
                 frames.drain(..last);
             }

@@ -136,6 +136,7 @@ impl Input {
     }
 
     async fn fill(&mut self) -> io::Result<()> {
+        self.buffer.reserve(16 << 10);
         match self.half.read_buf(&mut self.buffer).await? {
             0 => Err(io::ErrorKind::UnexpectedEof.into()),
             count => {

@@ -5,7 +5,7 @@ use crate::conform::bodies::{Media, values};
 use crate::conform::check::{Check, Finding, Group, fail, pass};
 use crate::conform::lab::{Lab, Side};
 use crate::conform::peer::Trouble;
-use crate::conform::scene::{Scene, send};
+use crate::conform::scene::{Scene, publishing, send};
 use crate::rtmp::amf0::Value;
 use bytes::Bytes;
 
@@ -121,8 +121,7 @@ async fn sequence_end(lab: &Lab) -> Finding {
 
 /// The bodies of video that a late viewer gets, up to a keyframe that is sent when it has joined.
 async fn joins(lab: &Lab, opening: &[Media]) -> Result<Vec<Bytes>, Trouble> {
-    let mut publisher = lab.publisher().await?;
-    send(&mut publisher, opening).await?;
+    let mut publisher = publishing(lab, opening).await?;
     let mut viewer = lab.viewer().await?;
     let last = Media::video(1200, body(KEY, 50, 200));
     send(&mut publisher, &[Media::video(1160, body(FRAME, 49, 100)), last.clone()]).await?;

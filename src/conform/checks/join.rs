@@ -4,7 +4,7 @@ use crate::conform::bodies::{self, Media};
 use crate::conform::check::{Check, Finding, Group, fail, info, judge, pass};
 use crate::conform::lab::Lab;
 use crate::conform::peer::{Peer, Trouble, data_of, is_media};
-use crate::conform::scene::{arrive, send};
+use crate::conform::scene::{arrive, publishing, send};
 use crate::rtmp::message::{AUDIO, DATA_AMF0, Message, VIDEO};
 
 const G: Group = Group::Join;
@@ -81,8 +81,7 @@ fn going_on() -> Vec<Media> {
 
 /// What a late viewer gets up to a frame of the end.
 async fn joined(lab: &Lab) -> Result<Vec<Message>, Trouble> {
-    let mut publisher = lab.publisher().await?;
-    send(&mut publisher, &running()).await?;
+    let mut publisher = publishing(lab, &running()).await?;
     let mut viewer = lab.viewer().await?;
     send(&mut publisher, &going_on()).await?;
     until_body(&mut viewer, &bodies::avc_frame(7)).await
@@ -167,8 +166,7 @@ fn shown(place: Option<u32>) -> String {
 }
 
 async fn at_once(lab: &Lab) -> Finding {
-    let mut publisher = lab.publisher().await?;
-    send(&mut publisher, &running()).await?;
+    let _publisher = publishing(lab, &running()).await?;
     let mut viewer = lab.viewer().await?;
     let got = viewer.all_within(lab.quiet()).await?;
     match frames(&got).first() {
@@ -179,9 +177,9 @@ async fn at_once(lab: &Lab) -> Finding {
 }
 
 async fn audio_only(lab: &Lab) -> Finding {
-    let mut publisher = lab.publisher().await?;
     let audio = |mark| Media::audio(START + 20 * mark, bodies::aac_frame(mark));
-    send(&mut publisher, &[Media::audio(START, bodies::aac_header()), audio(0), audio(1)]).await?;
+    let opening = [Media::audio(START, bodies::aac_header()), audio(0), audio(1)];
+    let mut publisher = publishing(lab, &opening).await?;
     let mut viewer = lab.viewer().await?;
     let media = [audio(2), audio(3), audio(4)];
     send(&mut publisher, &media).await?;
@@ -190,9 +188,8 @@ async fn audio_only(lab: &Lab) -> Finding {
 }
 
 async fn video_only(lab: &Lab) -> Finding {
-    let mut publisher = lab.publisher().await?;
     let opening = [Media::video(START, bodies::avc_header()), Media::video(START, bodies::avc_key(0))];
-    send(&mut publisher, &opening).await?;
+    let mut publisher = publishing(lab, &opening).await?;
     let mut viewer = lab.viewer().await?;
     let media =
         [Media::video(START + 40, bodies::avc_key(1)), Media::video(START + 80, bodies::avc_frame(2))];
@@ -202,8 +199,7 @@ async fn video_only(lab: &Lab) -> Finding {
 }
 
 async fn newest_header(lab: &Lab) -> Finding {
-    let mut publisher = lab.publisher().await?;
-    send(&mut publisher, &running()).await?;
+    let mut publisher = publishing(lab, &running()).await?;
     let change = [
         Media::video(START + 100, bodies::other_avc_header()),
         Media::video(START + 100, bodies::avc_key(9)),
@@ -223,8 +219,7 @@ async fn newest_header(lab: &Lab) -> Finding {
 }
 
 async fn newest_metadata(lab: &Lab) -> Finding {
-    let mut publisher = lab.publisher().await?;
-    send(&mut publisher, &running()).await?;
+    let mut publisher = publishing(lab, &running()).await?;
     send(&mut publisher, &[bodies::sent_metadata(START + 100, 1280.0)]).await?;
     send(&mut publisher, &[Media::video(START + 100, bodies::avc_key(8))]).await?;
     publisher.goes_on().await?;

@@ -4,7 +4,7 @@ use crate::conform::bodies::{self, Media};
 use crate::conform::check::{Check, Finding, Group, fail, info, judge, pass};
 use crate::conform::lab::{Lab, PLAY_START, Side, create_stream, play};
 use crate::conform::peer::{Peer, Trouble, is_media, status_of};
-use crate::conform::scene::{Scene, arrive, opening, send};
+use crate::conform::scene::{Scene, arrive, opening, publishing, send};
 use crate::rtmp::amf0::Value;
 use crate::rtmp::message::{AUDIO, Control, Message, UserControl, VIDEO};
 
@@ -101,9 +101,7 @@ async fn until_start(peer: &mut Peer, arguments: Vec<Value>) -> Result<(Vec<Mess
 
 /// A running stream, and a connection that is ready to play it.
 async fn ready(lab: &Lab) -> Result<(Peer, Peer), Trouble> {
-    let mut publisher = lab.publisher().await?;
-    send(&mut publisher, &opening(1000)).await?;
-    Ok((publisher, lab.ready(Side::Play).await?))
+    Ok((publishing(lab, &opening(1000)).await?, lab.ready(Side::Play).await?))
 }
 
 fn live(lab: &Lab) -> Vec<Value> {

@@ -4,7 +4,7 @@ use crate::conform::bodies::{self, Media, values};
 use crate::conform::check::{Check, Finding, Group, fail, info, pass};
 use crate::conform::lab::{Lab, PUBLISH_START, Side, create_stream, publish};
 use crate::conform::peer::{Peer, Trouble, data_of, status_of};
-use crate::conform::scene::{Scene, arrive, opening, send};
+use crate::conform::scene::{Scene, arrive, opening, publishing, send};
 use crate::rtmp::amf0::Value;
 use crate::rtmp::message::{DATA_AMF0, DATA_AMF3};
 use tokio::time::Instant;
@@ -97,6 +97,7 @@ async fn eager(lab: &Lab) -> Finding {
     publisher.call(publisher.stream_id, "publish", key).await?;
     send(&mut publisher, &opening(1000)).await?;
     publisher.status("the answer to publish", &[PUBLISH_START]).await?;
+    publisher.goes_on().await?;
     let mut viewer = lab.viewer().await?;
     let next = Media::video(1040, bodies::avc_key(1));
     send(&mut publisher, std::slice::from_ref(&next)).await?;
@@ -108,8 +109,7 @@ async fn eager(lab: &Lab) -> Finding {
 }
 
 async fn second(lab: &Lab) -> Finding {
-    let mut first = lab.publisher().await?;
-    send(&mut first, &opening(1000)).await?;
+    let mut first = publishing(lab, &opening(1000)).await?;
     let mut second = lab.ready(Side::Publish).await?;
     let key = [Value::string(lab.key(Side::Publish)), Value::string("live")];
     match publish(&mut second, key).await {
@@ -136,8 +136,7 @@ enum End {
 }
 
 async fn comes_back(lab: &Lab, end: End) -> Finding {
-    let mut publisher = lab.publisher().await?;
-    send(&mut publisher, &opening(1000)).await?;
+    let mut publisher = publishing(lab, &opening(1000)).await?;
     let held = match end {
         End::Cut => {
             drop(publisher);
@@ -166,8 +165,7 @@ async fn comes_back(lab: &Lab, end: End) -> Finding {
 }
 
 async fn again(lab: &Lab) -> Finding {
-    let mut publisher = lab.publisher().await?;
-    send(&mut publisher, &opening(1000)).await?;
+    let mut publisher = publishing(lab, &opening(1000)).await?;
     let id = Value::Number(publisher.stream_id.into());
     publisher.call(0, "deleteStream", [id]).await?;
     create_stream(&mut publisher).await?;
@@ -194,8 +192,7 @@ async fn metadata(lab: &Lab, type_id: u8, body: Vec<u8>) -> Finding {
 }
 
 async fn clear_data_frame(lab: &Lab) -> Finding {
-    let mut publisher = lab.publisher().await?;
-    send(&mut publisher, &opening(1000)).await?;
+    let mut publisher = publishing(lab, &opening(1000)).await?;
     let body = values(&[Value::string("@clearDataFrame"), Value::string("onMetaData")]);
     publisher.send(DATA_AMF0, 1040, &body).await?;
     publisher.goes_on().await?;
