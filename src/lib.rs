@@ -4,7 +4,7 @@
 //!
 //! | floor | modules | what they know |
 //! |---|---|---|
-//! | 4 | `cli`, `config`, `node`, `demo` | how the parts are put together |
+//! | 4 | `cli`, `config`, `node`, `demo`, `conform` | how the parts are put together |
 //! | 3 | `steps`, `web` | the workflow engine; HTTP servers |
 //! | 2 | `net`, `ffmpeg`, `client` | sockets, processes, the reactor's API from a node's side |
 //! | 1 | `relay`, `registry`, `published`, `observed`, `auth` | one publisher and many viewers; who owns a stream name; what is published here; what nodes said of streams; who may publish and play |
@@ -18,6 +18,7 @@ pub mod budget;
 pub mod cli;
 pub mod client;
 pub mod config;
+pub mod conform;
 pub mod demo;
 pub mod drain;
 pub mod ffmpeg;

@@ -14,7 +14,7 @@ const FLOORS: [(u8, &[&str]); 5] = [
     (1, &["relay", "registry", "published", "observed", "auth"]),
     (2, &["net", "ffmpeg", "client"]),
     (3, &["steps", "web"]),
-    (TOP, &["cli", "config", "node", "demo"]),
+    (TOP, &["cli", "config", "node", "demo", "conform"]),
 ];
 const TOP: u8 = 4;
 

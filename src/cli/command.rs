@@ -1,5 +1,6 @@
 //! What `lb` does besides running a node: short commands that print something and end.
 
+use super::conform::ConformArgs;
 use super::duration;
 use super::failed::Failed;
 use super::operate::{DrainArgs, ExplainArgs, HealthArgs, KickArgs, ListArgs, TopArgs};
@@ -33,6 +34,8 @@ pub enum Command {
     Drain(DrainArgs),
     /// Send the publisher of a stream away; an encoder that reconnects is let in again
     Kick(KickArgs),
+    /// Check whether an RTMP server, lb or any other, does what encoders and players need of it
+    Conform(ConformArgs),
     /// Write completions for a shell
     Completions {
         /// The shell
@@ -105,6 +108,7 @@ impl Command {
             Command::Top(args) => args.top(),
             Command::Explain(args) => args.explain(),
             Command::Drain(args) => args.drain(),
+            Command::Conform(args) => args.run(),
             Command::Completions { shell } => Ok(written(|out| {
                 clap_complete::generate(*shell, &mut super::Args::command(), "lb", out);
             })),

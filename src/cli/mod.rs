@@ -5,6 +5,7 @@
 
 mod auth;
 mod command;
+mod conform;
 pub mod environment;
 mod explain;
 mod failed;

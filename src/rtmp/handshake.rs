@@ -158,7 +158,7 @@ fn skip(missing: &mut usize, input: &mut &[u8]) -> bool {
 
 /// Appends S1 and S2.
 fn answer(c1: &[u8], nonce: &Nonce, out: &mut BytesMut) {
-    let schema = [8, 772].into_iter().find_map(|base| {
+    let schema = SCHEMAS.into_iter().find_map(|base| {
         let (signed, digest) = split_digest(c1, base)?;
         (sign(PLAYER_NAME, &signed) == digest).then_some((base, digest))
     });
@@ -172,13 +172,7 @@ fn answer(c1: &[u8], nonce: &Nonce, out: &mut BytesMut) {
     s1.put_slice(&[0; 4]);
     s1.put_slice(&SERVER_VERSION);
     put_random(&mut s1, nonce, PART - 8);
-    if let Some((signed, _)) = split_digest(&s1, base) {
-        let digest = sign(SERVER_NAME, &signed);
-        let at = digest_offset(&s1, base);
-        if let Some(place) = s1.get_mut(at..at + DIGEST) {
-            place.copy_from_slice(&digest);
-        }
-    }
+    put_digest(&mut s1, base, SERVER_NAME);
     out.put_slice(&s1);
     let start = out.len();
     let other: Nonce = Sha256::digest(nonce).into();
@@ -199,6 +193,41 @@ fn split_digest(part: &[u8], base: usize) -> Option<(Vec<u8>, [u8; DIGEST])> {
     let (before, rest) = part.split_at_checked(digest_offset(part, base))?;
     let (digest, after) = rest.split_first_chunk()?;
     Some(([before, after].concat(), *digest))
+}
+
+/// Where the two schemas of the digest form have the four bytes that say where the digest lies.
+pub(crate) const SCHEMAS: [usize; 2] = [8, 772];
+
+/// A C1 with a digest, as Flash players send it: for those who look at servers.
+pub(crate) fn digest_c1(schema: usize, nonce: &Nonce) -> Vec<u8> {
+    let mut c1 = BytesMut::with_capacity(PART);
+    // The version of a player; any above 0 says that there is a digest.
+    c1.put_slice(&[0, 0, 0, 1, 128, 0, 7, 2]);
+    put_random(&mut c1, nonce, PART - 8);
+    put_digest(&mut c1, schema, PLAYER_NAME);
+    c1.into()
+}
+
+/// Whether an S1 carries a server's digest in this schema.
+pub(crate) fn is_signed(s1: &[u8], schema: usize) -> bool {
+    split_digest(s1, schema).is_some_and(|(signed, digest)| sign(SERVER_NAME, &signed) == digest)
+}
+
+/// Whether an S2 is signed for the digest of this C1.
+pub(crate) fn is_signed_for(s2: &[u8], c1: &[u8], schema: usize) -> bool {
+    let digests = split_digest(c1, schema).zip(s2.split_last_chunk::<DIGEST>());
+    digests.is_some_and(|((_, of_c1), (signed, of_s2))| {
+        sign(&sign(&[SERVER_NAME, &SECRET].concat(), &of_c1), signed) == *of_s2
+    })
+}
+
+fn put_digest(part: &mut [u8], schema: usize, name: &[u8]) {
+    if let Some((signed, _)) = split_digest(part, schema) {
+        let at = digest_offset(part, schema);
+        if let Some(place) = part.get_mut(at..at + DIGEST) {
+            place.copy_from_slice(&sign(name, &signed));
+        }
+    }
 }
 
 fn sign(key: &[u8], data: &[u8]) -> [u8; DIGEST] {
@@ -230,13 +259,7 @@ mod tests {
 
     /// C0 and C1 with a digest at `base`.
     fn digest_hello(base: usize) -> Vec<u8> {
-        let mut c1 = BytesMut::new();
-        c1.put_slice(&[0, 0, 0, 1, 128, 0, 7, 2]);
-        put_random(&mut c1, &[9; 32], PART - 8);
-        let (signed, _) = split_digest(&c1, base).unwrap();
-        let at = digest_offset(&c1, base);
-        c1[at..at + DIGEST].copy_from_slice(&sign(PLAYER_NAME, &signed));
-        [&[VERSION], &c1[..]].concat()
+        [&[VERSION], &digest_c1(base, &[9; 32])[..]].concat()
     }
 
     fn serve(hello: &[u8], piece: usize) -> (BytesMut, Vec<bool>) {
@@ -256,7 +279,7 @@ mod tests {
 
     #[test]
     fn the_digest_form_is_answered_in_the_clients_schema() {
-        for base in [8, 772] {
+        for base in SCHEMAS {
             let hello = digest_hello(base);
             let (out, _) = serve(&hello, hello.len());
             let (s1, s2) = out[1..].split_at(PART);

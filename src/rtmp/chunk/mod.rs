@@ -8,7 +8,7 @@ mod writer;
 mod written;
 
 pub use reader::Reader;
-pub use writer::{wire_len, write_message};
+pub use writer::{put_basic_header, wire_len, write_message};
 pub use written::{Written, moved, written};
 
 /// The chunk size of either direction until it is set (§5.4.1).

@@ -61,7 +61,8 @@ fn basic_header_len(chunk_stream_id: u32) -> usize {
     }
 }
 
-fn put_basic_header(out: &mut BytesMut, format: u8, chunk_stream_id: u32) {
+/// Appends a chunk's basic header (§5.3.1.1); `chunk_stream_id` is brought into 2 to 65,599.
+pub fn put_basic_header(out: &mut BytesMut, format: u8, chunk_stream_id: u32) {
     let id = chunk_stream_id.clamp(2, MAX_CHUNK_STREAM_ID);
     match id {
         0..64 => out.put_u8(format << 6 | id as u8),
