@@ -9,19 +9,15 @@ use common::lb::Lb;
 use common::process::{self, Peer};
 use common::publisher::{Media, Publisher};
 use common::viewer::Viewer;
-use common::{SOON, wait_for};
+use common::{SOON, free_port, wait_for};
 use std::io::Read;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 const PUBLISHERS: usize = 10;
 const VIEWERS: usize = 200;
-
-fn free_port() -> u16 {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
-}
 
 /// A node that is started again at the same ports.
 struct Node {

@@ -3,7 +3,7 @@
 
 use super::format::Format;
 use super::ring;
-use crate::media::{Content, Packet, PacketKind};
+use crate::media::{Codec, Content, Packet, PacketKind};
 use crate::rtmp::message::{AUDIO, VIDEO};
 use bytes::{Bytes, BytesMut};
 
@@ -34,6 +34,8 @@ pub struct Headers {
 struct Header {
     key: Key,
     source: u64,
+    /// Of the frames that it is for.
+    codec: Option<Codec>,
     packet: Packet,
 }
 
@@ -82,10 +84,11 @@ impl Headers {
             return Seen::Cleared;
         }
         if !packet.kind.is_header() {
+            self.see_frame(packet);
             return Seen::Frame;
         }
         let key = Key::of(packet);
-        let new = Header { key, source: self.source, packet: packet.clone() };
+        let new = Header { key, source: self.source, codec: packet.codec(), packet: packet.clone() };
         match self.list.binary_search_by_key(&key, |header| header.key) {
             Ok(at) => match self.list.get_mut(at) {
                 Some(old) if old.packet.body == packet.body => {
@@ -99,6 +102,26 @@ impl Headers {
                 }
             },
             Err(at) => self.insert(at, new),
+        }
+    }
+
+    /// Forgets what was said of a track that has another codec by now: not every codec has headers that would replace those of
+    /// the one before, and a pull does not learn that the publisher behind it is another one.
+    fn see_frame(&mut self, packet: &Packet) {
+        if !packet.kind.is_video_frame() && !packet.kind.is_audio_frame() {
+            return;
+        }
+        let (type_id, track) = (packet.type_id(), packet.track_id);
+        let of_track = |header: &Header| header.packet.type_id() == type_id && header.key.track == track;
+        if !self.list.iter().any(of_track) {
+            return;
+        }
+        let codec = packet.codec().filter(|codec| *codec != Codec::Unknown);
+        let wrong = |header: &Header| codec.is_some() && header.codec != codec;
+        if self.list.iter().any(|header| of_track(header) && wrong(header)) {
+            self.list.retain(|header| !of_track(header) || !wrong(header));
+            self.bytes = self.list.iter().map(|header| header.packet.body.len()).sum();
+            self.change();
         }
     }
 
@@ -249,6 +272,31 @@ mod tests {
             assert_eq!(headers.packets().count(), left, "{clear:?}");
             assert_eq!((headers.version() > version, headers.held() < held), (left == 1, left == 1));
         }
+    }
+
+    #[test]
+    fn headers_of_another_codec_than_the_frames_are_forgotten() {
+        let mut headers = Headers::default();
+        let (aac, avc) = (Packet::audio(0, Bytes::from_static(b"\xaf\0\x12\x10")), video(0x90, 9));
+        let channels = Packet::audio(0, Bytes::from_static(b"\x94Opus\x01\x02\0\0\0\x03"));
+        for header in [&aac, &avc] {
+            assert_eq!(headers.see(header), Seen::Changed);
+        }
+        let version = headers.version();
+        // AAC, the same video, an empty message, and another track.
+        let second = Packet::audio(0, Bytes::from_static(b"\x95\x01Opus\x01x"));
+        let empty = Packet::audio(0, Bytes::new());
+        for frame in [Packet::audio(0, Bytes::from_static(b"\xaf\x01x")), empty, video(0x91, 9), second] {
+            assert_eq!(headers.see(&frame), Seen::Frame);
+        }
+        assert_eq!((headers.packets().count(), headers.version()), (2, version));
+        // A-law has no header that would take the place of the one for AAC.
+        assert_eq!(headers.see(&Packet::audio(0, Bytes::from_static(b"\x72x"))), Seen::Frame);
+        assert_eq!(headers.packets().cloned().collect::<Vec<_>>(), [avc.clone()]);
+        assert!(headers.version() > version, "viewers that skipped get them again");
+        headers.see(&channels);
+        headers.see(&Packet::audio(0, Bytes::from_static(b"\x91ac-3x")));
+        assert_eq!((headers.packets().count(), headers.held()), (1, avc.body.len()));
     }
 
     #[test]

@@ -8,6 +8,7 @@
 // A test fails by panicking; Clippy's switch for tests does not reach helpers outside of `#[test]` functions.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
+pub mod cluster;
 pub mod endpoint;
 pub mod ffmpeg;
 pub mod host;
@@ -17,8 +18,10 @@ pub mod nginx;
 pub mod process;
 pub mod publisher;
 pub mod viewer;
+pub mod witness;
 
-use std::path::Path;
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// For things that take a moment on an idle machine, and longer on one with two busy cores.
@@ -33,6 +36,19 @@ pub fn root() -> &'static Path {
 #[track_caller]
 pub fn read(name: &str) -> String {
     std::fs::read_to_string(root().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+/// A tool that `scripts/setup test` puts beside what cargo builds.
+#[track_caller]
+pub fn tool(path: &str) -> PathBuf {
+    let tool = Path::new(env!("CARGO_TARGET_TMPDIR")).join("../tools").join(path);
+    assert!(tool.exists(), "{path} is not installed; `scripts/setup test` installs it");
+    tool
+}
+
+/// A port for a server that cannot be told to pick one and say which.
+pub fn free_port() -> u16 {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
 }
 
 /// Waits until `condition` holds, and panics with `what` if it does not within `deadline`.

@@ -149,7 +149,7 @@ pub fn session_members(leader: u32) -> Vec<(u32, String)> {
     members
 }
 
-/// A process that is killed when this is dropped.
+/// A process that is killed when this is dropped, with all that it started.
 pub struct Peer(Child);
 
 impl Peer {
@@ -162,10 +162,21 @@ impl Peer {
     pub fn is_running(&mut self) -> bool {
         self.0.try_wait().expect("a child can be waited for").is_none()
     }
+
+    /// Asks it to end, as ctrl-c does, and waits until it has; panics when that takes longer than `deadline`.
+    #[track_caller]
+    pub fn interrupt(mut self, deadline: Duration) -> ExitStatus {
+        signal(&self.0, libc::SIGINT);
+        wait_for_exit(&mut self.0, deadline).unwrap_or_else(|| panic!("still runs after {deadline:?}"))
+    }
 }
 
 impl Drop for Peer {
     fn drop(&mut self) {
+        if self.is_running() {
+            // SAFETY: kill has no memory effects; the process leads a group of its own and is not reaped yet.
+            unsafe { libc::kill(-self.0.id().cast_signed(), libc::SIGKILL) };
+        }
         self.0.kill().ok();
         self.0.wait().ok();
     }
