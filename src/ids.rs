@@ -2,7 +2,7 @@
 //!
 //! A stream name becomes part of the text of a workflow definition, of URLs and of log lines, so its alphabet is narrow. Whatever
 //! is a [`StreamName`] can stand in a log line, a metric's label and the path of an `rtmp://` location as it is, for RTMP knows no percent-encoding. In
-//! the path of an `http://` URL it is percent-encoded, and in the text of a workflow written as [`crate::api::word`] says.
+//! the path of an `http://` URL it is percent-encoded, and in the text of a workflow written as `api/word.rs` says.
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -34,14 +34,14 @@ pub enum StreamNameError {
         "the stream name has a character at position {0} that is not one of A-Z a-z 0-9 . _ : , / ~ + = @ % -"
     )]
     Character(usize),
-    /// `a//b`, `/a`, `a/` or `a/../b`.
-    #[error("the stream name has an empty or '..' path element")]
+    /// `a//b`, `/a`, `a/`, `a/./b` or `a/../b`: whoever reads a URL would make another name of it.
+    #[error("the stream name has an empty, '.' or '..' path element")]
     PathElement,
 }
 
 /// A stream's name: the RTMP stream key without its query part.
 ///
-/// 1 to 255 characters of `[A-Za-z0-9._:,/~+=@%-]`, with no empty and no `..` path element. Cheap to clone.
+/// 1 to 255 characters of `[A-Za-z0-9._:,/~+=@%-]`, with no empty, `.` or `..` path element. Cheap to clone.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct StreamName(Arc<str>);
@@ -62,7 +62,7 @@ impl StreamName {
         if let Some(position) = text.chars().position(|c| !allowed(c)) {
             return Err(StreamNameError::Character(position + 1));
         }
-        if text.split('/').any(|element| element.is_empty() || element == "..") {
+        if text.split('/').any(|element| element.is_empty() || element == "." || element == "..") {
             return Err(StreamNameError::PathElement);
         }
         Ok(StreamName(text.into()))
@@ -71,11 +71,6 @@ impl StreamName {
     /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0
-    }
-
-    /// Whether it stands as it is in the text of a workflow definition, so that plain mmids nodes can read it too.
-    pub fn is_plain_word(&self) -> bool {
-        self.0.chars().all(crate::api::word::is_plain)
     }
 }
 
@@ -506,7 +501,7 @@ mod tests {
         ] {
             assert_eq!(StreamName::parse(bad), Err(StreamNameError::Character(position)), "{bad:?}");
         }
-        for bad in ["/", "/a", "a/", "a//b", "..", "a/../b"] {
+        for bad in ["/", "/a", "a/", "a//b", ".", "a/./b", "..", "a/../b"] {
             assert_eq!(StreamName::parse(bad), Err(StreamNameError::PathElement), "{bad:?}");
         }
     }

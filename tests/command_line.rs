@@ -134,6 +134,34 @@ fn a_wrong_configuration_is_named_by_file_and_line_and_exits_with_2() {
 }
 
 #[test]
+fn a_template_opens_no_port() {
+    let template = |step: &str| {
+        config(&format!(
+            "workflow w_{{stream_name}} {{\n    {{pull}} location=rtmp://{{ip_address}}/a/x stream_name=x\n    {step}\n}}\n"
+        ))
+    };
+    let check = |file: &NamedTempFile| {
+        let file = file.path().to_str().unwrap().to_owned();
+        ["--role", "reactor", "--check", "--watcher-template"]
+            .map(str::to_owned)
+            .into_iter()
+            .chain([file])
+            .collect()
+    };
+    for wrong in ["rtmp_watch rtmp_app=a stream_key=* port=1940", "rtmp_watch rtmp_app=a stream_key=* rtmps"]
+    {
+        let file = template(wrong);
+        let args: Vec<String> = check(&file);
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        assert_usage_error(&args, &["--watcher-template", "an answer opens no port"]);
+    }
+    let file = template("rtmp_watch rtmp_app=a stream_key=*");
+    let args: Vec<String> = check(&file);
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    assert_eq!(lb::run(&args).code, Some(0));
+}
+
+#[test]
 fn check_looks_at_everything_and_starts_nothing() {
     let taken = TcpListener::bind("[::]:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
@@ -235,6 +263,7 @@ fn a_configuration_of_mmids_starts_and_what_differs_is_said_in_a_line_each() {
     assert!(running.log().contains(&beaten), "{}", running.log());
     let publisher = Publisher::start(running.rtmp(), "receive", "x", Media::default());
     publisher.wait_for_keyframe();
+    running.wait_for_metric("lb_streams", 1.0, SOON);
     common::viewer::Viewer::start(running.rtmp(), "watch", "x").wait_for_keyframe(1, SOON);
     // Without a flag the settings count: that port, and that ffmpeg.
     let without =

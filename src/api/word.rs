@@ -14,6 +14,11 @@ pub fn is_plain(c: char) -> bool {
     c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '/' | '*' | '.' | ':' | ',')
 }
 
+/// Whether a word needs no escape, so that plain mmids nodes can read it too.
+pub fn is_plain_word(word: &str) -> bool {
+    word.chars().all(is_plain)
+}
+
 /// Writes a word, with escapes for what cannot stand in it.
 pub fn write(word: &str, out: &mut String) {
     for c in word.chars() {

@@ -63,15 +63,21 @@ impl KeyFile {
     }
 }
 
-/// Takes a line apart. Key and name may both hold the sign and no space, so it is the one beside a space that counts; where there is
-/// none, the last one, and the name holds none.
+/// Takes a line apart. Key and name may both hold the sign and no space, so it is the one between two spaces that counts, or else
+/// beside one, at which a key may still end in the sign; where there is none, the last one, and the name holds none.
 fn pair(line: &str) -> Option<(&str, &str)> {
-    let beside_a_space = |at: &usize| {
-        let (before, after) = line.split_at_checked(*at).unwrap_or_default();
-        before.ends_with(char::is_whitespace)
-            || after.get(1..).is_some_and(|rest| rest.starts_with(char::is_whitespace))
+    let begins = |text: Option<&str>| text.is_some_and(|text| text.starts_with(char::is_whitespace));
+    let signs = || {
+        line.match_indices('=').map(|(at, _)| {
+            let before = line.get(..at).is_some_and(|text| text.ends_with(char::is_whitespace));
+            (at, before, begins(line.get(at + 1..)))
+        })
     };
-    let at = line.match_indices('=').map(|(at, _)| at).find(beside_a_space).or_else(|| line.rfind('='))?;
+    let at = signs()
+        .find(|(_, before, after)| *before && *after)
+        .or_else(|| signs().find(|(_, before, _)| *before))
+        .or_else(|| signs().filter(|(.., after)| *after).last())
+        .map_or_else(|| line.rfind('='), |(at, ..)| Some(at))?;
     let (key, name) = line.split_at_checked(at)?;
     Some((key, name.strip_prefix('=')?))
 }
@@ -138,6 +144,7 @@ mod tests {
             ("c2VjcmV0== = a=b==", "c2VjcmV0==", "a=b=="),
             ("c2VjcmV0=\ta=b", "c2VjcmV0", "a=b"),
             ("c2VjcmV0 =a=b", "c2VjcmV0", "a=b"),
+            ("c2VjcmV0== a", "c2VjcmV0=", "a"),
         ] {
             assert_eq!(pair(line).map(|(key, name)| (key.trim(), name.trim())), Some((key, name)), "{line}");
         }

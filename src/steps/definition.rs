@@ -410,8 +410,7 @@ mod tests {
     #[test]
     fn a_workflow_may_be_called_by_whatever_a_stream_is() {
         let config =
-            read("  workflow\tingest_~a=b=+@% routed_by_reactor {\n step x=1=2\n}\nworkflow x {\n}\n")
-                .unwrap();
+            read("workflow\tingest_~a=b=+@% routed_by_reactor {\n step x=1=2\n}\nworkflow x {\n}\n").unwrap();
         let workflow = &config.workflows[0].definition;
         assert_eq!((workflow.name.as_str(), workflow.routed_by_reactor), ("ingest_~a=b=+@%", true));
         assert_eq!(workflow.steps[0].parameters["x"].as_deref(), Some("1=2"));

@@ -123,7 +123,7 @@ impl Template {
     }
 
     /// The reply for a stream that can be pulled from an origin; `native` if the node has the step `rtmp_pull`. What the words of a
-    /// definition cannot hold of the name is written as escapes, which plain mmids nodes cannot read: see [`StreamName::is_plain_word`].
+    /// definition cannot hold of the name is written as escapes, which plain mmids nodes cannot read: see [`word::is_plain_word`].
     pub fn render(&self, name: &StreamName, origin: &Origin, native: bool) -> String {
         let (scheme, origin) = (if origin.is_tls() { "rtmps://" } else { SCHEME }, origin.authority());
         let pull = if native { "rtmp_pull" } else { "ffmpeg_pull" };
