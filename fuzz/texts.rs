@@ -108,7 +108,7 @@ pub fn proxied(data: &[u8]) {
 
 /// What a player over HTTP sends: the head of its request, or frames of its WebSocket.
 pub fn player(data: &[u8]) {
-    use lb::net::flv::{request, websocket};
+    use lb::net::http::{request, websocket};
     let (steer, data) = steer(data);
     if steer % 2 == 0 {
         let whole = request::read(data);

@@ -12,7 +12,7 @@ use common::viewer::Viewer;
 use common::{SOON, endpoint, http, wait_for};
 use lb::api::{WatcherLookup, word};
 use lb::ids::{Origin, StreamName};
-use lb::net::flv::request::{self, Request};
+use lb::net::http::request::{self, Request};
 use lb::net::location::Location;
 use lb::rtmp::Limits;
 use lb::rtmp::session::{Client, Event, Server, Target};

@@ -6,7 +6,7 @@ use super::publish::Publishing;
 use super::rate::Rate;
 use super::server::{Entrance, Negotiating, Protocol, Server};
 use super::transport::Transport;
-use super::{flv, play, publish};
+use super::{http, play, publish};
 use crate::auth::{Action, Request};
 use crate::ids::SessionId;
 use crate::rtmp::session::{self, Event, Server as Session};
@@ -40,7 +40,7 @@ pub(super) async fn serve(
     };
     let (outcome, transport) = match entrance.protocol {
         // Boxed, as it would take its room in the tasks of all others.
-        Protocol::Http => Box::pin(flv::serve(server, transport, peer, entrance.port, id)).await,
+        Protocol::Http => Box::pin(http::serve(server, transport, peer, entrance.port, id)).await,
         Protocol::Rtmp => rtmp(server, transport, peer, entrance.port, id).await,
     };
     if matches!(outcome, Err(Error::Flooded)) {

@@ -1,8 +1,8 @@
 //! What all connections of a node share, and the limits that hold for all of them together.
 
 use super::addresses::Addresses;
-use super::flv::hls::Audience;
 use super::hls::HlsOutputs;
+use super::http::hls::Audience;
 use super::peers::Peers;
 use super::routes::Routes;
 use crate::auth::{Gate, PullKey};

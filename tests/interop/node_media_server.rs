@@ -1,4 +1,4 @@
-//! node-media-server: between an encoder and lb, between lb and a player, and as an origin of lb.
+//! node-media-server: between an encoder and lb, between lb and a player, as an origin of lb, and as a target.
 
 use crate::common::cluster::Cluster;
 use crate::common::ffmpeg::{self, Clip};
@@ -51,6 +51,11 @@ pub fn is_pulled_from() {
     let server = Server::start("", "");
     let _publisher = ffmpeg::publish(Clip::Alpha, &server.url());
     run::is_pulled_from(&server.url());
+}
+
+/// lb pushes to it what an encoder publishes to lb.
+pub fn is_pushed_to() {
+    run::is_pushed_to(&Server::start("", "").url());
 }
 
 /// It pulls from a playback node, and passes on frames. It listens for media only some time after it read that playing

@@ -202,7 +202,7 @@ peers! {
         plays: No,
         is_pulled: Works(nginx::is_pulled_from),
         pulls: Works(nginx::pulls),
-        is_pushed_to: No,
+        is_pushed_to: Works(nginx::is_pushed_to),
         seen: "The same bytes. It publishes with `push` and pulls with `pull`.",
     },
     node_media_server: Peer {
@@ -213,8 +213,8 @@ peers! {
         plays: No,
         is_pulled: Works(node_media_server::is_pulled_from),
         pulls: But("frames without headers", node_media_server::pulls),
-        is_pushed_to: No,
-        seen: "The same bytes, with `push` and as an origin. Its `pull` drops media that is read together with the answer to `play`: from lb \
+        is_pushed_to: Works(node_media_server::is_pushed_to),
+        seen: "The same bytes, with `push`, as an origin and as a target. Its `pull` drops media that is read together with the answer to `play`: from lb \
                that is all headers, and its players wait for the next publish.",
     },
 }

@@ -117,6 +117,20 @@ pub fn is_pulled_from(location: &str) {
     ffmpeg::record(&node.rtmp_url("live", NAME), SECONDS).assert_shows(Clip::Alpha, SECONDS);
 }
 
+/// Has an lb node push what is published to it by the step `rtmp_push`, and checks what the target serves.
+#[track_caller]
+pub fn is_pushed_to(target: &str) {
+    let mut config = tempfile::NamedTempFile::new().unwrap();
+    let text = format!(
+        "workflow pushed {{\n    rtmp_receive rtmp_app=ingest stream_key=*\n    rtmp_push target={target}\n}}\n"
+    );
+    config.write_all(text.as_bytes()).unwrap();
+    let node = Lb::start(&["--role", "ingest", "--config", config.path().to_str().unwrap()]);
+    let _publisher = ffmpeg::publish(Clip::Alpha, &node.rtmp_url("ingest", NAME));
+    node.wait_for_metric("lb_publishers", 1.0, SOON);
+    serves(target);
+}
+
 /// Has a server pull from the cluster or take what is published to it, and plays what it serves.
 #[track_caller]
 pub fn serves(location: &str) {

@@ -1,8 +1,8 @@
 //! A connection that plays over HTTP: `GET /APP/NAME.flv` is answered with the stream as FLV (HTTP-FLV), or as FLV in the messages of a
-//! WebSocket if the player asks for one.
+//! WebSocket if the player asks for one; `GET /APP/NAME.m3u8`, and what that names, with files of HLS.
 //!
-//! The stream comes from the same ring, on demand and by the same rules as over RTMP, so this knows no more of HTTP than one request: the
-//! socket is the relay's from then on. A connection plays one stream and ends with it.
+//! The stream comes from the same ring, on demand and by the same rules as over RTMP, so this knows little of HTTP: after a request for a
+//! stream the socket is the relay's. A connection plays one stream and ends with it, or asks for one file after another.
 
 pub(super) mod hls;
 pub mod request;
