@@ -30,7 +30,7 @@ async fn a_late_viewer_gets_metadata_headers_and_the_newest_keyframe_in_one_writ
 #[tokio::test(start_paused = true)]
 async fn a_late_viewer_gets_the_colours_and_the_order_of_channels() {
     let (world, source) = World::live(|_| {});
-    let colours = Packet::video(0, Bytes::from_static(b"\x94hvc1\x02\0\x09colorInfo"));
+    let colours = Packet::video(0, Bytes::from_static(b"\x94avc1\x02\0\x09colorInfo"));
     let channels = Packet::audio(0, Bytes::from_static(b"\x94Opus\x01\x02\0\0\0\x03"));
     source.push(&[video_header("h"), colours.clone(), channels.clone(), key(0, "1"), video(40, "2")]);
     source.push(&[key(80, "3")]);
