@@ -76,7 +76,7 @@ fn pair(line: &str) -> Option<(&str, &str)> {
     let at = signs()
         .find(|(_, before, after)| *before && *after)
         .or_else(|| signs().find(|(_, before, _)| *before))
-        .or_else(|| signs().filter(|(.., after)| *after).last())
+        .or_else(|| signs().rfind(|(.., after)| *after))
         .map_or_else(|| line.rfind('='), |(at, ..)| Some(at))?;
     let (key, name) = line.split_at_checked(at)?;
     Some((key, name.strip_prefix('=')?))

@@ -1,9 +1,9 @@
 //! The `settings` block of a configuration file, as mmids has it: what it sets here, and what stands in the place of the rest. A flag or
 //! variable that is given counts more than a setting.
 
-use super::{ConfigError, Error};
 use crate::cli::Args;
 use crate::net::certificate::Password;
+use crate::steps::ConfigError;
 use crate::steps::definition::Setting;
 use std::path::PathBuf;
 
@@ -17,7 +17,7 @@ pub(super) type OfFile = (String, Vec<Setting>);
 /// Puts settings in the place of flags that were not given. Says in one line each what is not taken and why.
 ///
 /// Errors: a setting that is not known, or has no value that can be.
-pub(super) fn apply(args: &mut Args, files: &[OfFile]) -> Result<Vec<String>, Error> {
+pub(super) fn apply(args: &mut Args, files: &[OfFile]) -> Result<Vec<String>, ConfigError> {
     let mut notes = Vec::new();
     // The password is for the certificate of the same file.
     let own_certificate = args.transport.tls_cert.is_none();
