@@ -98,6 +98,7 @@ fn documents_lead_to_files_that_are_there() {
         "docs/ARCHITECTURE.md",
         "docs/TROUBLESHOOTING.md",
         "docs/DEPLOYING.md",
+        "docs/INTEROP.md",
     ];
     for document in documents {
         let path = root().join(document);

@@ -3,7 +3,6 @@
 use crate::rtmp::amf0::{self, Value};
 use crate::rtmp::message::{AUDIO, DATA_AMF0, VIDEO};
 use bytes::{BufMut, Bytes, BytesMut};
-use sha2::{Digest, Sha256};
 
 /// A media message to send, or one that is expected.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -119,15 +118,13 @@ fn coded(head: &[u8], unit: u8, mark: u32, length: usize) -> Bytes {
 
 /// Bytes that differ for each mark and have no pattern that a parser could take for something.
 pub(super) fn noise(mark: u32, length: usize) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(length + 32);
-    for block in 0u32.. {
-        if bytes.len() >= length {
-            break;
-        }
-        let hash = Sha256::new().chain_update(mark.to_be_bytes()).chain_update(block.to_be_bytes());
-        // No zero bytes: three of them in a row would begin a unit of their own.
-        bytes.extend(hash.finalize().iter().map(|byte| byte | 1));
-    }
-    bytes.truncate(length);
-    bytes
+    // Xorshift, whose state is never zero. No zero bytes: three of them in a row would begin a unit of their own.
+    let mut state = mark.wrapping_mul(0x9E37_79B9) | 1;
+    let bytes = std::iter::repeat_with(|| {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        (state >> 8) as u8 | 1
+    });
+    bytes.take(length).collect()
 }

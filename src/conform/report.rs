@@ -13,7 +13,7 @@ pub enum Form {
     Colours,
     /// One JSON document.
     Json,
-    /// A table for a document. Figures that change from run to run are left out.
+    /// A table for a document.
     Markdown,
 }
 
@@ -74,7 +74,6 @@ impl Report {
             writeln!(text, "| check | expected | by | verdict | seen |\n|---|---|---|---|---|")?;
         }
         let Check { expected, source, .. } = row.check;
-        // Numbers of this run: times and counts of bytes.
         let seen = row.seen.text.replace('|', "\\|");
         let verdict = match row.seen.verdict {
             Verdict::Fail => "**fail**",

@@ -232,10 +232,10 @@ const FAULTS: &[(Fault, Meant)] = &[
 ];
 
 /// Servers that are looked at side by side; most of the time is waiting.
-const SIDE_BY_SIDE: usize = 12;
+const SIDE_BY_SIDE: usize = 8;
 
 /// Long enough for two busy cores: a row that is meant to fail may take as long.
-const TIMEOUT: Duration = Duration::from_secs(6);
+const TIMEOUT: Duration = Duration::from_secs(10);
 const QUIET: Duration = Duration::from_millis(150);
 
 /// The checks that are run unasked.

@@ -510,7 +510,7 @@ impl Connection<'_> {
             _ if self.shared.has(Fault::NoOtherData) => return Ok(()),
             _ => {}
         }
-        if self.shared.has(Fault::DataMovesClock) && message.time + 1000 < stream.last {
+        if self.shared.has(Fault::DataMovesClock) && message.time.saturating_add(1000) < stream.last {
             stream.moved += 5000;
         }
         let is_metadata = first == "@setDataFrame" || first == "onMetaData";
@@ -582,7 +582,7 @@ impl Connection<'_> {
             "seek" => Ok(()),
             _ => {
                 self.calls += 1;
-                if self.calls > 5000 {
+                if self.calls > 1000 {
                     self.shared.crash_if(Attack::ManyCalls)?;
                 }
                 if command.transaction == 0.0 && !self.has(Fault::AnswersEverything) {
