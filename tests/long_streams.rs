@@ -7,7 +7,7 @@ mod common;
 
 use common::endpoint::{self, Mark};
 use common::lb::Lb;
-use common::viewer::{Kind, Viewer};
+use common::viewer::{Kind, Seen, Viewer};
 use common::{SOON, wait_for};
 use lb::rtmp::session::{Client, ClientEvent};
 use lb::rtmp::{Limits, Message};
@@ -94,6 +94,15 @@ fn moments(around: &[u64]) -> Vec<u64> {
     moments
 }
 
+const PICTURES: [Kind; 2] = [Kind::Keyframe, Kind::Inter];
+const SOUND: [Kind; 1] = [Kind::Audio];
+
+/// The numbers and times of what came of these kinds.
+fn of_kind(seen: &Seen, kinds: &[Kind]) -> Vec<(u32, u32)> {
+    let of_kind = seen.arrivals.iter().filter(|arrival| kinds.contains(&arrival.kind));
+    of_kind.filter_map(|arrival| Some((arrival.mark?.number, arrival.timestamp))).collect()
+}
+
 /// Plays a stream of these moments, and compares the viewer's times with them.
 fn relayed(name: &str, moments: &[u64]) {
     let ingest = Lb::start(&["--role", "ingest,reactor", "--heartbeat", "1s"]);
@@ -108,20 +117,14 @@ fn relayed(name: &str, moments: &[u64]) {
         // One after the other, so that nothing is skipped and a leap is no burst.
         wait_for("the picture", SOON, || {
             let seen = viewer.seen();
-            let of = |kind: &[Kind]| seen.arrivals.iter().filter(|a| kind.contains(&a.kind)).count();
             assert!(seen.ended.is_none(), "{:?}", seen.ended);
-            of(&[Kind::Keyframe, Kind::Inter]) > index && of(&[Kind::Audio]) >= index
+            of_kind(&seen, &PICTURES).len() > index && of_kind(&seen, &SOUND).len() >= index
         });
     }
+    wait_for("the last sound", SOON, || of_kind(&viewer.seen(), &SOUND).len() == moments.len());
     let wanted: Vec<(u32, u32)> = (0..).zip(moments.iter().map(|time| *time as u32)).collect();
-    let seen = viewer.seen();
-    for kinds in [&[Kind::Keyframe, Kind::Inter][..], &[Kind::Audio]] {
-        let of_kind = seen.arrivals.iter().filter(|arrival| kinds.contains(&arrival.kind));
-        let got: Vec<(u32, u32)> = of_kind.filter_map(|a| Some((a.mark?.number, a.timestamp))).collect();
-        assert_eq!(got, wanted[wanted.len() - got.len()..], "{name}: {kinds:?}");
-        assert!(wanted.len() - got.len() <= 1, "{name}: {kinds:?} of the beginning are missing");
-    }
-    drop(seen);
+    assert_eq!(of_kind(&viewer.seen(), &PICTURES), wanted, "{name}");
+    assert_eq!(of_kind(&viewer.seen(), &SOUND), wanted, "{name}");
 
     // One that comes now begins with the newest keyframe, at its time; its headers say the same.
     let late = Viewer::start(playback.rtmp(), "live", name);
