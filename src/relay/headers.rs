@@ -292,7 +292,7 @@ mod tests {
         assert_eq!((headers.packets().count(), headers.version()), (2, version));
         // A-law has no header that would take the place of the one for AAC.
         assert_eq!(headers.see(&Packet::audio(0, Bytes::from_static(b"\x72x"))), Seen::Frame);
-        assert_eq!(headers.packets().cloned().collect::<Vec<_>>(), [avc.clone()]);
+        assert_eq!(headers.packets().collect::<Vec<_>>(), [&avc]);
         assert!(headers.version() > version, "viewers that skipped get them again");
         headers.see(&channels);
         headers.see(&Packet::audio(0, Bytes::from_static(b"\x91ac-3x")));
