@@ -12,6 +12,7 @@
 //! | [`Events`] | changes of ownership, as they happen |
 //! | [`Reporter`] | how streams are doing, for people |
 //! | [`Operator`] | what an operator's commands ask |
+//! | [`successors`] | where a node's peers may go on when it drains |
 //!
 //! It deliberately does not know workflows, RTMP or what a node does with an answer.
 
@@ -29,6 +30,7 @@ mod readiness;
 mod releases;
 mod reporter;
 mod retry;
+mod successors;
 mod targets;
 mod urls;
 mod web;
@@ -44,5 +46,6 @@ pub use metrics::ClientMetrics;
 pub use operator::{Operator, OperatorError};
 pub use readiness::{NotReady, ready};
 pub use reporter::{REPORTS, Reporter};
+pub use successors::successors;
 pub use targets::PLAIN_SERVER_RETRY;
 pub use urls::Urls;

@@ -7,6 +7,7 @@ pub mod acl;
 mod addresses;
 pub mod certificate;
 mod connection;
+mod elsewhere;
 pub mod flv;
 mod listener;
 pub mod location;
@@ -26,6 +27,7 @@ mod tls;
 mod transport;
 mod viewing;
 
+pub use elsewhere::Elsewhere;
 pub use peers::Peers;
 pub use server::{Entrance, Limits, Parts, Protocol, Server};
 

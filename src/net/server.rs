@@ -1,6 +1,7 @@
 //! What all connections of a node share, and the limits that hold for all of them together.
 
 use super::addresses::Addresses;
+use super::elsewhere::Elsewhere;
 use super::peers::Peers;
 use super::routes::Routes;
 use crate::auth::{Gate, PullKey};
@@ -13,8 +14,8 @@ use ipnet::IpNet;
 use rustls::ServerConfig;
 use std::net::IpAddr;
 use std::ops::Deref;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -125,6 +126,8 @@ pub struct Server {
     pub(super) negotiating: Arc<AtomicUsize>,
     pub(super) addresses: Addresses,
     pub(super) peers: Arc<Peers>,
+    /// Known once the node drains.
+    pub(super) elsewhere: OnceLock<Elsewhere>,
 }
 
 impl Deref for Server {
@@ -145,7 +148,14 @@ impl Server {
             negotiating: Arc::default(),
             addresses: Addresses::default(),
             peers: Arc::default(),
+            elsewhere: OnceLock::new(),
         })
+    }
+
+    /// Says where peers may go on, before the node drains; the first word counts.
+    pub fn set_elsewhere(&self, elsewhere: Elsewhere) {
+        // A second drain of a process says the same.
+        drop(self.elsewhere.set(elsewhere));
     }
 
     /// Who publishes and plays.

@@ -10,13 +10,13 @@ use crate::auth::{Action, Gate, PullKey};
 use crate::budget::Budget;
 use crate::cli::PullBy;
 use crate::client::{
-    Agent, AgentSettings, ClientMetrics, Events, EventsSettings, Http, KEEP_ALIVE, Reporter, Urls,
+    self, Agent, AgentSettings, ClientMetrics, Events, EventsSettings, Http, KEEP_ALIVE, Reporter, Urls,
 };
 use crate::config::{Checked, Plan};
 use crate::drain::Drain;
 use crate::health::Health;
 use crate::ids::{NodeId, Origin};
-use crate::net::{self, Entrance, Peers, routes::Routes};
+use crate::net::{self, Elsewhere, Entrance, Peers, routes::Routes};
 use crate::published::Published;
 use crate::relay::{self, Batching, Feeds};
 use crate::steps::reactors::{Identity, PulledAt, Reactors};
@@ -45,6 +45,10 @@ pub(super) struct Node {
     pub stream_metrics: Arc<StreamMetrics>,
     pub routes: Arc<Routes>,
     pub peers: Arc<Peers>,
+    server: Arc<net::Server>,
+    /// By whose name, and how, reactors are asked.
+    node: NodeId,
+    http: Http,
     /// The port of steps that name none.
     pub rtmp_port: u16,
     pub urls: Urls,
@@ -201,7 +205,11 @@ impl<'a> Shared<'a> {
         (events, AbortOnDropHandle::new(tokio::spawn(following)))
     }
 
-    fn listen(&self, entrances: Vec<(TcpListener, Entrance)>, drain: &Drain) -> Result<Arc<Peers>, Error> {
+    fn listen(
+        &self,
+        entrances: Vec<(TcpListener, Entrance)>,
+        drain: &Drain,
+    ) -> Result<Arc<net::Server>, Error> {
         let limits = net::Limits {
             connections: self.args.limits.max_connections,
             connections_per_address: self.args.limits.max_connections_per_address,
@@ -226,7 +234,7 @@ impl<'a> Shared<'a> {
         });
         let listen = |(listener, entrance)| server.listen_for(listener, entrance);
         entrances.into_iter().try_for_each(listen).map_err(start_error)?;
-        Ok(server.peers().clone())
+        Ok(server)
     }
 }
 
@@ -278,7 +286,7 @@ impl Node {
         let agent = shared.agent(plan);
         let engine = Arc::new(Engine::start(shared.engine_parts(&agent, health), configs).await?);
         let events = shared.follow(engine.reactors(), &agent);
-        let peers = shared.listen(entrances, &drain)?;
+        let server = shared.listen(entrances, &drain)?;
         let contact = tokio::spawn(watch_contact(agent.contact(), health.register("reactor")));
         let contact = AbortOnDropHandle::new(contact);
         let trimming = AbortOnDropHandle::new(tokio::spawn(memory::give_back()));
@@ -294,7 +302,10 @@ impl Node {
         Ok(Node {
             _reporter: reporter,
             routes: shared.routes.clone(),
-            peers,
+            peers: server.peers().clone(),
+            server,
+            node: shared.node.clone(),
+            http: shared.http.clone(),
             rtmp_port: shared.rtmp_port,
             urls: shared.urls.clone(),
             stream_metrics: Arc::new(stream_metrics.map_err(start_error)?),
@@ -310,6 +321,9 @@ impl Node {
     /// Tells reactors that it drains, which [`Ending`] says by now, waits for its peers, and ends what is left.
     pub async fn stop(self, timeout: Duration) {
         self.agent.poke();
+        let ask = |role| client::successors(&self.http, &self.urls, &self.node, role);
+        let (ingest, playback) = tokio::join!(ask("ingest"), ask("playback"));
+        self.server.set_elsewhere(Elsewhere { ingest, playback });
         if !self.drain.stop(timeout, LAST_STEPS).await {
             tracing::warn!("some connections did not end in time");
         }

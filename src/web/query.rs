@@ -61,6 +61,12 @@ fn parsed<T: FromStr<Err: Display>>(key: &str, value: &str) -> Result<T, Failure
     value.parse().map_err(|error| Failure::bad(format!("{key}: {error}")))
 }
 
+/// From `role`: what a node has to take.
+pub(super) fn role(query: &str) -> Result<String, Failure> {
+    let role = value(query, "role").filter(|role| matches!(&**role, "ingest" | "playback"));
+    role.map(Cow::into_owned).ok_or_else(|| Failure::bad("role is 'ingest' or 'playback'".to_owned()))
+}
+
 /// From `reason`: why a peer is sent away.
 pub(super) fn reason(query: &str) -> Result<String, Failure> {
     match value(query, "reason") {
