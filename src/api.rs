@@ -14,6 +14,7 @@
 //! | `GET /streams/{name}` | | `200` [`StreamEntry`]; `404` |
 //! | `DELETE /streams/{name}?reason=TEXT` | | `204`, its publisher is sent away; `404`; `409` on plain mmids nodes |
 //! | `GET /nodes?after=NODE&limit=N` | | `200` [`NodeList`]; `400` [`Refusal`] |
+//! | `GET /nodes/{node}/successors?role=ROLE` | | `200` [`Successors`]; `400`, `503` [`Refusal`] |
 //!
 //! What nodes report for people to see is in [`report`], and what people see in [`cluster`]. How names are written in the text of a
 //! workflow is in [`word`].
@@ -316,6 +317,16 @@ pub struct StreamList {
     /// There are more: the value of `after` that leads to them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next: Option<StreamName>,
+}
+
+/// The most nodes in one answer of `GET /nodes/{node}/successors`: a node's peers spread over so many.
+pub const SUCCESSORS: usize = 16;
+
+/// Reply of `GET /nodes/{node}/successors`: where the peers of a node that drains may go on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Successors {
+    /// Other nodes of the role that take new work, those with the least of it first. At most [`SUCCESSORS`].
+    pub origins: Vec<Origin>,
 }
 
 /// One registered stream.

@@ -388,6 +388,30 @@ async fn lists_are_given_in_pages() {
 }
 
 #[tokio::test]
+async fn the_peers_of_a_node_that_drains_may_go_on_at_others_of_its_role() {
+    let service = Service::start().await;
+    for (node, origin, role, viewers, draining) in [
+        ("a", "10.0.0.1", "playback", 5, false),
+        ("b", "10.0.0.2", "playback", 90, false),
+        ("c", "10.0.0.3", "playback", 0, true),
+        ("d", "10.0.0.4", "ingest", 0, false),
+        ("e", "10.0.0.5", "playback", 7, false),
+    ] {
+        let load = json!({"interval_ms": 5000, "origin": origin, "roles": [role], "viewers": viewers,
+            "capacity": 100, "draining": draining});
+        assert_eq!(service.put(&format!("/nodes/{node}"), load.to_string()).await.status(), 200);
+    }
+    let origins =
+        async |path: &str| service.get(path).await.json::<Value>().await.unwrap()["origins"].clone();
+    assert_eq!(origins("/nodes/a/successors?role=playback").await, json!(["10.0.0.5", "10.0.0.2"]));
+    assert_eq!(origins("/nodes/x/successors?role=ingest").await, json!(["10.0.0.4"]));
+    assert_eq!(origins("/nodes/d/successors?role=ingest").await, json!([]));
+    for bad in ["/nodes/a/successors", "/nodes/a/successors?role=reactor"] {
+        assert_eq!(service.get(bad).await.status(), 400, "{bad}");
+    }
+}
+
+#[tokio::test]
 async fn heartbeats_are_the_full_picture_of_a_node() {
     let service = Service::start().await;
     let (x, y) = (SessionId::random(), SessionId::random());

@@ -737,6 +737,17 @@ async fn a_pull_comes_back_for_as_long_as_it_is_wanted() {
 }
 
 #[tokio::test]
+async fn a_pull_says_that_an_lb_node_has_its_stream_before_anything_of_it_comes() {
+    let mut node = Node::start();
+    let hub = node.hub("src", Admission::Live, Settings::default());
+    let source = hub.attach(&"x".parse().unwrap(), None);
+    let mut pull = Pull::start(&node, &format!("rtmp://127.0.0.1:{}/src/x", node.port));
+    pull.begins().await;
+    source.push(&[video_header(), keyframe(40, 2)]);
+    pull.brings(2).await;
+}
+
+#[tokio::test]
 async fn a_pull_that_pauses_begins_at_once_when_its_stream_is_there_again() {
     let mut node = Node::start();
     let hub = node.hub("src", Admission::Live, Settings::default());

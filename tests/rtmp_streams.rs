@@ -7,6 +7,7 @@ mod rtmp_peer;
 
 use bytes::Bytes;
 use lb::media::Packet;
+use lb::net::Elsewhere;
 use lb::relay::{Admission, Demand, Hub, Settings};
 use lb::rtmp::Message;
 use lb::rtmp::amf0::Value;
@@ -200,7 +201,7 @@ async fn a_play_of_a_known_stream_is_answered_before_it_has_media() {
     let mut raw = two_streams(&node).await;
     raw.write(&wire().call_on(1, "play", key("x")).0).await;
     assert_eq!(soon("the wish", hub.demand()).await, [Demand::Wanted("x".parse().unwrap())]);
-    let _source = hub.attach(&"x".parse().unwrap(), None);
+    let _source = hub.attach(&"x".parse().unwrap(), None).of_session(None);
     until(&mut raw, "1 onStatus NetStream.Play.Start").await;
     drop(raw);
     let mut raw = two_streams(&node).await;
@@ -288,5 +289,71 @@ async fn a_drain_ends_a_connection_that_does_both() {
     raw.closed().await;
     accepted.ended().await;
     drop(raw);
+    assert!(soon("the drain", stop).await.unwrap());
+}
+
+/// A peer that follows reconnect requests, or says nothing of them.
+async fn connected(node: &Node, caps: Option<f64>) -> Raw {
+    let mut raw = Raw::connect(node).await;
+    let mut object = vec![("app".to_owned(), Value::string("app"))];
+    object.extend(caps.map(|caps| ("capsEx".to_owned(), Value::Number(caps))));
+    let mut connect = bytes::BytesMut::new();
+    Command::new("connect", 1.0, Value::Object(object), []).write(&mut connect, 3, 0, 128);
+    raw.write(&connect).await;
+    raw.hears("_result 1 NetConnection.Connect.Success").await;
+    raw
+}
+
+/// What is said until the close, and the `tcUrl` of a reconnect request in it.
+async fn last_words(raw: &mut Raw) -> (Vec<String>, Option<String>) {
+    let (mut said, mut tc_url) = (Vec::new(), None);
+    while let Some(message) = raw.message().await {
+        if message.type_id == message::COMMAND_AMF0 {
+            let command = Command::parse(&message, &lb::rtmp::Limits::default()).unwrap();
+            let named = command.argument(0).and_then(|info| info.get("tcUrl")?.as_str());
+            tc_url = named.map(str::to_owned).or(tc_url);
+            said.push(words(&message));
+        }
+    }
+    (said, tc_url)
+}
+
+#[tokio::test]
+async fn a_drain_offers_another_node_to_those_who_follow_and_then_goes_on() {
+    const ASKED: &str = "0 onStatus NetConnection.Connect.ReconnectRequest";
+    let (node, mut publishers, hub) = node();
+    let source = hub.attach(&"v".parse().unwrap(), None);
+    source.push(&[video_header(), keyframe(0, 1)]);
+    let (mut publisher, mut plain) = (connected(&node, Some(15.0)).await, connected(&node, None).await);
+    publisher.write(&wire().call_on(1, "publish", key("p")).0).await;
+    let mut accepted = publishers.accept("p").await;
+    publisher.hears("onStatus 0 NetStream.Publish.Start").await;
+    plain.write(&wire().call_on(1, "publish", key("q")).0).await;
+    let mut other = publishers.accept("q").await;
+    plain.hears("onStatus 0 NetStream.Publish.Start").await;
+    let mut viewer = connected(&node, Some(1.0)).await;
+    viewer.write(&wire().call_on(1, "play", key("v")).0).await;
+    until(&mut viewer, "1 9 1").await;
+
+    node.server.set_elsewhere(Elsewhere {
+        ingest: vec!["127.0.0.1:2935".parse().unwrap()],
+        playback: vec!["127.0.0.1:3935".parse().unwrap()],
+    });
+    let drain = node.drain.clone();
+    let stop = tokio::spawn(async move { drain.stop(SOON, Duration::from_secs(1)).await });
+    let begun = std::time::Instant::now();
+    until(&mut publisher, ASKED).await;
+    publisher.write(&wire().message_on(1, 9, 40, &frame(0, 2).body).0).await;
+    assert_eq!(accepted.packets(1).await, [frame(40, 2)], "it publishes on for a moment");
+    publisher.closed().await;
+    accepted.ended().await;
+    assert!(begun.elapsed() < Duration::from_secs(5), "who does not go is closed");
+    assert_eq!(last_words(&mut plain).await, (Vec::new(), None), "a bare disconnect");
+    other.ended().await;
+    let (said, tc_url) = last_words(&mut viewer).await;
+    let ends = ["1 onStatus NetStream.Play.UnpublishNotify", "1 onStatus NetStream.Play.Stop"];
+    assert_eq!(said, [&[ASKED][..], &ends[..]].concat());
+    assert_eq!(tc_url.as_deref(), Some("rtmp://127.0.0.1:3935/app"));
+    drop((publisher, plain, viewer));
     assert!(soon("the drain", stop).await.unwrap());
 }

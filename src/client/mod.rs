@@ -13,6 +13,7 @@
 //! | [`Events`] | changes of ownership, as they happen |
 //! | [`Reporter`] | how streams are doing, for people |
 //! | [`Operator`] | what an operator's commands ask |
+//! | [`successors`] | where a node's peers may go on when it drains |
 //!
 //! It deliberately does not know workflows, RTMP or what a node does with an answer.
 
@@ -31,6 +32,7 @@ mod question;
 mod readiness;
 mod releases;
 mod reporter;
+mod successors;
 mod targets;
 mod urls;
 mod web;
@@ -48,5 +50,6 @@ pub use operator::{Operator, OperatorError};
 pub use push_lease::{PushLease, PushLeases, Superseded};
 pub use readiness::{NotReady, ready};
 pub use reporter::{REPORTS, Reporter};
+pub use successors::successors;
 pub use targets::PLAIN_SERVER_RETRY;
 pub use urls::Urls;

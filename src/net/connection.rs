@@ -3,6 +3,7 @@
 use super::rate::Rate;
 use super::server::Server;
 use super::transport::Transport;
+use crate::auth::Action;
 use crate::budget::{Charge, Holder};
 use crate::rtmp;
 use crate::rtmp::session::Server as Session;
@@ -92,6 +93,16 @@ impl Connection<'_> {
             return Err(Error::Refused(text.to_owned()));
         }
         Ok(())
+    }
+
+    /// Asks the peer to go on elsewhere, if it follows such requests; says whether it was asked.
+    pub fn offer_elsewhere(&mut self, action: Action) -> bool {
+        let tls = self.transport.is_tls();
+        let nodes = self.server.elsewhere.get();
+        let origin = nodes.and_then(|nodes| nodes.choose(action, tls, self.peer.ip()));
+        let scheme = if tls { "rtmps" } else { "rtmp" };
+        let address = origin.map(|origin| format!("{scheme}://{}/{}", origin.authority(), self.app));
+        self.session.request_reconnect(address.as_deref())
     }
 
     /// Refuses a connect and closes.

@@ -8,6 +8,7 @@ mod addresses;
 pub mod certificate;
 mod connection;
 mod dial;
+mod elsewhere;
 pub mod hls;
 pub mod http;
 mod listener;
@@ -30,6 +31,7 @@ mod tls;
 mod transport;
 mod viewing;
 
+pub use elsewhere::Elsewhere;
 pub use peers::Peers;
 pub use ports::{PortGuard, Ports};
 pub use server::{Entrance, Limits, Parts, Protocol, Server};

@@ -8,6 +8,7 @@
 //! whatever else is to be said goes through it ([`say`]).
 
 use super::connection::{Connection, Error, count_refusal};
+use super::elsewhere::OFFER;
 use super::server::Server;
 use super::viewing::{self, Admitted, NotAdmitted, Watching, Who};
 use crate::auth::{Action, Denied, Grant, Request};
@@ -211,6 +212,11 @@ pub(super) async fn advance(
             return ended(connection, stream_id, watched, told, alone).await;
         }
         (Step::SentAway, Stage::Watching(mut watched)) => {
+            if watched.watching.may_be_offered() && connection.offer_elsewhere(Action::Play) {
+                watched.watching.stay(OFFER);
+                *play = Some(Play { stream_id, stage: Stage::Watching(watched) });
+                return Ok(true);
+            }
             let told = viewing::finish(&mut watched.viewer).await?;
             return ended(connection, stream_id, watched, told, alone).await;
         }

@@ -1,6 +1,7 @@
 //! A connection that publishes: its task pushes what it reads into a feed.
 
 use super::connection::{Connection, Error};
+use super::elsewhere::OFFER;
 use super::low_water::LowWater;
 use super::peers::{Activity, Present};
 use super::play::{self, Alone, Play};
@@ -8,7 +9,7 @@ use super::rate::Rate;
 use super::routes::{Publication, PublishRequest, Refused};
 use super::server::Limits;
 use crate::api::report::Happening;
-use crate::auth::Grant;
+use crate::auth::{Action, Grant};
 use crate::ids::{SessionId, SessionTag, StreamName};
 use crate::journal::Note;
 use crate::media::Packet;
@@ -215,6 +216,8 @@ async fn relay(
     let mut low_water = LowWater::new();
     let (mut packets, mut others) = (Vec::new(), Vec::new());
     let mut reads = 0_u32;
+    // When it was asked to go on elsewhere, as the node drains.
+    let mut offered = None;
     let mut pace = Pace::new(&connection.server.limits, heard);
     loop {
         let handed = hand_on(connection, feed, &mut packets, &mut low_water, &mut others).await;
@@ -262,9 +265,14 @@ async fn relay(
             }
             reason = present.kicked() => return end(connection, play, who, &reason).await,
             now = tick.tick() => {
-                // An encoder comes back only after a disconnect, so that is all it gets.
+                // An encoder comes back only after a disconnect, so that is all that most of them get.
                 if draining.is_cancelled() {
-                    return Ok(false);
+                    if offered.is_none() && connection.offer_elsewhere(Action::Publish) {
+                        offered = Some(now);
+                    }
+                    if offered.is_none_or(|offered| now >= offered + OFFER) {
+                        return Ok(false);
+                    }
                 }
                 if who.until.is_some_and(|until| until <= now) {
                     return end(connection, play, who, "the leave to publish has expired").await;

@@ -158,7 +158,7 @@ struct Attempt {
     charge: Charge,
     /// The relay stream that is played, if the server says so.
     upstream: Option<RelayId>,
-    /// There once media came.
+    /// There once media came, or an lb node said that it plays.
     feed: Option<Feed>,
 }
 
@@ -230,6 +230,7 @@ impl Puller {
         let timer = tokio::time::sleep_until(deadline);
         tokio::pin!(timer);
         let mut packets = Vec::new();
+        let mut heard = false;
         loop {
             transport.send(client.output(), |_| {}).await?;
             let n = tokio::select! {
@@ -241,9 +242,9 @@ impl Puller {
                         timer.as_mut().reset(deadline);
                         continue;
                     }
-                    return Err(Error::Silence(match attempt.feed {
-                        Some(_) => self.settings.silence,
-                        None => self.settings.start,
+                    return Err(Error::Silence(match heard {
+                        true => self.settings.silence,
+                        false => self.settings.start,
                     }));
                 }
             };
@@ -258,7 +259,11 @@ impl Puller {
                 self.metrics.received_messages_total.inc_by(packets.len() as u64);
                 self.hand_on(&mut attempt, &packets).await?;
                 packets.clear();
+                heard = true;
                 deadline = Instant::now() + self.settings.silence;
+            } else if attempt.upstream.is_some() && end.is_ok() {
+                // An lb node says that it plays once it knows the stream: viewers need not wait for media to hear so, too.
+                self.begin(&mut attempt).await?;
             }
             end?;
             if n == 0 {
@@ -267,17 +272,22 @@ impl Puller {
         }
     }
 
-    /// Gives what was read to the attempt's feed, which begins with the first of it.
-    async fn hand_on(&self, attempt: &mut Attempt, packets: &[Packet]) -> Result<(), Error> {
-        let feed = match &mut attempt.feed {
-            Some(feed) => feed,
+    /// Begins the attempt's feed, unless it has begun.
+    async fn begin<'a>(&self, attempt: &'a mut Attempt) -> Result<&'a mut Feed, Error> {
+        match &mut attempt.feed {
+            Some(feed) => Ok(feed),
             none => {
                 let feed = self.feeds.begin_for(attempt.upstream, None, attempt.holder.clone());
                 self.tell(PullEvent::Began(feed.reference())).await?;
                 feed.wait_attached().await;
-                none.insert(feed)
+                Ok(none.insert(feed))
             }
-        };
+        }
+    }
+
+    /// Gives what was read to the attempt's feed.
+    async fn hand_on(&self, attempt: &mut Attempt, packets: &[Packet]) -> Result<(), Error> {
+        let feed = self.begin(attempt).await?;
         for (index, some) in packets.chunks(MESSAGES).enumerate() {
             if index > 0 {
                 tokio::task::yield_now().await;

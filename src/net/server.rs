@@ -1,6 +1,7 @@
 //! What all connections of a node share, and the limits that hold for all of them together.
 
 use super::addresses::Addresses;
+use super::elsewhere::Elsewhere;
 use super::hls::HlsOutputs;
 use super::http::hls::Audience;
 use super::peers::Peers;
@@ -15,8 +16,8 @@ use ipnet::IpNet;
 use rustls::ServerConfig;
 use std::net::IpAddr;
 use std::ops::Deref;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -131,6 +132,8 @@ pub struct Server {
     pub(super) peers: Arc<Peers>,
     /// Who plays by HLS.
     pub(super) audience: Audience,
+    /// Known once the node drains.
+    pub(super) elsewhere: OnceLock<Elsewhere>,
 }
 
 impl Deref for Server {
@@ -152,7 +155,14 @@ impl Server {
             addresses: Addresses::default(),
             peers: Arc::default(),
             audience: Audience::default(),
+            elsewhere: OnceLock::new(),
         })
+    }
+
+    /// Says where peers may go on, before the node drains; the first word counts.
+    pub fn set_elsewhere(&self, elsewhere: Elsewhere) {
+        // A second drain of a process says the same.
+        drop(self.elsewhere.set(elsewhere));
     }
 
     /// Who publishes and plays.

@@ -68,6 +68,11 @@ impl Transport {
         Ok(())
     }
 
+    /// Whether TLS stands between.
+    pub fn is_tls(&self) -> bool {
+        matches!(self, Transport::Tls(_))
+    }
+
     /// Ends the sending side.
     pub fn finish(&self) -> io::Result<()> {
         match self {

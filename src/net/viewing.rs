@@ -124,6 +124,8 @@ pub(super) struct Watching {
     /// How late in a drain it goes: at a random moment, so that viewers do not all come back at once; nodes that pull go at once.
     stagger: Duration,
     drains: bool,
+    /// It may be asked once to go on elsewhere: it is no node that pulls, and goes because this node drains.
+    offer: bool,
     until: Option<Instant>,
     /// Boxed, as next to no viewer has one.
     leave: Option<Pin<Box<Sleep>>>,
@@ -166,9 +168,21 @@ impl Watching {
             draining: server.drain.draining().clone(),
             stagger: if pulls { Duration::ZERO } else { server.drain_spread.mul_f64(rand::random()) },
             drains: false,
+            offer: !pulls,
             until,
             leave: until.map(|until| Box::pin(sleep_until(until))),
         }
+    }
+
+    /// Whether to ask it to go on elsewhere before it is sent away. Says so once.
+    pub fn may_be_offered(&mut self) -> bool {
+        let expired = self.until.is_some_and(|until| until <= Instant::now());
+        self.drains && !expired && std::mem::take(&mut self.offer)
+    }
+
+    /// It has to go after this time.
+    pub fn stay(&mut self, time: Duration) {
+        self.leave = Some(Box::pin(sleep_until(Instant::now() + time)));
     }
 
     /// Waits until it has to go. Safe to drop and call again.
@@ -178,6 +192,7 @@ impl Watching {
                 reason = self.present.kicked() => {
                     let (id, peer, reason) = (self.id, self.peer, shown(&reason));
                     tracing::info!(id, %peer, "viewer sent away: {reason}");
+                    self.offer = false;
                     return;
                 }
                 () = passed(&mut self.leave) => return,

@@ -12,14 +12,14 @@ use crate::auth::{Action, Gate, PullKey};
 use crate::budget::Budget;
 use crate::cli::PullBy;
 use crate::client::{
-    Agent, AgentSettings, ClientMetrics, Events, EventsSettings, Http, KEEP_ALIVE, Reporter, Urls,
+    self, Agent, AgentSettings, ClientMetrics, Events, EventsSettings, Http, KEEP_ALIVE, Reporter, Urls,
 };
 use crate::config::{Checked, Plan};
 use crate::drain::Drain;
 use crate::health::Health;
 use crate::ids::{NodeId, Origin};
 use crate::net::hls::HlsOutputs;
-use crate::net::{self, Peers, Ports, routes::Routes};
+use crate::net::{self, Elsewhere, Peers, Ports, routes::Routes};
 use crate::published::Published;
 use crate::relay::{self, Batching, Feeds};
 use crate::steps::reactors::{Identity, PulledAt, Reactors};
@@ -47,6 +47,10 @@ pub(super) struct Node {
     pub stream_metrics: Arc<StreamMetrics>,
     pub routes: Arc<Routes>,
     pub peers: Arc<Peers>,
+    server: Arc<net::Server>,
+    /// By whose name, and how, reactors are asked.
+    node: NodeId,
+    http: Http,
     /// The port of steps that name none.
     pub rtmp_port: u16,
     pub urls: Urls,
@@ -307,6 +311,9 @@ impl Node {
             _reporter: reporter,
             routes: shared.routes.clone(),
             peers: server.peers().clone(),
+            server,
+            node: shared.node.clone(),
+            http: shared.http.clone(),
             rtmp_port: shared.rtmp_port,
             urls: shared.urls.clone(),
             stream_metrics: Arc::new(stream_metrics.map_err(start_error)?),
@@ -322,6 +329,9 @@ impl Node {
     /// Tells reactors that it drains, which [`Ending`] says by now, waits for its peers, and ends what is left.
     pub async fn stop(self, timeout: Duration) {
         self.agent.poke();
+        let ask = |role| client::successors(&self.http, &self.urls, &self.node, role);
+        let (ingest, playback) = tokio::join!(ask("ingest"), ask("playback"));
+        self.server.set_elsewhere(Elsewhere { ingest, playback });
         if !self.drain.stop(timeout, LAST_STEPS).await {
             tracing::warn!("some connections did not end in time");
         }

@@ -8,7 +8,7 @@ use super::state::{BATCH, Registry};
 use super::store::{Key, Kind, Store, Unreachable, Write, Written};
 use super::{Changes, Claim, Error, LISTING_MAX, Lease, Settings, Stats, Status};
 use crate::api::{NodeEntry, PushClaim, PushRelease};
-use crate::ids::{NodeId, SessionId, StreamName};
+use crate::ids::{NodeId, Origin, SessionId, StreamName};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -182,6 +182,25 @@ impl Registry {
             .collect();
         entries.sort_unstable_by(|a, b| a.node.cmp(&b.node));
         Ok(entries)
+    }
+
+    /// Where other nodes of a role can be reached that take new work, those with the least of it first, `most` of them.
+    ///
+    /// Errors: [`Error::Unavailable`].
+    pub async fn successors(&self, node: &NodeId, role: &str, most: usize) -> Result<Vec<Origin>, Error> {
+        let nodes = self.list_nodes().await.map_err(|Unreachable| Error::Unavailable)?;
+        let mut others: Vec<(f64, NodeId, Origin)> = nodes
+            .into_iter()
+            .filter_map(|(other, heard)| {
+                let NodeRecord { origin, heartbeat, .. } = heard?.record;
+                let takes = !heartbeat.draining && heartbeat.roles.iter().any(|has| has == role);
+                let work = (heartbeat.viewers + heartbeat.published) as f64;
+                let load = work / heartbeat.capacity.max(1) as f64;
+                (takes && other != *node).then_some((load, other, origin))
+            })
+            .collect();
+        others.sort_unstable_by(|(a, x, _), (b, y, _)| a.total_cmp(b).then_with(|| x.cmp(y)));
+        Ok(others.into_iter().take(most).map(|(_, _, origin)| origin).collect())
     }
 
     pub(super) async fn list_nodes(&self) -> Result<Nodes, Unreachable> {

@@ -61,7 +61,7 @@ pub trait Outlet: Send + fmt::Debug {
 /// What is said of a pull, which brings one feed after another until it is dropped.
 #[derive(Debug)]
 pub enum PullEvent {
-    /// An attempt brings media.
+    /// An attempt brings the stream: media came, or an lb node said that it plays it.
     Began(FeedRef),
     /// The attempt ended, with or without media. Another one follows by itself.
     Ended {

@@ -431,7 +431,8 @@ impl Source {
         self
     }
 
-    /// Says which publish it brings, for logs.
+    /// Says which publish it brings, for logs, and to viewers that wait that the stream is known. Without it they hear so with
+    /// the first media.
     pub fn of_session(self, session: Option<SessionTag>) -> Self {
         self.stream.set_session(self.number, session);
         self

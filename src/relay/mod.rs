@@ -47,6 +47,10 @@
 //! hands these over between two blocks, which are whole messages. A viewer that is dropped at the live edge is called
 //! back likewise; until the pump's next look the pump may still write to its socket, so its task writes to it no more.
 //!
+//! **Another format.** A viewer that holds a kind of media back gets another [`Format`], whose blocks are made once and shared as
+//! all are. Its task, called back, leaves the pump of the one format and enters that of the other at its place. Video comes back at
+//! a place to start only: until then the viewer is also on the stream's list of those that are called back when one appears.
+//!
 //! **End.** [`Stream`] seals what is pending, remembers why it ended and wakes all. A pump first writes up to the live edge,
 //! then hands each member over as ended; a viewer that is behind is ended when it has written everything; one that waits
 //! is ended at once. A pump ends when its last viewer has left, and is started anew by the next one that reaches the live

@@ -185,6 +185,8 @@ impl Stream {
         if state.source == Some(source) {
             state.session = session;
         }
+        drop(state);
+        self.changed.notify_waiters();
     }
 
     /// Whether a source is attached right now.
@@ -211,8 +213,6 @@ impl Stream {
         let before = std::mem::replace(&mut state.upstream, upstream);
         state.timeline.source_changed(upstream.is_some() && upstream == before);
         state.headers.source_changed();
-        drop(state);
-        self.changed.notify_waiters();
     }
 
     /// Charges the ring to whoever brings the source that may push now.

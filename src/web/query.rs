@@ -60,6 +60,12 @@ fn value<'a>(query: &'a str, wanted: &str) -> Option<Cow<'a, str>> {
     url::form_urlencoded::parse(query.as_bytes()).find_map(|(key, value)| (key == wanted).then_some(value))
 }
 
+/// From `role`: what a node has to take.
+pub(super) fn role(query: &str) -> Result<String, Failure> {
+    let role = value(query, "role").filter(|role| matches!(&**role, "ingest" | "playback"));
+    role.map(Cow::into_owned).ok_or_else(|| Failure::bad("role is 'ingest' or 'playback'".to_owned()))
+}
+
 /// From `reason`: why a peer is sent away.
 pub(super) fn reason(query: &str) -> Result<String, Failure> {
     match value(query, "reason") {

@@ -11,8 +11,8 @@ use crate::api::report::{Happening, REPORT_MAX, REPORT_TEXT_MAX, Report, ReportR
 use crate::api::word;
 use crate::api::{
     ACCEPT_RTMP_PULL, EPOCH_HEADER, HEARTBEAT_STREAMS, Heartbeat, NodeList, ORIGIN_HEADER, PUSHING_STREAMS,
-    PublisherLookup, PublisherRelease, PushClaim, PushRelease, SESSION_HEADER, StreamEntry, StreamList,
-    WatcherLookup,
+    PublisherLookup, PublisherRelease, PushClaim, PushRelease, SESSION_HEADER, SUCCESSORS, StreamEntry,
+    StreamList, Successors, WatcherLookup,
 };
 use crate::health::{Health, Verdict};
 use crate::ids::{NodeId, Origin, STREAM_NAME_MAX, SessionId, StreamName};
@@ -147,6 +147,7 @@ impl Handler {
         match path.strip_prefix("/nodes/").and_then(|path| path.split_once('/')) {
             Some((node, "report")) => return self.report(node, request).await,
             Some((node, "drain")) => return self.drain(node, request),
+            Some((node, "successors")) => return self.successors(node, request).await,
             _ => {}
         }
         if let Some(name) = path.strip_prefix("/timelines/").and_then(decoded) {
@@ -175,6 +176,15 @@ impl Handler {
             Failure::new(StatusCode::SERVICE_UNAVAILABLE, full.to_string()).retry_after(UNAVAILABLE_RETRY)
         })?;
         Ok(warp::reply::json(&ReportReply { drain }).into_response())
+    }
+
+    /// Where the peers of a node may go on.
+    async fn successors(&self, node: &str, request: Request) -> Result<Response, Failure> {
+        self.admit(&request, "GET")?;
+        let node: NodeId = node.parse().map_err(|error| Failure::bad(format!("{error}")))?;
+        let role = query::role(&request.query)?;
+        let origins = self.reactor.registry.successors(&node, &role, SUCCESSORS).await?;
+        Ok(warp::reply::json(&Successors { origins }).into_response())
     }
 
     /// Has a node drain and stop.

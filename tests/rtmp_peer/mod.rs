@@ -59,7 +59,7 @@ pub struct Node {
     pub drain: Drain,
     pub port: u16,
     pub tasks: TaskTracker,
-    server: Arc<Server>,
+    pub server: Arc<Server>,
     guards: Vec<RouteGuard>,
 }
 

@@ -288,6 +288,29 @@ impl Server {
         }
     }
 
+    /// Asks the peer to connect anew and go on there (Enhanced RTMP v2, `NetConnection.Connect.ReconnectRequest`), if it said
+    /// that it follows such requests. `address`: where, as `rtmp://host[:port]/app`; the app's instance and query stay those of
+    /// the connect. Without one, the peer connects where it did. Says whether the peer was asked.
+    pub fn request_reconnect(&mut self, address: Option<&str>) -> bool {
+        if !self.reconnects || !matches!(self.state, State::Open) {
+            return false;
+        }
+        let mut request =
+            info("status", "NetConnection.Connect.ReconnectRequest", "The node is stopping, connect again.");
+        if let (Some(address), Value::Object(request)) = (address, &mut request) {
+            let mut address = address.to_owned();
+            if !self.instance.is_empty() {
+                address = format!("{address}/{}", self.instance);
+            }
+            if let Some(query) = &self.query {
+                address = format!("{address}?{query}");
+            }
+            request.push(("tcUrl".to_owned(), Value::string(address)));
+        }
+        self.link.command(0, Command::new("onStatus", 0.0, Value::Null, [request]));
+        true
+    }
+
     /// Asks whether the peer is there; [`Event::Pong`] is the answer. `timestamp` is any value to know it by.
     pub fn ping(&mut self, timestamp: u32) {
         if self.handshake_done() {
@@ -370,7 +393,7 @@ impl Server {
             return Effect::None;
         }
         let command = Command::parse(message, &self.link.limits);
-        command.map_or(Effect::None, |command| calls::effect(&command.name))
+        command.map_or(Effect::None, |command| Effect::of(&command.name))
     }
 
     /// Keeps a message of a message stream behind the request of it that waits.

@@ -8,16 +8,6 @@ use crate::rtmp::session::link::info;
 use crate::rtmp::session::{CAN_FORWARD, CAPS_EX, CAPS_RECONNECT, names};
 use crate::rtmp::{CODECS, Error};
 
-/// What a call does to a request of its message stream that has no answer yet.
-pub(super) fn effect(name: &str) -> Effect {
-    match name {
-        "publish" => Effect::Publishes,
-        "closeStream" | "deleteStream" | "FCUnpublish" => Effect::Ends,
-        "play" | "play2" => Effect::Plays,
-        _ => Effect::None,
-    }
-}
-
 impl Server {
     /// Takes one call. An error ends the connection.
     pub(super) fn command(&mut self, message: Message, command: &Command) -> Result<(), Error> {
@@ -58,7 +48,7 @@ impl Server {
     fn stream_command(&mut self, message: Message, command: &Command) -> Result<(), Error> {
         let stream_id = self.streams.meant_by(message.stream_id);
         let stops = command.name == "play" && command.argument(0) == Some(&Value::Boolean(false));
-        let effect = if stops { Effect::Ends } else { effect(&command.name) };
+        let effect = if stops { Effect::Ends } else { Effect::of(&command.name) };
         // What was held back behind one request may be another one, to which the same applies.
         while self.streams.get(stream_id).is_some_and(|stream| stream.is_withdrawn_by(effect)) {
             self.stop(stream_id);

@@ -39,6 +39,18 @@ pub(super) enum Effect {
     Publishes,
 }
 
+impl Effect {
+    /// Of a call with this name.
+    pub fn of(name: &str) -> Self {
+        match name {
+            "publish" => Effect::Publishes,
+            "closeStream" | "deleteStream" | "FCUnpublish" => Effect::Ends,
+            "play" | "play2" => Effect::Plays,
+            _ => Effect::None,
+        }
+    }
+}
+
 impl Stream {
     fn new(id: u32) -> Self {
         Stream { id, doing: Doing::Nothing, receives: Receives::ALL, deferred: VecDeque::new() }

@@ -443,9 +443,10 @@ fn what_makes_no_sense_costs_itself_and_a_flood_of_it_the_connection() {
             raw.send_message(message);
             (0..2).for_each(|_| raw.send_message(&media(message::VIDEO, 7, b"v")));
         }
-        let max = crate::rtmp::MALFORMED_MESSAGES;
-        (0..max).for_each(|_| raw.send_message(message));
-        let Err(Error::Malformed { last, .. }) = raw.server.input(&wire(message)) else { panic!() };
+        let flood = (0..1000).map(|_| raw.server.input(&wire(message)).err());
+        let (borne, error) = flood.enumerate().find_map(|(n, error)| Some((n, error?))).unwrap();
+        assert!((60..=64).contains(&borne), "{borne} in a row of {message:?}");
+        let Error::Malformed { max: 64, last } = error else { panic!("{error:?}") };
         assert!(!matches!(*last, Error::Malformed { .. }));
     }
     // How the peer cuts its messages is not known after this.
@@ -536,6 +537,35 @@ fn enhanced_rtmp_is_answered_in_kind_and_only_when_offered() {
     let object = answer(vec![("app", Value::string("live"))]);
     for name in ["fourCcList", "videoFourCcInfoMap", "audioFourCcInfoMap", "capsEx"] {
         assert_eq!(object.get(name), None);
+    }
+}
+
+#[test]
+fn who_follows_reconnect_requests_is_told_where_to_go_and_nobody_else() {
+    for (caps, address, tc_url) in [
+        (Some(1.0), Some("rtmp://b/live"), Some(Some("rtmp://b/live/inst?token=1"))),
+        (Some(15.0), None, Some(None)),
+        (Some(14.0), Some("rtmp://b/live"), None),
+        (None, Some("rtmp://b/live"), None),
+    ] {
+        let mut raw = Raw::greeted();
+        let mut connect = vec![("app".to_owned(), Value::string("live/inst?token=1"))];
+        connect.extend(caps.map(|caps| ("capsEx".to_owned(), Value::Number(caps))));
+        raw.send(Command::new("connect", 1.0, Value::Object(connect), []));
+        assert!(!raw.server.request_reconnect(address), "not before it is connected");
+        raw.server.accept_connect();
+        raw.replies();
+        assert_eq!(raw.server.request_reconnect(address), tc_url.is_some());
+        let output = raw.server.output();
+        let request = raw.reader.read(&mut &output[..]).unwrap();
+        assert_eq!(request.is_some(), tc_url.is_some());
+        let Some((request, tc_url)) = request.zip(tc_url) else { continue };
+        assert_eq!(request.stream_id, 0);
+        let command = Command::parse(&request, &Limits::default()).unwrap();
+        let text = |name| command.argument(0).and_then(|info| info.get(name)?.as_str());
+        assert_eq!(command.name, "onStatus");
+        assert_eq!(text("code"), Some("NetConnection.Connect.ReconnectRequest"));
+        assert_eq!((text("level"), text("tcUrl")), (Some("status"), tc_url));
     }
 }
 
