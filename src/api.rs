@@ -2,9 +2,9 @@
 //!
 //! | call | body | answers |
 //! |---|---|---|
-//! | `POST`, `PUT /publisher_lookup` | [`PublisherLookup`], or the bare name | `200`, empty, [`EPOCH_HEADER`] if a session was named; `400`, `401`, `403`, `409`, `503` [`Refusal`] |
+//! | `POST /publisher_lookup`, `PUT /publisher_lookup` | [`PublisherLookup`], or the bare name | `200`, empty, [`EPOCH_HEADER`] if a session was named; `400`, `401`, `403`, `409`, `503` [`Refusal`] |
 //! | `POST /publisher_release` | [`PublisherRelease`] | `204`, whether or not the session still owned the name |
-//! | `POST`, `PUT /watcher_lookup` | [`WatcherLookup`], or the bare name | `200`, workflow text, [`ORIGIN_HEADER`], [`EPOCH_HEADER`], [`SESSION_HEADER`]; `404`, `400`, `503` [`Refusal`] |
+//! | `POST /watcher_lookup`, `PUT /watcher_lookup` | [`WatcherLookup`], or the bare name | `200`, workflow text, [`ORIGIN_HEADER`], [`EPOCH_HEADER`], [`SESSION_HEADER`]; `404`, `400`, `503` [`Refusal`] |
 //! | `PUT /nodes/{node}` | [`Heartbeat`] | `200` [`HeartbeatReply`]; `400`, `409`, `413`, `503` [`Refusal`] |
 //! | `DELETE /nodes/{node}?instance=HEX` | | `204`; the streams of that process of the node end, without `instance` those of the node |
 //! | `GET /events` | | Server-Sent Events, see [`Change`] |
@@ -13,7 +13,8 @@
 //! | `DELETE /streams/{name}?reason=TEXT` | | `204`, its publisher is sent away; `404`; `409` on plain mmids nodes |
 //! | `GET /nodes?after=NODE&limit=N` | | `200` [`NodeList`]; `400` [`Refusal`] |
 //!
-//! What nodes report for people to see is in [`report`], and what people see in [`cluster`].
+//! What nodes report for people to see is in [`report`], and what people see in [`cluster`]. How names are written in the text of a
+//! workflow is in [`word`].
 //!
 //! Plain mmids nodes know the two lookups only, with nothing but a `stream_name` in the body; every other field is
 //! optional, and what a plain node would not understand travels in headers. The guide of mmids has the name alone as the body
@@ -22,6 +23,7 @@
 
 pub mod cluster;
 pub mod report;
+pub mod word;
 
 use crate::ids::{DEFAULT_RTMP_PORT, Identity, NodeId, Origin, SessionId, StreamName};
 use serde::{Deserialize, Serialize};

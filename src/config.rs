@@ -1,5 +1,7 @@
 //! From the command line to what runs: one pure step, the reading of files, and a look at which loopback address there is.
 
+mod settings;
+
 use crate::cli::{Args, PullBy, ReactorArgs, Role};
 use crate::client::Urls;
 use crate::ids::Origin;
@@ -29,6 +31,10 @@ pub const DEFAULT_REACTOR_PORT: u16 = 8080;
 
 /// The port of viewers over HTTP when nobody said.
 const DEFAULT_HTTP_PORT: u16 = 8081;
+
+/// Why a flag of TLS alone is not enough.
+const NEEDS_CERTIFICATE: &str =
+    "--tls-cert is needed as well, or tls_cert_path among the settings of --config";
 
 /// The file of the token among what the service manager hands over (systemd's `LoadCredential=`).
 const TOKEN_CREDENTIAL: &str = "reactor.token";
@@ -127,6 +133,9 @@ pub struct Plan {
     pub token: Option<String>,
     /// The reactor's reply to watcher lookups.
     pub template: Template,
+    /// What the settings of configuration files ask for and is not done, one line each.
+    pub notes: Vec<String>,
+    settings: Vec<settings::OfFile>,
     /// The configuration texts, each with its file's name.
     sources: Vec<(String, String)>,
 }
@@ -136,10 +145,13 @@ pub type Checked = (String, Config);
 
 impl Plan {
     /// Works the flags out, and reads the files they name.
-    pub fn new(args: Args) -> Result<Self, Error> {
+    pub fn new(mut args: Args) -> Result<Self, Error> {
         let roles = Roles::new(&args);
         roles.check_typed(&args)?;
         let flag = |flag: &'static str, why: String| Error::Flag { flag, why };
+        let sources = sources(args.config.as_deref(), &roles)?;
+        let settings = settings(&args, &sources)?;
+        let notes = settings::apply(&mut args, &settings)?;
         let admin = (Ipv4Addr::LOCALHOST, roles.admin_port()).into();
         let admin_listen = listen("--admin-listen", args.admin_listen.as_deref(), Some(admin))?;
         let http = roles.has(Role::Playback).then(|| (Ipv6Addr::UNSPECIFIED, DEFAULT_HTTP_PORT).into());
@@ -163,11 +175,15 @@ impl Plan {
         if args.reactor.store != "memory" {
             Redis::check(&args.reactor.store).map_err(|error| flag("--store", error.to_string()))?;
         }
-        let sources = sources(args.config.as_deref(), &roles)?;
         args.auth.settings().check().map_err(|error| flag("--auth-file or --auth-jwt-keys", error))?;
         let tls = &args.transport;
-        if let Some(files) = tls.certificate() {
-            files.check().map_err(|error| flag("--tls-cert", error))?;
+        match tls.certificate() {
+            Some(files) => files.check().map_err(|error| flag("--tls-cert", error))?,
+            None if tls.https => return Err(flag("--https", NEEDS_CERTIFICATE.to_owned())),
+            None if tls.rtmps_port.is_some() => {
+                return Err(flag("--rtmps-port", NEEDS_CERTIFICATE.to_owned()));
+            }
+            None => {}
         }
         certificate::client(tls.ca_file.as_deref()).map_err(|error| flag("--ca-file", error))?;
         if tls.https && roles.is_node() && roles.has(Role::Reactor) && args.reactor_url.is_none() {
@@ -182,6 +198,8 @@ impl Plan {
             agent_listen,
             token,
             template,
+            notes,
+            settings,
             sources,
             args,
         };
@@ -255,9 +273,19 @@ impl Plan {
 
     /// The same plan with its configuration files read anew.
     ///
-    /// Errors: a file cannot be read.
+    /// Errors: a file cannot be read, or has other settings than at the start.
     pub fn reread(&self) -> Result<Plan, Error> {
         let sources = sources(self.args.config.as_deref(), &self.roles)?;
+        let all = |files: &[settings::OfFile]| -> Vec<_> {
+            let settings = files.iter().flat_map(|(_, settings)| settings.clone());
+            settings.map(|setting| (setting.name, setting.value)).collect()
+        };
+        let settings = settings(&self.args, &sources)?;
+        if all(&settings) != all(&self.settings) {
+            let file = sources.first().map(|(file, _)| file.clone()).unwrap_or_default();
+            let what = "settings: others than at the start take a restart".to_owned();
+            return Err(ConfigError { file, line: None, what }.into());
+        }
         Ok(Plan { sources, ..self.clone() })
     }
 
@@ -332,7 +360,22 @@ fn reactor_listen(args: &Args, has_token: bool) -> Result<SocketAddr, Error> {
 fn variables(rtmp_port: u16, reactors: &Urls) -> HashMap<&'static str, String> {
     let urls: Vec<String> =
         reactors.as_slice().iter().map(|url| url.as_str().trim_end_matches('/').to_owned()).collect();
-    HashMap::from([("RTMP_PORT", rtmp_port.to_string()), ("REACTOR_URL", urls.join(","))])
+    named(rtmp_port, urls.join(","))
+}
+
+/// What `${NAME}` stands for in configurations.
+fn named(rtmp_port: u16, reactor_urls: String) -> HashMap<&'static str, String> {
+    HashMap::from([("RTMP_PORT", rtmp_port.to_string()), ("REACTOR_URL", reactor_urls)])
+}
+
+/// The settings of configurations, which decide about flags: so they are read before those are worked out.
+fn settings(args: &Args, sources: &[(String, String)]) -> Result<Vec<settings::OfFile>, ConfigError> {
+    let urls = args.reactor_url.clone().unwrap_or_else(|| DEFAULT_REACTOR_URL.to_owned());
+    let variables = named(args.rtmp_port, urls);
+    let read = |(file, text): &(String, String)| {
+        definition::parse(file, text, &variables).map(|config| (file.clone(), config.settings))
+    };
+    sources.iter().map(read).collect()
 }
 
 /// Where something listens: what the flag says, which may be 'off'.
@@ -428,6 +471,23 @@ mod tests {
         let port = |role: &str| plan(&["--role", role]).unwrap().admin_listen.unwrap().port();
         assert_eq!(["ingest", "playback", "reactor", "all"].map(port), [9011, 9012, 9013, 9011]);
         assert_eq!(plan(&["--role", "ingest", "--admin-listen", "off"]).unwrap().admin_listen, None);
+    }
+
+    #[test]
+    fn the_port_of_the_api_is_taken_from_the_settings_unless_a_flag_says_otherwise() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        // Workflows may come by the API, so none is needed.
+        std::fs::write(file.path(), "settings {\n http_api_port 9099\n ffmpeg_path /opt/ffmpeg\n}\n")
+            .unwrap();
+        let node = ["--role", "playback", "--config", file.path().to_str().unwrap()];
+        let plan = |more: &[&str]| plan(&[&node[..], more].concat()).unwrap();
+        let taken = plan(&[]);
+        assert_eq!(taken.admin_listen.unwrap().to_string(), "127.0.0.1:9099");
+        assert_eq!(taken.args.media.ffmpeg_path, Path::new("/opt/ffmpeg"));
+        assert!(taken.notes.is_empty() && taken.configs(1935, &taken.reactor_urls(None).unwrap()).is_ok());
+        let given = plan(&["--admin-listen", "off", "--ffmpeg-path", "ffmpeg"]);
+        assert_eq!((given.admin_listen, given.notes.len()), (None, 2));
+        assert_eq!(given.args.media.ffmpeg_path, Path::new("ffmpeg"));
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! The names that pass between processes: stream names, origins, sessions and nodes, each checked once at the door.
 //!
-//! A stream name becomes part of the text of a workflow definition, so its alphabet is narrow: whatever is a
-//! [`StreamName`] can stand in that text, in a URL path and in a log line without escaping.
+//! A stream name becomes part of the text of a workflow definition, of URLs and of log lines, so its alphabet is narrow. Whatever
+//! is a [`StreamName`] can stand in a log line, a metric's label and the path of an `rtmp://` location as it is, for RTMP knows no percent-encoding. In
+//! the path of an `http://` URL it is percent-encoded, and in the text of a workflow written as `api/word.rs` says.
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -23,22 +24,24 @@ pub const NODE_ID_MAX: usize = 64;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum StreamNameError {
     /// Nothing at all.
-    #[error("the stream name is empty; 1 to 255 characters of A-Z a-z 0-9 . _ : , / - are allowed")]
+    #[error("the stream name is empty; 1 to 255 characters of A-Z a-z 0-9 . _ : , / ~ + = @ % - are allowed")]
     Empty,
     /// More than [`STREAM_NAME_MAX`] bytes.
     #[error("the stream name is longer than 255 characters")]
     TooLong,
     /// A character outside the alphabet.
-    #[error("the stream name has a character at position {0} that is not one of A-Z a-z 0-9 . _ : , / -")]
+    #[error(
+        "the stream name has a character at position {0} that is not one of A-Z a-z 0-9 . _ : , / ~ + = @ % -"
+    )]
     Character(usize),
-    /// `a//b`, `/a`, `a/` or `a/../b`.
-    #[error("the stream name has an empty or '..' path element")]
+    /// `a//b`, `/a`, `a/`, `a/./b` or `a/../b`: whoever reads a URL would make another name of it.
+    #[error("the stream name has an empty, '.' or '..' path element")]
     PathElement,
 }
 
 /// A stream's name: the RTMP stream key without its query part.
 ///
-/// 1 to 255 characters of `[A-Za-z0-9._:,/-]`, with no empty and no `..` path element. Cheap to clone.
+/// 1 to 255 characters of `[A-Za-z0-9._:,/~+=@%-]`, with no empty, `.` or `..` path element. Cheap to clone.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct StreamName(Arc<str>);
@@ -52,11 +55,14 @@ impl StreamName {
         if text.len() > STREAM_NAME_MAX {
             return Err(StreamNameError::TooLong);
         }
-        let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | ':' | ',' | '/' | '-');
+        let allowed = |c: char| {
+            c.is_ascii_alphanumeric()
+                || matches!(c, '.' | '_' | ':' | ',' | '/' | '~' | '+' | '=' | '@' | '%' | '-')
+        };
         if let Some(position) = text.chars().position(|c| !allowed(c)) {
             return Err(StreamNameError::Character(position + 1));
         }
-        if text.split('/').any(|element| element.is_empty() || element == "..") {
+        if text.split('/').any(|element| element.is_empty() || element == "." || element == "..") {
             return Err(StreamNameError::PathElement);
         }
         Ok(StreamName(text.into()))
@@ -477,17 +483,25 @@ mod tests {
 
     #[test]
     fn a_stream_name_is_checked_character_by_character() {
-        for good in ["x", "live/a", "A-z_0.9:,", "a.b/c", "...", &"n".repeat(255)] {
+        for good in ["x", "live/a", "A-z_0.9:,", "a.b/c", "...", "c2VjcmV0+/a==~@%20", &"n".repeat(255)] {
             assert_eq!(StreamName::parse(good).map(|n| n.to_string()).as_deref(), Ok(good));
         }
         assert_eq!(StreamName::parse(""), Err(StreamNameError::Empty));
         assert_eq!(StreamName::parse(&"n".repeat(256)), Err(StreamNameError::TooLong));
-        for (bad, position) in
-            [("a b", 2), ("a{", 2), ("a\n}", 2), ("é", 1), ("a?b", 2), ("a\0", 2), ("\"", 1)]
-        {
+        for (bad, position) in [
+            ("a b", 2),
+            ("a{", 2),
+            ("a\n}", 2),
+            ("é", 1),
+            ("a?b", 2),
+            ("a#b", 2),
+            ("a\\", 2),
+            ("a\0", 2),
+            ("\"", 1),
+        ] {
             assert_eq!(StreamName::parse(bad), Err(StreamNameError::Character(position)), "{bad:?}");
         }
-        for bad in ["/", "/a", "a/", "a//b", "..", "a/../b"] {
+        for bad in ["/", "/a", "a/", "a//b", ".", "a/./b", "..", "a/../b"] {
             assert_eq!(StreamName::parse(bad), Err(StreamNameError::PathElement), "{bad:?}");
         }
     }

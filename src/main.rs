@@ -67,6 +67,7 @@ fn carry_out(plan: Plan) -> Result<(), node::Error> {
                 // No log runs; who checks wants to see it.
                 environment::unknown(std::env::vars_os().map(|(name, _)| name))
                     .iter()
+                    .chain(&plan.notes)
                     .for_each(|line| eprintln!("lb: warning: {line}"));
                 say("the configuration is good\n");
             }
@@ -83,6 +84,9 @@ fn run<F: Future<Output = Result<(), node::Error>>>(
 ) -> Result<(), node::Error> {
     node::log::start(&plan.args)?;
     for line in environment::unknown(std::env::vars_os().map(|(name, _)| name)) {
+        tracing::warn!("{line}");
+    }
+    for line in &plan.notes {
         tracing::warn!("{line}");
     }
     give_back_memory();

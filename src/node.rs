@@ -32,7 +32,7 @@ use ending::{Ending, LAST_STEPS};
 use error::start_error;
 use rtmp::{Node, Shared};
 use service::{Signals, hangups, keep_watchdog, notify, outlive_harmless_signals};
-use sockets::Sockets;
+use sockets::{Entrances, Sockets};
 use std::sync::Arc;
 use tokio::signal::unix::Signal;
 use tokio_util::sync::CancellationToken;
@@ -81,10 +81,11 @@ pub async fn run_and_tell(plan: Plan, ready: impl FnOnce(&Addresses)) -> Result<
             let configs = plan.configs(sockets.rtmp_port, &urls)?;
             let other_way = sockets.rtmps_port.filter(|_| plan.args.transport.pull_tls);
             let pulled_at = engine::pulled_at(&configs, sockets.rtmp_port, other_way);
-            let entrances: Result<Vec<_>, Error> =
+            let listeners: Result<Vec<_>, Error> =
                 sockets.rtmp.into_iter().map(|rtmp| rtmp.entrance(tls.as_ref())).collect();
+            let entrances = Entrances { listeners: listeners?, certificate: tls.clone() };
             let shared = Shared::new(&plan, &urls, sockets.rtmp_port, pulled_at, &metrics, &ending)?;
-            Some(Node::start(&plan, shared, configs, entrances?, &health, addresses.http).await?)
+            Some(Node::start(&plan, shared, configs, entrances, &health, addresses.http).await?)
         }
         false => None,
     };

@@ -134,6 +134,34 @@ fn a_wrong_configuration_is_named_by_file_and_line_and_exits_with_2() {
 }
 
 #[test]
+fn a_template_opens_no_port() {
+    let template = |step: &str| {
+        config(&format!(
+            "workflow w_{{stream_name}} {{\n    {{pull}} location=rtmp://{{ip_address}}/a/x stream_name=x\n    {step}\n}}\n"
+        ))
+    };
+    let check = |file: &NamedTempFile| {
+        let file = file.path().to_str().unwrap().to_owned();
+        ["--role", "reactor", "--check", "--watcher-template"]
+            .map(str::to_owned)
+            .into_iter()
+            .chain([file])
+            .collect()
+    };
+    for wrong in ["rtmp_watch rtmp_app=a stream_key=* port=1940", "rtmp_watch rtmp_app=a stream_key=* rtmps"]
+    {
+        let file = template(wrong);
+        let args: Vec<String> = check(&file);
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        assert_usage_error(&args, &["--watcher-template", "an answer opens no port"]);
+    }
+    let file = template("rtmp_watch rtmp_app=a stream_key=*");
+    let args: Vec<String> = check(&file);
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    assert_eq!(lb::run(&args).code, Some(0));
+}
+
+#[test]
 fn check_looks_at_everything_and_starts_nothing() {
     let taken = TcpListener::bind("[::]:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
@@ -185,6 +213,95 @@ fn whoever_closes_the_pipe_gets_no_panic() {
     shell.args(["-c", &line]);
     let ended = process::run(shell, SOON);
     assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""));
+}
+
+/// A configuration as the guide of mmids 1.1 has them: settings, reactors and steps.
+const OF_MMIDS: &str = "settings {
+    ffmpeg_path /does/not/exist
+    ffmpeg_log_dir ./ffmpeg-logs
+    log_path ./logs
+    http_api_port 9099
+}
+
+reactor publishers executor=simple_http update_interval=60 {
+    url http://127.0.0.1:1/publisher_lookup
+}
+
+workflow receive {
+    rtmp_receive rtmp_app=receive stream_key=* port=${RTMP_PORT} allow_ips=127.0.0.1,10.0.0.0/8
+    forward_to_workflow target_workflow=watch
+}
+
+workflow watch {
+    rtmp_watch rtmp_app=watch stream_key=* port=${RTMP_PORT} deny_ips=192.0.2.1
+}
+
+workflow asked {
+    rtmp_receive rtmp_app=asked stream_key=abc port=${RTMP_PORT} reactor=publishers
+    forward_to_workflow reactor=publishers
+}
+";
+
+#[test]
+fn a_configuration_of_mmids_starts_and_what_differs_is_said_in_a_line_each() {
+    let file = config(OF_MMIDS);
+    let path = file.path().to_str().unwrap();
+    let node = ["--role", "ingest", "--config", path];
+    let notes = [
+        format!("{path}:3: ffmpeg_log_dir: what ffmpeg says is in the log of this process"),
+        format!("{path}:4: log_path: the log goes to standard error"),
+    ];
+    let checked = lb::run(&[&node[..], &["--check"]].concat());
+    assert_eq!(checked.code, Some(0), "{}", checked.stderr);
+    assert_eq!(checked.stderr.lines().count(), 2, "{}", checked.stderr);
+    let running = Lb::start(&[&node[..], &["--admin-listen", "127.0.0.1:0"]].concat());
+    for note in &notes {
+        assert!(checked.stderr.contains(note), "{}", checked.stderr);
+        assert!(running.log().contains(note), "{}", running.log());
+    }
+    let beaten = format!("{path}:5: http_api_port: --admin-listen is given, and counts more");
+    assert!(running.log().contains(&beaten), "{}", running.log());
+    let publisher = Publisher::start(running.rtmp(), "receive", "x", Media::default());
+    publisher.wait_for_keyframe();
+    running.wait_for_metric("lb_streams", 1.0, SOON);
+    common::viewer::Viewer::start(running.rtmp(), "watch", "x").wait_for_keyframe(1, SOON);
+    // Without a flag the settings count: that port, and that ffmpeg.
+    let without =
+        lb::run(&[&node[..], &["--check", "--admin-listen", "off", "--ffmpeg-path", "true"]].concat());
+    assert!(without.stderr.contains(":2: ffmpeg_path: --ffmpeg-path is given"), "{}", without.stderr);
+    let pulls = config(&format!(
+        "{OF_MMIDS}workflow pull {{\n    ffmpeg_pull location=rtmp://h/a/x stream_name=x\n}}\n"
+    ));
+    let pulls = ["--role", "ingest", "--check", "--config", pulls.path().to_str().unwrap()];
+    assert_usage_error(&pulls, &["--ffmpeg-path", "/does/not/exist"]);
+    assert_eq!(lb::run(&[&pulls[..], &["--ffmpeg-path", "true"]].concat()).code, Some(0));
+
+    // Other settings take a restart.
+    std::fs::write(file.path(), OF_MMIDS.replace("9099", "9098")).unwrap();
+    running.signal(libc::SIGHUP);
+    let place = format!("the configuration stays as it is: {path}: settings: others than at the start");
+    wait_for("the word of it", SOON, || running.log().contains(&place));
+}
+
+#[test]
+fn a_setting_that_is_none_is_named_with_its_line_and_what_is_allowed() {
+    let workflow = "workflow w {\n    rtmp_watch rtmp_app=a stream_key=*\n}\n";
+    for (setting, says) in [
+        ("ffmpeg_paht x", "ffmpeg_paht: it is no setting; ffmpeg_path, ffmpeg_log_dir, log_path"),
+        ("http_api_port many", "http_api_port: 'many' is not allowed"),
+        ("http_api_port 0", "a port from 1 to 65535"),
+        ("ffmpeg_path", "ffmpeg_path: it lacks its value"),
+        ("tls_cert_path /does/not/exist", "/does/not/exist"),
+    ] {
+        let file = config(&format!("{workflow}settings {{\n    {setting}\n}}\n"));
+        let path = file.path().to_str().unwrap();
+        let place = if setting.starts_with("tls") { "--tls-cert".to_owned() } else { format!("{path}:5: ") };
+        assert_usage_error(&["--role", "ingest", "--check", "--config", path], &[&place, says]);
+    }
+    for flag in [&["--rtmps-port", "0"][..], &["--https"]] {
+        let args = [&["--role", "ingest", "--check"], flag].concat();
+        assert_usage_error(&args, &[flag[0], "--tls-cert is needed as well"]);
+    }
 }
 
 #[test]

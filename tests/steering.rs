@@ -3,14 +3,20 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)] // helpers of tests may panic
 
 mod common;
+// Its other deeds are for other tests.
+#[allow(dead_code)]
+#[path = "reactor_client/server.rs"]
+mod web;
 
+use common::endpoint;
 use common::http::{self, Response};
 use common::lb::{self, Lb};
 use common::publisher::{Media, Publisher};
 use common::viewer::Viewer;
 use common::{SOON, wait_for};
 use serde_json::{Value, json};
-use std::net::{SocketAddr, TcpStream};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 
 /// Ingest and playback in one process, with a reactor, that reports often.
 fn all(more: &[&str]) -> Lb {
@@ -47,7 +53,7 @@ fn peers_are_seen_and_sent_away_one_by_one() {
     first.wait_for_keyframe(1, SOON);
     second.wait_for_keyframe(1, SOON);
     let mut flv = TcpStream::connect(node.http()).unwrap();
-    std::io::Write::write_all(&mut flv, b"GET /live/x.flv HTTP/1.1\r\n\r\n").unwrap();
+    flv.write_all(b"GET /live/x.flv HTTP/1.1\r\n\r\n").unwrap();
     wait_for("three viewers", SOON, || ids(&node, "/viewers").len() == 3);
     let viewers = ids(&node, "/viewers?stream=x");
     assert_eq!(ids(&node, "/viewers?limit=1"), viewers[..1]);
@@ -99,10 +105,17 @@ fn a_workflow_comes_and_goes_and_the_others_do_not_notice() {
     let more = publish(&node, "extra", "y");
     let seen = Viewer::start(node.rtmp(), "seen", "y");
     seen.wait_for_keyframe(1, SOON);
-    // With another app in the place of one: only its own sessions end.
+    // With another app in the place of one: its own sessions end, and the step that is the same keeps its publisher.
     let other = text.replace("rtmp_app=seen", "rtmp_app=shown");
     assert_eq!(json_of(&call(node.admin(), "PUT", "/workflows", &other)), json!({ "started": ["extra"] }));
     seen.wait_for_end(SOON);
+    let shown = Viewer::start(node.rtmp(), "shown", "y");
+    shown.wait_for_keyframe(1, SOON);
+    assert!(more.sent().ended.is_none());
+    // Other addresses at the same place: the step must let go of it first, so the workflow begins anew.
+    let narrow = other.replace("rtmp_receive ", "rtmp_receive allow_ips=127.0.0.0/8 ");
+    assert_eq!(json_of(&call(node.admin(), "PUT", "/workflows", &narrow)), json!({ "started": ["extra"] }));
+    shown.wait_for_end(SOON);
     more.wait_for_end(SOON);
     let again = publish(&node, "extra", "y");
     Viewer::start(node.rtmp(), "shown", "y").wait_for_keyframe(1, SOON);
@@ -110,7 +123,7 @@ fn a_workflow_comes_and_goes_and_the_others_do_not_notice() {
     for (wrong, why) in [
         ("workflow extra {\n    no_such_step\n}\n", "the workflow:2"),
         ("workflow extra {\n    rtmp_watch rtmp_app=live stream_key=*\n}\n", "taken"),
-        ("workflow extra {\n    rtmp_watch port=1 rtmp_app=a stream_key=*\n}\n", "restart"),
+        ("workflow extra {\n    rtmp_watch rtmps rtmp_app=a stream_key=*\n}\n", "no certificate"),
         ("", "one workflow"),
     ] {
         let refused = call(node.admin(), "PUT", "/workflows", wrong);
@@ -156,18 +169,158 @@ fn a_configuration_is_read_again_and_a_wrong_one_changes_nothing() {
     wait_for("the word of what is wrong", SOON, || node.log().contains(&place));
     assert!(moved.sent().ended.is_none());
 
-    std::fs::write(file.path(), text("b", "").replace("rtmp_app=in ", "rtmp_app=in port=1 ")).unwrap();
+    let taken = TcpListener::bind("[::]:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let elsewhere = text("b", "").replace("rtmp_app=b_out ", &format!("rtmp_app=b_out port={port} "));
+    std::fs::write(file.path(), &elsewhere).unwrap();
     node.signal(libc::SIGHUP);
-    wait_for("the word of the port", SOON, || {
-        node.log().contains("another port than before takes a restart")
-    });
+    let place = format!("{config}:7: rtmp_watch: port {port} cannot be bound");
+    wait_for("the word of the port", SOON, || node.log().contains(&place));
+    assert!(moved.sent().ended.is_none());
+    drop(taken);
+    node.signal(libc::SIGHUP);
+    wait_for("the port", SOON, || TcpStream::connect(("127.0.0.1", port)).is_ok());
+    Viewer::start(([127, 0, 0, 1], port).into(), "b_out", "y").wait_for_keyframe(1, SOON);
+    assert!(moved.sent().ended.is_none(), "its step is the same");
+    let pulled = text("b", "").replace("rtmp_app=out ", &format!("rtmp_app=pull_source port={port} "));
+    std::fs::write(file.path(), pulled).unwrap();
+    node.signal(libc::SIGHUP);
+    wait_for("the word of pulls", SOON, || node.log().contains("pull from another port than before"));
 
     let steady = text("b", "");
     let (steady, _) = steady.split_once("workflow other").unwrap();
     std::fs::write(file.path(), steady).unwrap();
     node.signal(libc::SIGHUP);
     moved.wait_for_end(SOON);
+    wait_for("the port to close", SOON, || TcpStream::connect(("127.0.0.1", port)).is_err());
     assert!(viewer.is_connected() && publisher.sent().ended.is_none(), "nobody touched it");
+}
+
+/// A port that nobody has at the moment.
+fn free_port() -> u16 {
+    TcpListener::bind("[::]:0").unwrap().local_addr().unwrap().port()
+}
+
+#[test]
+fn a_port_is_open_for_as_long_as_a_workflow_names_it() {
+    let node = all(&[]);
+    let port = free_port();
+    let at = SocketAddr::from(([127, 0, 0, 1], port));
+    let text = |name: &str, more: &str| {
+        format!(
+            "workflow {name} {{\n    rtmp_receive rtmp_app={name} stream_key=* port={port} {more}\n    rtmp_watch rtmp_app={name}_out stream_key=* port={port} {more}\n}}\n"
+        )
+    };
+    let put = |text: &str| call(node.admin(), "PUT", "/workflows", text);
+    assert!(TcpStream::connect(at).is_err());
+    assert_eq!(put(&text("a", "")).status, 200);
+    let publisher = Publisher::start(at, "a", "x", Media::default());
+    publisher.wait_for_keyframe();
+    let viewer = Viewer::start(at, "a_out", "x");
+    viewer.wait_for_keyframe(1, SOON);
+    // It leads to the apps of this port only, and the others do not lead to it.
+    for (server, app) in [(at, "live"), (node.rtmp(), "a_out")] {
+        let said = Viewer::start(server, app, "x").wait_for_end(SOON);
+        assert!(said.join(" ").contains("no such app"), "{said:?}");
+    }
+    let refused = put(&text("b", "rtmps"));
+    assert!(refused.status == 400 && refused.body.contains("open without TLS"), "{}", refused.body);
+    assert!(refused.body.contains("the workflow:2"), "{}", refused.body);
+
+    assert_eq!(put(&text("b", "")).status, 200);
+    let other = Publisher::start(at, "b", "x", Media::default());
+    other.wait_for_keyframe();
+    assert_eq!(call(node.admin(), "DELETE", "/workflows/a", "").status, 204);
+    publisher.wait_for_end(SOON);
+    viewer.wait_for_end(SOON);
+    assert!(TcpStream::connect(at).is_ok() && other.sent().ended.is_none(), "the other needs it");
+    assert_eq!(call(node.admin(), "DELETE", "/workflows/b", "").status, 204);
+    other.wait_for_end(SOON);
+    wait_for("the port to close", SOON, || TcpStream::connect(at).is_err());
+
+    let taken = TcpListener::bind(("::", port)).unwrap();
+    let refused = put(&text("a", ""));
+    assert!(refused.status == 400 && refused.body.contains("cannot be bound"), "{}", refused.body);
+    drop(taken);
+    assert_eq!(put(&text("a", "")).status, 200);
+    Publisher::start(at, "a", "x", Media::default()).wait_for_keyframe();
+}
+
+#[test]
+fn ports_that_are_opened_later_share_the_limits_of_the_others() {
+    let node = all(&["--max-connections-per-address", "2"]);
+    let port = free_port();
+    let text = format!("workflow a {{\n    rtmp_watch rtmp_app=a stream_key=* port={port}\n}}\n");
+    assert_eq!(call(node.admin(), "PUT", "/workflows", &text).status, 200);
+    let _one = TcpStream::connect(node.rtmp()).unwrap();
+    let _other = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    node.wait_for_metric("lb_connections", 2.0, SOON);
+    let _third = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    node.wait_for_metric("lb_refusals_total{reason=\"connections_per_address\"", 1.0, SOON);
+}
+
+#[test]
+fn an_answer_of_a_web_server_opens_the_port_that_it_names() {
+    let taken = TcpListener::bind("[::]:0").unwrap();
+    let (port, busy) = (free_port(), taken.local_addr().unwrap().port());
+    let server = endpoint::runtime().block_on(web::Server::start(move |request| {
+        let port = if request.body.contains("busy") { busy } else { port };
+        let workflow = format!(
+            "workflow own routed_by_reactor {{\n    rtmp_watch rtmp_app=out stream_key=* port={port}\n}}\n"
+        );
+        web::answer(200, &workflow)
+    }));
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    write!(
+        file,
+        "reactor own executor=simple_http {{\n    url {}/lookup\n}}\n\
+         workflow in {{\n    rtmp_receive rtmp_app=in stream_key=* reactor=own\n    workflow_forwarder reactor=own\n}}\n",
+        server.url
+    )
+    .unwrap();
+    let config = file.path().to_str().unwrap();
+    let node = Lb::start(&["--role", "ingest", "--config", config, "--reactor-url", &server.url]);
+    let at = SocketAddr::from(([127, 0, 0, 1], port));
+    let publisher = publish(&node, "in", "x");
+    wait_for("the port", SOON, || TcpStream::connect(at).is_ok());
+    Viewer::start(at, "out", "x").wait_for_keyframe(1, SOON);
+    publisher.leave();
+    wait_for("the port to close", SOON, || TcpStream::connect(at).is_err());
+    // One that cannot be had makes the answer useless, which ends nothing.
+    let publisher = publish(&node, "in", "busy");
+    wait_for("the word of it", SOON, || node.log().contains(&format!("port {busy} cannot be bound")));
+    assert!(publisher.sent().ended.is_none());
+}
+
+#[test]
+fn the_api_takes_what_tools_for_mmids_send() {
+    let node = all(&[]);
+    let version = json_of(&http::get(node.admin(), "/"));
+    assert_eq!(version["version"], env!("CARGO_PKG_VERSION"));
+    wait_for("the node to be ready", SOON, || json_of(&http::get(node.admin(), "/"))["ready"] == true);
+    let text = "workflow extra {\n    rtmp_watch rtmp_app=seen stream_key=*\n}\n";
+    for kind in ["Content-Type: application/vnd.mmids.workflow\r\n", ""] {
+        let mut stream = TcpStream::connect(node.admin()).unwrap();
+        let (host, length) = (node.admin(), text.len());
+        write!(
+            stream,
+            "PUT /workflows HTTP/1.0\r\nHost: {host}\r\n{kind}Content-Length: {length}\r\n\r\n{text}"
+        )
+        .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.0 200") || answer.starts_with("HTTP/1.1 200"), "{kind}: {answer}");
+    }
+    let one = json_of(&http::get(node.admin(), "/workflows/extra"));
+    assert_eq!((one["name"].as_str(), one["status"]["state"].as_str()), (Some("extra"), Some("running")));
+    assert_eq!(one["active_steps"][0]["type"], "rtmp_watch");
+    let names = json_of(&http::get(node.admin(), "/workflows"));
+    assert!(names["workflows"].as_array().unwrap().contains(&json!("extra")));
+    assert_eq!(http::get(node.admin(), "/workflows/nobody").status, 404);
+    let two = format!("{text}{}", text.replace("extra", "more"));
+    assert_eq!(call(node.admin(), "PUT", "/workflows", &two).status, 400);
+    assert_eq!(call(node.admin(), "POST", "/workflows", text).status, 405);
+    assert_eq!(call(node.admin(), "DELETE", "/workflows/extra", "").status, 204);
 }
 
 #[test]

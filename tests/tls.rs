@@ -200,6 +200,21 @@ fn a_step_listens_by_tls_as_in_mmids() {
         "{}",
         refused.stderr
     );
+    // In the settings, as mmids has both.
+    let settings = |password: &str| {
+        let text = std::fs::read_to_string(config).unwrap();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let block = format!("settings {{\n    tls_cert_path {store}\n    tls_cert_password {password}\n}}\n");
+        std::fs::write(file.path(), format!("{block}{text}")).unwrap();
+        file
+    };
+    let (good, bad) = (settings("s3cret"), settings("wrong"));
+    let with = |file: &tempfile::NamedTempFile| {
+        check(&["--role", "ingest", "--config", file.path().to_str().unwrap()])
+    };
+    assert_eq!(with(&good).code, Some(0), "{}", with(&good).stderr);
+    let refused = with(&bad);
+    assert!(refused.code == Some(2) && !refused.stderr.contains("wrong"), "{}", refused.stderr);
     let flags = [&flags[..], &["--tls-password-file", &password]].concat();
     assert_eq!(check(&flags).code, Some(0));
     let lb = Lb::start(&flags);

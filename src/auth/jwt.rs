@@ -1,6 +1,7 @@
 //! `--auth-jwt-keys`: tokens (JWT, RFC 7519) in the query of the stream key or of the app.
 //!
-//! A key decides the algorithm, never the token: HS256 for secrets, RS256, ES256 or EdDSA for public keys.
+//! A key decides the algorithm, never the token: HS256 for secrets, RS256, ES256 or EdDSA for public keys. With an empty stream key the
+//! token names the stream, if it is for a single one.
 
 use super::grant::{Denied, Grant, Opinion};
 use super::request::{Action, Request};
@@ -96,6 +97,20 @@ impl Patterns {
     }
 }
 
+impl Patterns {
+    /// The name, if there is one only.
+    fn only(&self) -> Option<StreamName> {
+        match self {
+            Patterns::One(name) => name.parse().ok(),
+            Patterns::Several(names) => match &names[..] {
+                [name] => name.parse().ok(),
+                _ => None,
+            },
+            Patterns::None => None,
+        }
+    }
+}
+
 impl Keys {
     /// Reads keys in one of three forms: a JWK set (RFC 7517), public keys in PEM, or secrets of 32 bytes or more, one a
     /// line, as `ID = SECRET` or alone. An error says what is wrong and shows no key.
@@ -136,10 +151,13 @@ impl Keys {
 
     fn check(&self, token: &str, request: &Request) -> Result<Grant, &'static str> {
         let claims = self.claims(token)?;
-        let name = StreamName::parse(&request.key).map_err(|_| "the stream key is no stream name")?;
         let (patterns, refused) = match request.action {
             Action::Publish => (&claims.publish, "the token is not for publishing this stream"),
             Action::Play => (&claims.play, "the token is not for playing this stream"),
+        };
+        let name = match request.key.as_str() {
+            "" => patterns.only().ok_or("a stream key is needed: the token is not for a single stream")?,
+            key => StreamName::parse(key).map_err(|_| "the stream key is no stream name")?,
         };
         if !patterns.matches(&name) {
             return Err(refused);
@@ -314,6 +332,12 @@ mod tests {
         assert_eq!(decide(&keys, &token, Action::Play, "show"), "show true");
         assert_eq!(decide(&keys, &token, Action::Play, "cam-1"), "the token is not for playing this stream");
         assert_eq!(publish("a b"), "the stream key is no stream name");
+        // With an empty key the token names the stream, if it names one.
+        assert_eq!(decide(&keys, &token, Action::Play, ""), "show true");
+        assert!(publish("").starts_with("a stream key is needed"));
+        let one = Claims { publish: Patterns::One("a=b".to_owned()), ..claims(now() + 100) };
+        let one = keys.sign(&one).unwrap();
+        assert_eq!(decide(&keys, &one, Action::Publish, ""), "a=b true");
         let old = keys.sign(&claims(now() - LEEWAY - 5)).unwrap();
         assert_eq!(decide(&keys, &old, Action::Publish, "cam-1"), "the token has expired");
         assert!(matches!(keys.ask(&request(Action::Publish, "cam-1", None)), Opinion::None));

@@ -4,11 +4,15 @@
 //! # key = public name
 //! 8f14e45fceea167a = studio-1
 //! ```
+//!
+//! The key is the stream key, or `key` in the query of an empty one: `rtmp://host/ingest/?key=8f14e45fceea167a`.
 
 use super::grant::{Denied, Grant, Opinion};
 use super::request::{Action, Request};
 use crate::ids::{Identity, StreamName};
+use percent_encoding::percent_decode_str;
 use sha2::{Digest, Sha256};
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 /// The shortest key. What is shorter is guessed; `lb token` makes one of 64.
@@ -29,9 +33,7 @@ impl KeyFile {
                 continue;
             }
             let bad = |what: String| format!("line {}: {what}", index + 1);
-            // A key may hold the sign, a name does not.
-            let (key, name) =
-                line.rsplit_once('=').ok_or_else(|| bad("'key = public name' is allowed".to_owned()))?;
+            let (key, name) = pair(line).ok_or_else(|| bad("'key = public name' is allowed".to_owned()))?;
             let key = key.trim();
             if key.len() < KEY_MIN || key.chars().any(|c| c.is_whitespace() || c.is_control() || c == '?') {
                 let what = format!("a key has {KEY_MIN} characters or more, and no spaces and no '?'");
@@ -50,14 +52,44 @@ impl KeyFile {
         if request.action != Action::Publish {
             return Opinion::None;
         }
-        match self.0.get(&digest(&request.key)) {
+        let key = key(request);
+        match self.0.get(&digest(&key)) {
             Some(name) => {
-                let identity = Some(Identity::of("key", &request.key));
+                let identity = Some(Identity::of("key", &key));
                 Opinion::Granted(Grant { identity, ..Grant::of(name.clone()) })
             }
             None => Opinion::Denied(Denied::new("the stream key is not known")),
         }
     }
+}
+
+/// Takes a line apart. Key and name may both hold the sign and no space, so it is the one between two spaces that counts, or else
+/// beside one, at which a key may still end in the sign; where there is none, the last one, and the name holds none.
+fn pair(line: &str) -> Option<(&str, &str)> {
+    let begins = |text: Option<&str>| text.is_some_and(|text| text.starts_with(char::is_whitespace));
+    let signs = || {
+        line.match_indices('=').map(|(at, _)| {
+            let before = line.get(..at).is_some_and(|text| text.ends_with(char::is_whitespace));
+            (at, before, begins(line.get(at + 1..)))
+        })
+    };
+    let at = signs()
+        .find(|(_, before, after)| *before && *after)
+        .or_else(|| signs().find(|(_, before, _)| *before))
+        .or_else(|| signs().rfind(|(.., after)| *after))
+        .map_or_else(|| line.rfind('='), |(at, ..)| Some(at))?;
+    let (key, name) = line.split_at_checked(at)?;
+    Some((key, name.strip_prefix('=')?))
+}
+
+/// The key of a publisher: its stream key, or what the query of an empty one says. A plus sign is one, as keys hold no spaces.
+fn key(request: &Request) -> Cow<'_, str> {
+    if !request.key.is_empty() {
+        return Cow::Borrowed(&request.key);
+    }
+    let parameters = request.query.as_deref().unwrap_or_default().split('&');
+    let key = parameters.filter_map(|parameter| parameter.strip_prefix("key=")).next().unwrap_or_default();
+    percent_decode_str(key).decode_utf8_lossy()
 }
 
 fn digest(key: &str) -> [u8; 32] {
@@ -87,6 +119,36 @@ mod tests {
             assert_eq!(publish(wrong), None, "{wrong:?}");
         }
         assert!(matches!(file.ask(&request(Action::Play, "secret-1", None)), Opinion::None));
+    }
+
+    #[test]
+    fn an_empty_key_has_its_key_in_the_query() {
+        let file = KeyFile::parse("ab+/cd== = studio").unwrap();
+        let name = |key: &str, query: &str| match file.ask(&request(Action::Publish, key, Some(query))) {
+            Opinion::Granted(grant) => Some(grant.name.to_string()),
+            _ => None,
+        };
+        for query in ["key=ab+/cd==", "x=1&key=ab%2B%2Fcd%3D%3D", "key=ab+/cd==&key=other"] {
+            assert_eq!(name("", query).as_deref(), Some("studio"), "{query}");
+        }
+        for query in ["key=ab /cd==", "key=", "", "akey=ab+/cd==", "ab+/cd=="] {
+            assert_eq!(name("", query), None, "{query}");
+        }
+        assert_eq!(name("other", "key=ab+/cd=="), None, "a key that is there counts");
+    }
+
+    #[test]
+    fn the_sign_beside_a_space_parts_a_line() {
+        for (line, key, name) in [
+            ("c2VjcmV0==a", "c2VjcmV0=", "a"),
+            ("c2VjcmV0== = a=b==", "c2VjcmV0==", "a=b=="),
+            ("c2VjcmV0=\ta=b", "c2VjcmV0", "a=b"),
+            ("c2VjcmV0 =a=b", "c2VjcmV0", "a=b"),
+            ("c2VjcmV0== a", "c2VjcmV0=", "a"),
+        ] {
+            assert_eq!(pair(line).map(|(key, name)| (key.trim(), name.trim())), Some((key, name)), "{line}");
+        }
+        assert!(KeyFile::parse("c2VjcmV0 = a = b").is_err());
     }
 
     #[test]

@@ -52,20 +52,31 @@ const SCOPES: [(&str, &[Role]); 38] = [
 
 /// The flags of [`SCOPES`] that were typed, and not taken from the environment or left as they are.
 #[derive(Clone, Debug, Default)]
-pub struct Typed(Vec<(&'static str, &'static [Role])>);
+pub struct Typed {
+    typed: Vec<(&'static str, &'static [Role])>,
+    /// Those that were typed or taken from the environment.
+    given: Vec<&'static str>,
+}
 
 impl Typed {
     pub(super) fn of(matches: &ArgMatches) -> Self {
-        let typed = |(flag, _): &(&str, _)| {
-            let source = matches.value_source(&id(flag));
-            source == Some(ValueSource::CommandLine)
-        };
-        Typed(SCOPES.into_iter().filter(typed).collect())
+        let source = |flag: &str| matches.value_source(&id(flag));
+        let typed = |(flag, _): &(&str, _)| source(flag) == Some(ValueSource::CommandLine);
+        let given = |flag: &&str| source(flag).is_some_and(|source| source != ValueSource::DefaultValue);
+        Typed {
+            typed: SCOPES.into_iter().filter(typed).collect(),
+            given: SCOPES.into_iter().map(|(flag, _)| flag).filter(given).collect(),
+        }
+    }
+
+    /// Whether a flag of [`SCOPES`] has its value from whoever started the process.
+    pub fn given(&self, flag: &str) -> bool {
+        self.given.contains(&flag)
     }
 
     /// A flag that none of these roles uses, with those that do.
     pub fn misplaced(&self, has: impl Fn(Role) -> bool) -> Option<(&'static str, &'static [Role])> {
-        self.0.iter().find(|(_, roles)| !roles.iter().any(|role| has(*role))).copied()
+        self.typed.iter().find(|(_, roles)| !roles.iter().any(|role| has(*role))).copied()
     }
 }
 

@@ -1,6 +1,6 @@
 //! The flags of TLS, and of proxies in front of the RTMP ports.
 
-use crate::net::certificate::Files;
+use crate::net::certificate::{Files, Password};
 use clap::Args;
 use ipnet::IpNet;
 use std::path::PathBuf;
@@ -9,17 +9,11 @@ use std::path::PathBuf;
 #[derive(Clone, Debug, Args)]
 pub struct TransportArgs {
     /// The port for RTMPS, beside the RTMP port and for the same apps; 0 picks a free one
-    #[arg(
-        long,
-        env = "LB_RTMPS_PORT",
-        value_name = "PORT",
-        requires = "tls_cert",
-        help_heading = "TLS and proxies"
-    )]
+    #[arg(long, env = "LB_RTMPS_PORT", value_name = "PORT", help_heading = "TLS and proxies")]
     pub rtmps_port: Option<u16>,
 
     /// Let the reactor, the admin port and the port of viewers over HTTP speak HTTPS only
-    #[arg(long, env = "LB_HTTPS", requires = "tls_cert", help_heading = "TLS and proxies")]
+    #[arg(long, env = "LB_HTTPS", help_heading = "TLS and proxies")]
     pub https: bool,
 
     /// Pulls between nodes go by TLS: an ingest node registers its RTMPS port, and a playback node pulls in no other way
@@ -50,6 +44,10 @@ pub struct TransportArgs {
     )]
     pub tls_password_file: Option<PathBuf>,
 
+    /// That password from a configuration file.
+    #[arg(skip)]
+    pub tls_password: Option<Password>,
+
     /// Certificates that other servers are believed by, in PEM, besides those of the host and those built in: reactors and
     /// other https:// URLs, and rtmps:// locations
     #[arg(long, env = "LB_CA_FILE", value_name = "FILE", help_heading = "TLS and proxies")]
@@ -69,7 +67,8 @@ pub struct TransportArgs {
 impl TransportArgs {
     /// The certificate of this node, if it has one.
     pub fn certificate(&self) -> Option<Files> {
-        let (key, password) = (self.tls_key.clone(), self.tls_password_file.clone());
+        let password = self.tls_password_file.clone().map(Password::File);
+        let (key, password) = (self.tls_key.clone(), password.or_else(|| self.tls_password.clone()));
         self.tls_cert.clone().map(|certificate| Files { certificate, key, password })
     }
 }

@@ -47,15 +47,23 @@ impl Location {
     /// The location of another node's stream with a signature in its query; any other as it is. A server that is not lb would
     /// take the signature for a part of the stream's name.
     pub fn signed(&self, sign: impl FnOnce(&str) -> String) -> Self {
-        let (path, query) = self.0.split_once('?').unwrap_or((&self.0, ""));
-        let is_rtmp = matches!(self.scheme().as_deref(), Some("rtmp" | "rtmps"));
-        let name = path.splitn(5, '/').skip(3).collect::<Vec<_>>();
-        match name[..] {
-            [PULL_APP, name] if is_rtmp && !name.is_empty() => {
+        match self.of_a_node() {
+            Some((name, query)) => {
+                let path = self.0.split('?').next().unwrap_or_default();
                 let separator = if query.is_empty() { "" } else { "&" };
                 Location(format!("{path}?{query}{separator}{}", sign(name)))
             }
-            _ => self.clone(),
+            None => self.clone(),
+        }
+    }
+
+    /// The name and the query of a stream that another node serves.
+    fn of_a_node(&self) -> Option<(&str, &str)> {
+        let (path, query) = self.0.split_once('?').unwrap_or((&self.0, ""));
+        let is_rtmp = matches!(self.scheme().as_deref(), Some("rtmp" | "rtmps"));
+        match path.splitn(5, '/').skip(3).collect::<Vec<_>>()[..] {
+            [PULL_APP, name] if is_rtmp && !name.is_empty() => Some((name, query)),
+            _ => None,
         }
     }
 
@@ -120,6 +128,11 @@ pub fn arguments(location: &Location, io_timeout: Duration, ca_file: Option<&Pat
             args.add(["-ca_file", &file.display().to_string()]);
         }
     }
+    // From the URL alone ffmpeg would make another key of some names: without `.flv` at the end, with `mp4:` before.
+    if let Some((name, query)) = location.of_a_node() {
+        let separator = if query.is_empty() { "" } else { "?" };
+        args.add(["-rtmp_app", PULL_APP, "-rtmp_playpath", &format!("{name}{separator}{query}")]);
+    }
     args.add(["-i", &location.0]);
     // One picture (no cover art) and one sound: all that FLV holds. Data streams are left out, for FLV refuses most kinds.
     args.add(["-map", "0:V:0?", "-map", "0:a:0?", "-c", "copy"]);
@@ -183,7 +196,7 @@ mod tests {
         let rtmp = line("RTMP://h/pull_source/x");
         assert!(
             rtmp.contains(
-                "-protocol_whitelist rtmp,tcp -analyzeduration 1000000 -rw_timeout 10000000 -i RTMP://h"
+                "-protocol_whitelist rtmp,tcp -analyzeduration 1000000 -rw_timeout 10000000 -rtmp_app pull_source -rtmp_playpath x -i RTMP://h"
             ),
             "{rtmp}"
         );
@@ -209,6 +222,19 @@ mod tests {
         {
             assert_eq!(signed(other), other);
         }
+    }
+
+    #[test]
+    fn a_node_is_asked_for_the_name_letter_for_letter() {
+        let asked = |text: &str| {
+            let args = arguments(&Location::parse(text).unwrap(), Duration::from_secs(1), None);
+            let at = args.iter().position(|arg| arg == "-rtmp_playpath")?;
+            args.get(at + 1).cloned()
+        };
+        for name in ["x", "a/b.flv", "x.mp4", "a:b/c", "a%2Fb+c=d~@e", "x?lb_pull=y"] {
+            assert_eq!(asked(&format!("rtmp://h/pull_source/{name}")).as_deref(), Some(name));
+        }
+        assert_eq!(asked("rtmp://h/live/instance/x"), None);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -27,13 +28,32 @@ pub struct Files {
     pub certificate: PathBuf,
     /// The key in PEM; none where the other file is PKCS#12.
     pub key: Option<PathBuf>,
-    /// The password of a PKCS#12 file, in a file of its own; none: it is empty.
-    pub password: Option<PathBuf>,
+    /// The password of a PKCS#12 file; none: it is empty.
+    pub password: Option<Password>,
+}
+
+/// A password. Shows nothing when printed.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Password {
+    /// In a file of its own.
+    File(PathBuf),
+    /// As it is.
+    Text(String),
+}
+
+impl fmt::Debug for Password {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Password(..)")
+    }
 }
 
 impl Files {
     fn paths(&self) -> Vec<&Path> {
-        [Some(&self.certificate), self.key.as_ref(), self.password.as_ref()]
+        let password = match &self.password {
+            Some(Password::File(file)) => Some(file),
+            _ => None,
+        };
+        [Some(&self.certificate), self.key.as_ref(), password]
             .into_iter()
             .flatten()
             .map(PathBuf::as_path)
@@ -42,12 +62,16 @@ impl Files {
 
     /// Reads what the files hold, which is given in the order of [`Files::paths`].
     fn parser(&self) -> impl Fn(&[Vec<u8>]) -> Result<CertifiedKey, String> + use<> {
-        let (has_key, has_password) = (self.key.is_some(), self.password.is_some());
+        let (has_key, password) = (self.key.is_some(), self.password.clone());
         move |contents| {
             let mut contents = contents.iter().map(Vec::as_slice);
             let certificate = contents.next().unwrap_or_default();
             let key = if has_key { contents.next() } else { None };
-            let password = if has_password { reread::text(contents.next().unwrap_or_default())? } else { "" };
+            let password = match &password {
+                Some(Password::File(_)) => reread::text(contents.next().unwrap_or_default())?,
+                Some(Password::Text(text)) => text,
+                None => "",
+            };
             match key {
                 Some(key) => certified(chain(certificate)?, pem_key(key)?),
                 None if certificate.starts_with(b"-----") => {

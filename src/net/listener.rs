@@ -1,9 +1,11 @@
 //! Takes connections from RTMP ports, within limits.
 
 use super::addresses::Slot;
+use super::ports::{InUse, Opener, PortError};
 use super::server::{Entrance, Negotiating, Protocol, Server};
 use super::{proxy, serve, socket};
 use crate::telemetry::{Counted, Seldom};
+use rustls::ServerConfig;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -28,8 +30,6 @@ impl Server {
         socket::prepare_listener(&listener);
         let server = self.clone();
         self.drain.tasks().spawn(async move {
-            // The end of the node is told to all connections from here: each of them looking for it at each of its turns
-            // would be a lock that all streams share.
             let mut connections = JoinSet::new();
             let draining = server.drain.draining().clone();
             tokio::select! {
@@ -37,13 +37,60 @@ impl Server {
                 () = server.accept(&listener, &entrance, &mut connections) => {}
             }
             drop(listener);
-            let ended = server.drain.ended().clone();
-            tokio::select! {
-                () = ended.cancelled() => connections.shutdown().await,
-                () = async { while connections.join_next().await.is_some_and(reaped) {} } => {}
-            }
+            server.see_out(connections).await;
         });
         Ok(())
+    }
+
+    /// What opens ports for this server while it runs, with the node's certificate and by what binds a port.
+    pub fn opener(
+        self: &Arc<Self>,
+        certificate: Option<Arc<ServerConfig>>,
+        bind: impl Fn(u16) -> io::Result<TcpListener> + Send + Sync + 'static,
+    ) -> Box<Opener> {
+        // The server leads to its routes, and these to whoever opens their ports.
+        let server = Arc::downgrade(self);
+        Box::new(move |used: InUse, tls: bool| {
+            let port = used.port();
+            let tls = match tls {
+                true => Some(certificate.clone().ok_or(PortError::NoCertificate(port))?),
+                false => None,
+            };
+            let server = server.upgrade().filter(|server| !server.drain.draining().is_cancelled());
+            let server = server.ok_or(PortError::Stopping(port))?;
+            let listener = bind(port).map_err(|error| PortError::Bind { port, error })?;
+            server.listen_while_used(listener, Entrance { port, protocol: Protocol::Rtmp, tls }, used);
+            Ok(())
+        })
+    }
+
+    /// As [`Server::listen_for`], until nobody uses the port. Connections that are there by then go on until their workflow ends them.
+    fn listen_while_used(self: &Arc<Self>, listener: TcpListener, entrance: Entrance, used: InUse) {
+        socket::prepare_listener(&listener);
+        let server = self.clone();
+        self.drain.tasks().spawn(async move {
+            let mut connections = JoinSet::new();
+            let draining = server.drain.draining().clone();
+            let mut open = Some(listener);
+            while let Some(listener) = open.take() {
+                tokio::select! {
+                    () = draining.cancelled() => {}
+                    () = server.accept(&listener, &entrance, &mut connections) => {}
+                    () = used.unused() => open = used.close(listener),
+                }
+            }
+            server.see_out(connections).await;
+        });
+    }
+
+    /// Owns the tasks of connections until they have ended or the node ends. The end of the node is told to all of them from here: each
+    /// of them looking for it at each of its turns would be a lock that all streams share.
+    async fn see_out(&self, mut connections: JoinSet<()>) {
+        let ended = self.drain.ended().clone();
+        tokio::select! {
+            () = ended.cancelled() => connections.shutdown().await,
+            () = async { while connections.join_next().await.is_some_and(reaped) {} } => {}
+        }
     }
 
     async fn accept(

@@ -40,11 +40,14 @@ pub enum LocationError {
 }
 
 impl Location {
-    /// Reads a URL.
+    /// Reads a URL. App and name are what stands in the path, letter for letter: RTMP has no percent-encoding, so `%2F` is no slash, and
+    /// a stream key is no file name in which `.` would mean something.
     pub fn parse(text: &str) -> Result<Self, LocationError> {
+        let text = text.trim();
         // What is shown of a bad URL ends before anything that could be a secret.
         let shown = || text.split('?').next().unwrap_or_default().to_owned();
-        let url = Url::parse(text).map_err(|_| LocationError::Url(shown()))?;
+        let url = Url::parse(text).ok().filter(|_| !text.contains(char::is_control));
+        let url = url.ok_or_else(|| LocationError::Url(shown()))?;
         let tls = match url.scheme() {
             "rtmp" => false,
             "rtmps" => true,
@@ -56,7 +59,8 @@ impl Location {
             Some(Host::Ipv6(ip)) => ip.to_string(),
             None => return Err(LocationError::Url(shown())),
         };
-        let path = url.path().trim_start_matches('/');
+        let (path, query) = path_and_query(text);
+        let path = path.trim_start_matches('/');
         let (app, name) = path.split_once('/').unwrap_or((path, ""));
         if app.is_empty() || name.is_empty() {
             return Err(LocationError::Path(shown()));
@@ -69,7 +73,7 @@ impl Location {
             port,
             app: app.to_owned(),
             name: name.to_owned(),
-            query: url.query().map(str::to_owned),
+            query: query.map(str::to_owned),
             host,
         })
     }
@@ -79,6 +83,14 @@ impl Location {
         let scheme = if self.tls { "rtmps" } else { "rtmp" };
         format!("{scheme}://{}/{}", self.authority, self.app)
     }
+}
+
+/// Path and query of a URL as they are written; a URL parser would resolve `.` and `..` and their escapes in a path.
+fn path_and_query(url: &str) -> (&str, Option<&str>) {
+    let place = url.split_once("://").map_or("", |(_, place)| place);
+    let path = place.find(['/', '?', '#']).and_then(|begin| place.get(begin..)).unwrap_or_default();
+    let path = path.split('#').next().unwrap_or_default();
+    path.split_once('?').map_or((path, None), |(path, query)| (path, Some(query)))
 }
 
 impl fmt::Display for Location {
@@ -108,6 +120,17 @@ mod tests {
         let location = Location::parse("rtmp://[2001:db8::1]:99/app/x").unwrap();
         assert_eq!((location.host.as_str(), location.port), ("2001:db8::1", 99));
         assert_eq!(location.tc_url(), "rtmp://[2001:db8::1]:99/app");
+    }
+
+    #[test]
+    fn a_name_is_taken_letter_for_letter() {
+        for name in ["a/./b", "a/%2e%2e/b", "%2F", "%", "a+b=c~@d:e,f", "x.flv"] {
+            let location = Location::parse(&format!("rtmp://h/pull_source/{name}")).unwrap();
+            assert_eq!((location.app.as_str(), location.name.as_str()), ("pull_source", name));
+        }
+        let location = Location::parse("rtmp://user:pass@h:9/app/a@b?c=/d?e#f").unwrap();
+        assert_eq!((location.host.as_str(), location.name.as_str()), ("h", "a@b"));
+        assert_eq!(location.query.as_deref(), Some("c=/d?e"));
     }
 
     #[test]

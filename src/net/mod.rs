@@ -14,6 +14,7 @@ mod low_water;
 pub mod origins;
 pub mod peers;
 mod play;
+pub mod ports;
 pub mod proxy;
 mod publish;
 pub mod pull;
@@ -27,6 +28,7 @@ mod transport;
 mod viewing;
 
 pub use peers::Peers;
+pub use ports::{PortGuard, Ports};
 pub use server::{Entrance, Limits, Parts, Protocol, Server};
 
 /// Random bytes for a handshake.

@@ -4,13 +4,14 @@
 //! route's hub, which says by itself what it lets in.
 
 use super::acl::Acl;
+use super::ports::{PortError, PortGuard, Ports};
 use crate::api::PULL_APP;
 use crate::ids::{Identity, SessionId, StreamName};
 use crate::relay::{Batching, FeedRef, Hub};
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -45,6 +46,8 @@ impl KeyPattern {
 pub struct Place {
     /// The TCP port of a listener.
     pub port: u16,
+    /// Peers speak TLS on it.
+    pub tls: bool,
     /// The RTMP app, without a slash at its end.
     pub app: String,
     /// The stream keys.
@@ -116,11 +119,19 @@ pub struct PlayRoute {
 }
 
 /// Why a step's route cannot be added.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("port {port}, app '{app}' and this stream key are taken by another step")]
-pub struct RouteTaken {
-    port: u16,
-    app: String,
+#[derive(Debug, thiserror::Error)]
+pub enum RouteError {
+    /// Another step has the place.
+    #[error("port {port}, app '{app}' and this stream key are taken by another step")]
+    Taken {
+        /// The port.
+        port: u16,
+        /// The app.
+        app: String,
+    },
+    /// The port cannot be had.
+    #[error(transparent)]
+    Port(#[from] PortError),
 }
 
 /// Why no route takes a request.
@@ -167,6 +178,8 @@ pub struct Apps {
 #[derive(Debug, Default)]
 pub struct Routes {
     table: RwLock<Table>,
+    /// Who opens ports; without, all that there are going to be are open.
+    ports: OnceLock<Arc<Ports>>,
 }
 
 #[derive(Debug, Default)]
@@ -187,6 +200,8 @@ pub struct RouteGuard {
     routes: Arc<Routes>,
     at: (u16, String),
     id: u64,
+    /// Given back after the route is gone.
+    _port: PortGuard,
 }
 
 impl Drop for RouteGuard {
@@ -208,17 +223,30 @@ impl Routes {
         Arc::default()
     }
 
+    /// Has the ports of routes opened from now on.
+    pub fn open_by(&self, ports: Arc<Ports>) {
+        // A second call would be a fault of this program, and changes nothing.
+        let _first = self.ports.set(ports);
+    }
+
+    /// Has a port open for as long as what is returned is held.
+    ///
+    /// Errors: see [`PortError`].
+    pub fn hold(&self, port: u16, tls: bool) -> Result<PortGuard, PortError> {
+        self.ports.get().map_or_else(|| Ok(PortGuard::default()), |ports| ports.take(port, tls))
+    }
+
     /// Lets publishers in at a place.
     pub fn add_publish(
         self: &Arc<Self>,
         place: Place,
         route: PublishRoute,
-    ) -> Result<RouteGuard, RouteTaken> {
+    ) -> Result<RouteGuard, RouteError> {
         self.add(place, |app| &mut app.publish, route)
     }
 
     /// Lets viewers in at a place.
-    pub fn add_play(self: &Arc<Self>, place: Place, route: PlayRoute) -> Result<RouteGuard, RouteTaken> {
+    pub fn add_play(self: &Arc<Self>, place: Place, route: PlayRoute) -> Result<RouteGuard, RouteError> {
         self.add(place, |app| &mut app.play, route)
     }
 
@@ -227,19 +255,20 @@ impl Routes {
         place: Place,
         list: impl Fn(&mut App) -> &mut Vec<(u64, Place, T)>,
         route: T,
-    ) -> Result<RouteGuard, RouteTaken> {
+    ) -> Result<RouteGuard, RouteError> {
+        let port = self.hold(place.port, place.tls)?;
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
         table.next += 1;
         let id = table.next;
         let at = (place.port, place.app.clone());
         let list = list(table.apps.entry(at.clone()).or_default());
         if list.iter().any(|(_, other, _)| other.key.overlaps(&place.key)) {
-            return Err(RouteTaken { port: place.port, app: place.app });
+            return Err(RouteError::Taken { port: place.port, app: place.app });
         }
         list.push((id, place, route));
         // An exact key is looked at before the pattern for every key.
         list.sort_by_key(|(id, place, _)| (place.key == KeyPattern::Any, *id));
-        Ok(RouteGuard { routes: self.clone(), at, id })
+        Ok(RouteGuard { routes: self.clone(), at, id, _port: port })
     }
 
     /// Where viewers and nodes play, by app.
@@ -354,7 +383,7 @@ mod tests {
             "*" => KeyPattern::Any,
             exact => KeyPattern::Exact(exact.parse().unwrap()),
         };
-        Place { port, app: app.to_owned(), key, acl }
+        Place { port, tls: false, app: app.to_owned(), key, acl }
     }
 
     #[test]

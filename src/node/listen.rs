@@ -22,6 +22,11 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     }
 }
 
+/// Binds a port on all addresses of the host, as [`bind`] does.
+pub fn bind_port(port: u16) -> io::Result<TcpListener> {
+    bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)))
+}
+
 fn bind_exactly(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     if address.is_ipv6() {

@@ -3,7 +3,9 @@
 use super::contact::{Beat, follow_changes, watch_contact};
 use super::ending::{Ending, LAST_STEPS};
 use super::error::{Error, start_error};
+use super::listen;
 use super::memory;
+use super::sockets::Entrances;
 use super::streams::{Reports, StreamMetrics};
 use crate::api::report::HttpPlay;
 use crate::auth::{Action, Gate, PullKey};
@@ -16,7 +18,7 @@ use crate::config::{Checked, Plan};
 use crate::drain::Drain;
 use crate::health::Health;
 use crate::ids::{NodeId, Origin};
-use crate::net::{self, Entrance, Peers, routes::Routes};
+use crate::net::{self, Peers, Ports, routes::Routes};
 use crate::published::Published;
 use crate::relay::{self, Batching, Feeds};
 use crate::steps::reactors::{Identity, PulledAt, Reactors};
@@ -27,7 +29,6 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::TcpListener;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 /// The part of the drain timeout over which viewers are sent away; the rest is for their last messages.
@@ -201,7 +202,8 @@ impl<'a> Shared<'a> {
         (events, AbortOnDropHandle::new(tokio::spawn(following)))
     }
 
-    fn listen(&self, entrances: Vec<(TcpListener, Entrance)>, drain: &Drain) -> Result<Arc<Peers>, Error> {
+    /// What takes connections. From now on routes have their ports opened by it; `entrances` are open already, with which it begins later.
+    fn server(&self, entrances: &Entrances, drain: &Drain) -> Result<Arc<net::Server>, Error> {
         let limits = net::Limits {
             connections: self.args.limits.max_connections,
             connections_per_address: self.args.limits.max_connections_per_address,
@@ -224,9 +226,9 @@ impl<'a> Shared<'a> {
             node: self.node.clone(),
             drain_spread: self.args.limits.drain_timeout.mul_f64(SPREAD_PART),
         });
-        let listen = |(listener, entrance)| server.listen_for(listener, entrance);
-        entrances.into_iter().try_for_each(listen).map_err(start_error)?;
-        Ok(server.peers().clone())
+        let open = server.opener(entrances.certificate.clone(), listen::bind_port);
+        self.routes.open_by(Ports::new(entrances.steps_ports()?, open));
+        Ok(server)
     }
 }
 
@@ -270,15 +272,17 @@ impl Node {
         plan: &Plan,
         shared: Shared<'_>,
         configs: Vec<Checked>,
-        entrances: Vec<(TcpListener, Entrance)>,
+        entrances: Entrances,
         health: &Health,
         http: Option<SocketAddr>,
     ) -> Result<Self, Error> {
         let drain = Drain::new();
         let agent = shared.agent(plan);
+        let server = shared.server(&entrances, &drain)?;
         let engine = Arc::new(Engine::start(shared.engine_parts(&agent, health), configs).await?);
         let events = shared.follow(engine.reactors(), &agent);
-        let peers = shared.listen(entrances, &drain)?;
+        let listen = |(listener, entrance)| server.listen_for(listener, entrance);
+        entrances.listeners.into_iter().try_for_each(listen).map_err(start_error)?;
         let contact = tokio::spawn(watch_contact(agent.contact(), health.register("reactor")));
         let contact = AbortOnDropHandle::new(contact);
         let trimming = AbortOnDropHandle::new(tokio::spawn(memory::give_back()));
@@ -294,7 +298,7 @@ impl Node {
         Ok(Node {
             _reporter: reporter,
             routes: shared.routes.clone(),
-            peers,
+            peers: server.peers().clone(),
             rtmp_port: shared.rtmp_port,
             urls: shared.urls.clone(),
             stream_metrics: Arc::new(stream_metrics.map_err(start_error)?),

@@ -1,6 +1,6 @@
 //! Everything a process listens with, bound before anything runs.
 
-use super::error::Error;
+use super::error::{Error, start_error};
 use super::listen;
 use crate::config::Plan;
 use crate::net::routes::Apps;
@@ -33,6 +33,25 @@ pub(super) struct Rtmp {
     tls: bool,
     /// The port whose routes it leads to.
     routes: u16,
+}
+
+/// The ports for publishers and viewers that are open from the start.
+pub(super) struct Entrances {
+    pub listeners: Vec<(TcpListener, Entrance)>,
+    /// The node's certificate, if it has one.
+    pub certificate: Option<Arc<ServerConfig>>,
+}
+
+impl Entrances {
+    /// Of these ports that of the steps which name them, and whether by TLS: not those that lead to the apps of another.
+    pub fn steps_ports(&self) -> Result<Vec<(u16, bool)>, Error> {
+        let own = |(listener, entrance): &(TcpListener, Entrance)| {
+            let port = listener.local_addr().map_err(start_error)?.port();
+            let is_own = entrance.protocol == Protocol::Rtmp && entrance.port == port;
+            Ok(is_own.then_some((port, entrance.tls.is_some())))
+        };
+        self.listeners.iter().map(own).filter_map(Result::transpose).collect()
+    }
 }
 
 /// The addresses that were bound.

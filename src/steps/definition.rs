@@ -2,14 +2,16 @@
 //!
 //! The grammar is `mmids-core`'s, which lacks what real addresses need: brackets, question marks, a second equals sign,
 //! most characters in comments. So a text is made readable for it first: comments go, and characters that its words
-//! cannot hold are written as escapes, which are taken back out of every word afterwards. Line numbers stay.
+//! cannot hold are written as escapes ([`word`]), which are taken back out of every word afterwards. Line numbers stay. A reactor
+//! writes such escapes into its answers, so those of a text are left as they are.
 //!
 //! It knows which steps and parameters exist only through what the caller passes in.
 
+use crate::api::word;
 use mmids_core::config::{self, ConfigParseError};
 use mmids_core::workflows::definitions::{WorkflowDefinition, WorkflowStepDefinition};
 use std::collections::HashMap;
-use std::fmt::{self, Write};
+use std::fmt;
 use std::time::Duration;
 
 /// What is wrong with a configuration, and where. Shown as one line.
@@ -37,10 +39,29 @@ impl std::error::Error for ConfigError {}
 /// A configuration.
 #[derive(Clone, Debug, Default)]
 pub struct Config {
+    /// The settings, by line.
+    pub settings: Vec<Setting>,
     /// The mmids reactors, by line.
     pub reactors: Vec<ReactorDefinition>,
     /// The workflows, by line.
     pub workflows: Vec<Workflow>,
+}
+
+/// One line of a `settings` block. `Debug` shows no value, which may be a password.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Setting {
+    /// Its name.
+    pub name: String,
+    /// What it is set to.
+    pub value: Option<String>,
+    /// The line it stands on.
+    pub line: usize,
+}
+
+impl fmt::Debug for Setting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.line, self.name)
+    }
 }
 
 /// An mmids reactor: how names are looked up.
@@ -85,15 +106,22 @@ pub fn parse(file: &str, text: &str, variables: &HashMap<&str, String>) -> Resul
         error(line, what)
     })?;
     let mut config = Config::default();
+    for (name, value) in parsed.settings {
+        config.settings.push(Setting {
+            line: places.setting(&name),
+            name: word::read(&name),
+            value: value.map(|value| word::read(&value)),
+        });
+    }
     for (name, reactor) in parsed.reactors {
         let parameters = reactor.parameters.into_iter().map(|(key, value)| {
-            let key = unescape(&key);
-            (key.strip_suffix(':').unwrap_or(&key).to_owned(), value.map(|value| unescape(&value)))
+            let key = word::read(&key);
+            (key.strip_suffix(':').unwrap_or(&key).to_owned(), value.map(|value| word::read(&value)))
         });
         config.reactors.push(ReactorDefinition {
             line: places.line("reactor", &name),
-            name: unescape(&name),
-            executor: unescape(&reactor.executor),
+            name: word::read(&name),
+            executor: word::read(&reactor.executor),
             update_interval: reactor.update_interval,
             parameters: parameters.collect(),
         });
@@ -104,19 +132,20 @@ pub fn parse(file: &str, text: &str, variables: &HashMap<&str, String>) -> Resul
             parameters: step
                 .parameters
                 .into_iter()
-                .map(|(key, value)| (unescape(&key), value.map(|value| unescape(&value))))
+                .map(|(key, value)| (word::read(&key), value.map(|value| word::read(&value))))
                 .collect(),
         });
         config.workflows.push(Workflow {
             line: places.line("workflow", &name),
             lines: places.children("workflow", &name),
             definition: WorkflowDefinition {
-                name: unescape(&name).into(),
+                name: word::read(&name).into(),
                 routed_by_reactor: workflow.routed_by_reactor,
                 steps: steps.collect(),
             },
         });
     }
+    config.settings.sort_by_key(|setting| setting.line);
     config.reactors.sort_by_key(|reactor| reactor.line);
     config.workflows.sort_by_key(|workflow| workflow.line);
     Ok(config)
@@ -178,8 +207,20 @@ fn fill(line: &str, variables: &HashMap<&str, String>) -> Result<String, String>
     Ok(filled)
 }
 
-/// A line without its comment, with every character that the grammar's words lack written as `\` and six hexadecimal
-/// digits.
+/// Where the name of the workflow stands that begins on this line. Web servers make it of a stream's name, which may hold `=`.
+fn workflow_name(line: &str) -> std::ops::Range<usize> {
+    const HEAD: &str = "workflow";
+    let begin = line.len() - line.trim_start().len();
+    let after = line.get(begin..).and_then(|line| line.strip_prefix(HEAD)).unwrap_or_default();
+    let name = after.trim_start();
+    if name.len() == after.len() {
+        return 0..0;
+    }
+    let begin = line.len() - name.len();
+    begin..begin + name.find(char::is_whitespace).unwrap_or(name.len())
+}
+
+/// A line without its comment, with every character that the grammar's words lack written as an escape.
 fn escape_line(line: &str) -> Result<String, String> {
     let (line, _) = split_comment(line);
     let mut out = String::with_capacity(line.len());
@@ -187,6 +228,7 @@ fn escape_line(line: &str) -> Result<String, String> {
     let mut equals = false;
     let structural_close = line.trim() == "}";
     let opening = line.trim_end().strip_suffix('{').map(str::len);
+    let name = workflow_name(line);
     for (position, c) in line.char_indices() {
         match c {
             '"' => {
@@ -200,41 +242,17 @@ fn escape_line(line: &str) -> Result<String, String> {
                 out.push(c);
             }
             '\r' => {}
-            '=' if !quoted && !equals => {
+            '=' if !quoted && !equals && !name.contains(&position) => {
                 equals = true;
                 out.push(c);
             }
             '{' if !quoted && Some(position) == opening => out.push(c),
             '}' if structural_close => out.push(c),
-            'a'..='z' | 'A'..='Z' | '0'..='9' | '-' | '_' | '/' | '*' | '.' | ':' | ',' => out.push(c),
-            other => {
-                // Writing to a string cannot fail.
-                write!(out, "\\{:06x}", u32::from(other)).unwrap_or_default();
-            }
+            '\\' if word::escape(line.get(position..).unwrap_or_default()).is_some() => out.push(c),
+            other => word::write_char(other, &mut out),
         }
     }
     if quoted { Err("a quotation mark is not closed on its line".to_owned()) } else { Ok(out) }
-}
-
-fn unescape(word: &str) -> String {
-    let mut out = String::with_capacity(word.len());
-    let mut rest = word;
-    while let Some((before, after)) = rest.split_once('\\') {
-        out.push_str(before);
-        let code = after.get(..6).and_then(|digits| u32::from_str_radix(digits, 16).ok());
-        match code.and_then(char::from_u32) {
-            Some(c) => {
-                out.push(c);
-                rest = after.get(6..).unwrap_or_default();
-            }
-            None => {
-                out.push('\\');
-                rest = after;
-            }
-        }
-    }
-    out.push_str(rest);
-    out
 }
 
 /// The lines of blocks and of what is in them.
@@ -244,7 +262,8 @@ struct Block {
     kind: String,
     name: String,
     line: usize,
-    children: Vec<usize>,
+    /// The line of each, and its first word.
+    children: Vec<(usize, String)>,
 }
 
 impl Places {
@@ -258,12 +277,13 @@ impl Places {
             } else if first == "}" {
                 open = false;
             } else if open {
-                blocks.last_mut().into_iter().for_each(|block| block.children.push(index + 1));
+                let child = (index + 1, first.to_owned());
+                blocks.last_mut().into_iter().for_each(|block| block.children.push(child.clone()));
             } else {
                 open = true;
                 let name = second.trim_end_matches('{').to_owned();
                 blocks.push(Block {
-                    kind: first.to_lowercase(),
+                    kind: first.trim_end_matches('{').to_lowercase(),
                     name,
                     line: index + 1,
                     children: Vec::new(),
@@ -282,7 +302,15 @@ impl Places {
     }
 
     fn children(&self, kind: &str, name: &str) -> Vec<usize> {
-        self.block(kind, name).map(|block| block.children.clone()).unwrap_or_default()
+        let children = self.block(kind, name).map(|block| block.children.iter());
+        children.into_iter().flatten().map(|(line, _)| *line).collect()
+    }
+
+    /// The line that counts of a setting: the last one, in whatever block.
+    fn setting(&self, name: &str) -> usize {
+        let blocks = self.0.iter().filter(|block| block.kind == "settings");
+        let mut lines = blocks.flat_map(|block| &block.children).filter(|(_, first)| first == name);
+        lines.next_back().map_or(1, |(line, _)| *line)
     }
 }
 
@@ -308,7 +336,7 @@ fn explain(error: &ConfigParseError, text: &str, places: &Places) -> (Option<usi
             (Some(places.line("reactor", name)), format!("a reactor named '{name}' was defined before"))
         }
         ConfigParseError::InvalidNodeName { name, line } => {
-            (Some(*line), format!("'{}' is no block; settings, reactor and workflow are", unescape(name)))
+            (Some(*line), format!("'{}' is no block; settings, reactor and workflow are", word::read(name)))
         }
         ConfigParseError::ArgumentsSpecifiedOnSettingNode { line }
         | ConfigParseError::TooManySettingArguments { line }
@@ -323,7 +351,7 @@ fn explain(error: &ConfigParseError, text: &str, places: &Places) -> (Option<usi
         | ConfigParseError::TooManyReactorParameterValues { line }
         | ConfigParseError::NoExecutorForReactor { line } => {
             let what = error.to_string();
-            (Some(*line), unescape(&what.replace(&format!(" on line {line}"), "")))
+            (Some(*line), word::read(&what.replace(&format!(" on line {line}"), "")))
         }
         ConfigParseError::UnexpectedRule { .. } => (None, error.to_string()),
     }
@@ -356,6 +384,50 @@ mod tests {
         let workflow = &config.workflows[0];
         assert_eq!(workflow.lines, [5, 6]);
         assert_eq!(workflow.definition.steps[0].parameters["stream_key"].as_deref(), Some("*"));
+    }
+
+    #[test]
+    fn settings_are_read_with_their_lines() {
+        let config = read(
+            "settings {\n    log_path ./logs # here\n    tls_cert_password \"a =b\"\n    bare\n}\n\nsettings{\n x 1\n}\n",
+        );
+        let settings: Vec<_> = config.unwrap().settings;
+        let settings: Vec<_> =
+            settings.iter().map(|s| (s.line, s.name.as_str(), s.value.as_deref())).collect();
+        assert_eq!(
+            settings,
+            [
+                (2, "log_path", Some("./logs")),
+                (3, "tls_cert_password", Some("a =b")),
+                (4, "bare", None),
+                (8, "x", Some("1"))
+            ]
+        );
+        let error = read("workflow w {\n}\nsettings {\n a b c\n}\n").unwrap_err();
+        assert_eq!(error.line, Some(4), "{error}");
+    }
+
+    #[test]
+    fn a_workflow_may_be_called_by_whatever_a_stream_is() {
+        let config =
+            read("workflow\tingest_~a=b=+@% routed_by_reactor {\n step x=1=2\n}\nworkflow x {\n}\n").unwrap();
+        let workflow = &config.workflows[0].definition;
+        assert_eq!((workflow.name.as_str(), workflow.routed_by_reactor), ("ingest_~a=b=+@%", true));
+        assert_eq!(workflow.steps[0].parameters["x"].as_deref(), Some("1=2"));
+        assert_eq!((config.workflows[0].line, config.workflows[1].line), (1, 4));
+    }
+
+    #[test]
+    fn escapes_of_a_reactor_are_left_as_they_are_and_begin_nothing() {
+        let config = read(
+            "workflow ingest_a\\00003db {\n rtmp_pull stream_name=a\\00003db\\000025 x=\\00000a\\00003\n}\n",
+        )
+        .unwrap();
+        let workflow = &config.workflows[0].definition;
+        assert_eq!(workflow.name.as_str(), "ingest_a=b");
+        assert_eq!(workflow.steps[0].parameters["stream_name"].as_deref(), Some("a=b%"));
+        assert_eq!(workflow.steps[0].parameters["x"].as_deref(), Some("\\00000a\\00003"), "no line's end");
+        assert_eq!(config.workflows[0].lines, [2]);
     }
 
     #[test]

@@ -46,7 +46,7 @@ impl<'a> Parameters<'a> {
     }
 
     /// `rtmps`: the step's port speaks TLS. With or without a value, as mmids has it.
-    pub fn rtmps(&self) -> Result<bool, ParameterError> {
+    fn rtmps(&self) -> Result<bool, ParameterError> {
         match self.0.parameters.get("rtmps").map(Option::as_deref) {
             None | Some(Some("false")) => Ok(false),
             Some(None | Some("" | "true")) => Ok(true),
@@ -58,7 +58,8 @@ impl<'a> Parameters<'a> {
 
     /// `port`, `rtmps`, `rtmp_app`, `stream_key`, `allow_ips` and `deny_ips`.
     pub fn place(&self, default_port: u16) -> Result<Place, ParameterError> {
-        let default_port = if self.rtmps()? { DEFAULT_RTMPS_PORT } else { default_port };
+        let tls = self.rtmps()?;
+        let default_port = if tls { DEFAULT_RTMPS_PORT } else { default_port };
         let port: Option<u16> = self.parsed("port", "a port from 1 to 65535")?;
         if port == Some(0) {
             return Err(ParameterError("port=0 is not allowed; a port from 1 to 65535 is".to_owned()));
@@ -76,6 +77,6 @@ impl<'a> Parameters<'a> {
         };
         let acl = Acl::parse(self.get("allow_ips"), self.get("deny_ips"))
             .map_err(|error| ParameterError(format!("allow_ips or deny_ips: {error}")))?;
-        Ok(Place { port: port.unwrap_or(default_port), app: app.to_owned(), key, acl })
+        Ok(Place { port: port.unwrap_or(default_port), tls, app: app.to_owned(), key, acl })
     }
 }

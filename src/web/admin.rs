@@ -7,7 +7,7 @@
 //! | `GET /readyz` | `200` or `503`, JSON with `ready` and `reasons` |
 //! | `GET /metrics` | `200`, Prometheus text format 0.0.4 |
 //! | `GET /workflows` | `200`, JSON |
-//! | `PUT /workflows` | one workflow in the configuration's grammar: `200`, JSON; `400` |
+//! | `PUT /workflows` | one workflow in the configuration's grammar, whatever the content type: `200`, JSON; `400`. Its steps that are equal to those that run under its name keep their connections |
 //! | `GET /workflows/{name}` | `200`, JSON; `404` |
 //! | `DELETE /workflows/{name}` | `204`; `404` |
 //! | `GET /publishers`, `/viewers`, `/pulls` | `200`, JSON, in pages: `?after=ID&limit=N&stream=NAME` |

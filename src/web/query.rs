@@ -1,6 +1,6 @@
 //! What several calls read from their query: which page of a list, and why a peer is sent away.
 
-use super::request::Failure;
+use super::request::{Failure, decoded};
 use crate::api::LIST_MAX;
 use crate::ids::StreamName;
 use std::borrow::Cow;
@@ -22,17 +22,11 @@ pub(super) struct Page<T> {
 impl<T: FromStr<Err: Display> + Ord + Clone> Page<T> {
     /// From `after` and `limit`.
     pub fn read(query: &str) -> Result<Self, Failure> {
-        let mut page = Page { after: None, limit: LIST_MAX };
-        for (key, value) in url::form_urlencoded::parse(query.as_bytes()) {
-            match &*key {
-                "after" => page.after = Some(parsed("after", &value)?),
-                "limit" => {
-                    let limit = value.parse().ok().filter(|limit| (1..=LIST_MAX).contains(limit));
-                    page.limit = limit
-                        .ok_or_else(|| Failure::bad(format!("limit is a number from 1 to {LIST_MAX}")))?;
-                }
-                _ => {}
-            }
+        let mut page = Page { after: name(query, "after")?, limit: LIST_MAX };
+        if let Some(limit) = value(query, "limit") {
+            let limit = limit.parse().ok().filter(|limit| (1..=LIST_MAX).contains(limit));
+            page.limit =
+                limit.ok_or_else(|| Failure::bad(format!("limit is a number from 1 to {LIST_MAX}")))?;
         }
         Ok(page)
     }
@@ -50,15 +44,20 @@ impl<T: FromStr<Err: Display> + Ord + Clone> Page<T> {
 
 /// From `stream`: only what is about this one.
 pub(super) fn stream(query: &str) -> Result<Option<StreamName>, Failure> {
-    value(query, "stream").map(|name| parsed("stream", &name)).transpose()
+    name(query, "stream")
+}
+
+/// A name, which may hold a plus sign and no space: here `+` stands for itself, as it does in a path.
+fn name<T: FromStr<Err: Display>>(query: &str, wanted: &str) -> Result<Option<T>, Failure> {
+    let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+    let Some((_, written)) = pairs.into_iter().find(|(key, _)| *key == wanted) else { return Ok(None) };
+    let bad = |why: &dyn Display| Failure::bad(format!("{wanted}: {why}"));
+    let name = decoded(written).ok_or_else(|| bad(&"it is not percent-encoded as it should"))?;
+    name.parse().map(Some).map_err(|error: T::Err| bad(&error))
 }
 
 fn value<'a>(query: &'a str, wanted: &str) -> Option<Cow<'a, str>> {
     url::form_urlencoded::parse(query.as_bytes()).find_map(|(key, value)| (key == wanted).then_some(value))
-}
-
-fn parsed<T: FromStr<Err: Display>>(key: &str, value: &str) -> Result<T, Failure> {
-    value.parse().map_err(|error| Failure::bad(format!("{key}: {error}")))
 }
 
 /// From `reason`: why a peer is sent away.
@@ -86,7 +85,12 @@ mod tests {
         for bad in ["limit=0", "limit=1001", "limit=x", "after=x"] {
             assert!(Page::<u64>::read(bad).is_err(), "{bad}");
         }
-        assert_eq!(stream("stream=team/x").unwrap().unwrap().as_str(), "team/x");
+        for (query, name) in
+            [("stream=team/x", "team/x"), ("stream=a+b", "a+b"), ("stream=a%2Bb%3d%25", "a+b=%")]
+        {
+            assert_eq!(stream(query).unwrap().unwrap().as_str(), name);
+        }
+        assert!(stream("stream=%").is_err());
         assert!(stream("").unwrap().is_none() && stream("stream=a%20b").is_err());
     }
 

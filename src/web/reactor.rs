@@ -8,6 +8,7 @@ use super::request::{Failure, Request, decoded, empty, request};
 use super::template::Template;
 use super::{Routes, events, openapi, page, probes};
 use crate::api::report::{Happening, REPORT_MAX, REPORT_TEXT_MAX, Report, ReportReply, StreamEvent};
+use crate::api::word;
 use crate::api::{
     ACCEPT_RTMP_PULL, EPOCH_HEADER, HEARTBEAT_STREAMS, Heartbeat, NodeList, ORIGIN_HEADER, PublisherLookup,
     PublisherRelease, SESSION_HEADER, StreamEntry, StreamList, WatcherLookup,
@@ -254,6 +255,13 @@ impl Handler {
         let Some(lease) = self.reactor.registry.owner(name.clone()).await? else {
             return Err(Failure::new(StatusCode::NOT_FOUND, format!("stream '{name}' is not published")));
         };
+        // An lb node says more than a name. To a plain one 404 is final, where another status is an outage that it sits out.
+        if lookup.node.is_none() && lookup.accept.is_empty() && !word::is_plain_word(name.as_str()) {
+            let text = format!(
+                "stream '{name}' has a character that a plain mmids node cannot read in a workflow; only lb nodes can pull it"
+            );
+            return Err(Failure::new(StatusCode::NOT_FOUND, text));
+        }
         let native = lookup.accept.iter().any(|step| step == ACCEPT_RTMP_PULL);
         let mut response = self.reactor.template.render(&name, &lease.origin, native).into_response();
         let headers = response.headers_mut();

@@ -1,5 +1,6 @@
 //! The text of the reply to a watcher lookup: a workflow definition with places to fill.
 
+use crate::api::word;
 use crate::ids::{Origin, StreamName};
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -105,30 +106,34 @@ impl Template {
 
     /// Renders samples and has them checked, by a parser that this module does not know.
     pub fn check(&self, check: &dyn Fn(&str) -> Result<(), String>) -> Result<(), TemplateError> {
-        let Ok(name) = StreamName::parse("live/a-b_c.d:e,0") else {
-            return Ok(());
-        };
-        for origin in [
+        let names = ["live/a-b_c.d:e,0", "~live/+a=@b%"].map(StreamName::parse);
+        let origins = [
             Origin::from_ip(Ipv4Addr::LOCALHOST.into(), 1935),
             Origin::from_ip(Ipv6Addr::LOCALHOST.into(), 1936),
             Origin::from_ip(Ipv4Addr::LOCALHOST.into(), 1936).by_tls(),
-        ] {
-            for native in [false, true] {
-                check(&self.render(&name, &origin, native)).map_err(TemplateError::Grammar)?;
+        ];
+        for name in names.iter().flatten() {
+            for origin in &origins {
+                for native in [false, true] {
+                    check(&self.render(name, origin, native)).map_err(TemplateError::Grammar)?;
+                }
             }
         }
         Ok(())
     }
 
-    /// The reply for a stream that can be pulled from an origin; `native` if the node has the step `rtmp_pull`.
+    /// The reply for a stream that can be pulled from an origin; `native` if the node has the step `rtmp_pull`. What the words of a
+    /// definition cannot hold of the name is written as escapes, which plain mmids nodes cannot read: see [`word::is_plain_word`].
     pub fn render(&self, name: &StreamName, origin: &Origin, native: bool) -> String {
         let (scheme, origin) = (if origin.is_tls() { "rtmps://" } else { SCHEME }, origin.authority());
         let pull = if native { "rtmp_pull" } else { "ffmpeg_pull" };
+        let mut written = String::with_capacity(name.as_str().len());
+        word::write(name.as_str(), &mut written);
         let mut text = String::new();
         for part in &self.0 {
             text.push_str(match part {
                 Part::Text(text) => text,
-                Part::StreamName => name.as_str(),
+                Part::StreamName => &written,
                 Part::Scheme => scheme,
                 Part::IpAddress => &origin,
                 Part::Pull => pull,

@@ -108,7 +108,7 @@ impl Node {
             "*" => KeyPattern::Any,
             exact => KeyPattern::Exact(exact.parse().unwrap()),
         };
-        Place { port: self.port, app: app.to_owned(), key, acl: Acl::default() }
+        Place { port: self.port, tls: false, app: app.to_owned(), key, acl: Acl::default() }
     }
 
     /// Lets publishers in at `app`, whoever they are; the test answers them.

@@ -7,7 +7,7 @@ use super::super::parameters::ParameterError;
 use super::super::pull::{self, Pull};
 use super::super::reactors::{Identity, Reactors};
 use super::super::{rtmp_receive, rtmp_watch};
-use super::check::{check_step, read_location};
+use super::check::{check_step, place, read_location};
 use crate::client::{ClientMetrics, Http};
 use crate::ffmpeg;
 use crate::health::Health;
@@ -73,8 +73,13 @@ pub(super) fn reactors(
     let mut lookups = HashMap::new();
     for (file, reactor) in defined() {
         let settings = Settings::read(file, reactor)?;
-        let (known, default_port) = (known.clone(), parts.default_port);
-        let check = move |step: &WorkflowStepDefinition| check_step(step, &known, default_port);
+        let (known, default_port, routes) = (known.clone(), parts.default_port, parts.routes.clone());
+        // An answer whose ports cannot be had is none: what runs goes on, and the log says why.
+        let check = move |step: &WorkflowStepDefinition| {
+            check_step(step, &known, default_port)?;
+            let held = place(step, default_port).map(|place| routes.hold(place.port, place.tls));
+            held.transpose().map(drop).map_err(|error| format!("{}: {error}", step.step_type))
+        };
         let lookup = settings.lookup(parts.http.clone(), parts.client_metrics.clone(), check);
         let back = parts.reactor_back.clone();
         lookups.insert(reactor.name.clone(), (settings, lookup.on_recovery(move || back())));

@@ -45,7 +45,9 @@ pub fn check(file: &str, config: &Config, default_port: u16) -> Result<(), Confi
             })?;
         }
     }
-    if config.workflows.is_empty() {
+    // Whoever has named the port of the API, as mmids' configurations do, may bring workflows by it.
+    let by_api = config.settings.iter().any(|setting| setting.name == "http_api_port");
+    if config.workflows.is_empty() && !by_api {
         let what = "it defines no workflow, so there is nothing to run".to_owned();
         return Err(ConfigError { file: file.to_owned(), line: None, what });
     }
@@ -98,17 +100,41 @@ pub(super) fn read_location(location: &str) -> Result<Location, ParameterError> 
     Location::parse(location).map_err(|error| ParameterError(format!("location: {error}")))
 }
 
-/// A step that listens: where, and whether by TLS.
-fn listening(
+/// Where a step listens, if it is one that does.
+pub(super) fn place(step: &WorkflowStepDefinition, default_port: u16) -> Option<Place> {
+    let listens = matches!(step.step_type.0.as_str(), "rtmp_receive" | "rtmp_watch");
+    Parameters(step).place(default_port).ok().filter(|_| listens)
+}
+
+/// A step that listens.
+pub(super) struct Listening<'a> {
+    pub file: &'a str,
+    pub line: usize,
+    pub step: &'a WorkflowStepDefinition,
+    pub place: Place,
+}
+
+impl Listening<'_> {
+    /// Something is wrong with it.
+    pub fn error(&self, what: String) -> ConfigError {
+        ConfigError { file: self.file.to_owned(), line: Some(self.line), what }
+    }
+}
+
+/// The steps that listen.
+pub(super) fn listening(
     configs: &[(String, Config)],
     default_port: u16,
-) -> impl Iterator<Item = (&WorkflowStepDefinition, Place, bool)> {
-    let workflows = configs.iter().flat_map(|(_, config)| &config.workflows);
-    let steps = workflows.flat_map(|workflow| &workflow.definition.steps);
-    let sockets = steps.filter(|step| matches!(step.step_type.0.as_str(), "rtmp_receive" | "rtmp_watch"));
-    sockets.filter_map(move |step| {
-        let parameters = Parameters(step);
-        Some((step, parameters.place(default_port).ok()?, parameters.rtmps().ok()?))
+) -> impl Iterator<Item = Listening<'_>> {
+    let workflows = configs.iter().flat_map(|(file, config)| config.workflows.iter().map(move |w| (file, w)));
+    let steps = workflows.flat_map(|(file, workflow)| {
+        let steps = workflow.definition.steps.iter().enumerate();
+        steps.map(move |(index, step)| {
+            (file, workflow.lines.get(index).copied().unwrap_or(workflow.line), step)
+        })
+    });
+    steps.filter_map(move |(file, line, step)| {
+        Some(Listening { file, line, step, place: place(step, default_port)? })
     })
 }
 
@@ -117,12 +143,11 @@ fn listening(
 /// Errors: one step wants a port by TLS, and another one without.
 pub fn ports(configs: &[(String, Config)], default_port: u16) -> Result<BTreeMap<u16, bool>, ConfigError> {
     let mut ports = BTreeMap::new();
-    for (_, place, tls) in listening(configs, default_port) {
-        if *ports.entry(place.port).or_insert(tls) != tls {
-            let what =
-                format!("the port {} cannot be for steps with rtmps and for others as well", place.port);
-            let file = configs.iter().map(|(file, _)| file.as_str()).collect::<Vec<_>>().join(", ");
-            return Err(ConfigError { file, line: None, what });
+    for listening in listening(configs, default_port) {
+        let Place { port, tls, .. } = listening.place;
+        if *ports.entry(port).or_insert(tls) != tls {
+            let what = format!("the port {port} cannot be for steps with rtmps and for others as well");
+            return Err(listening.error(what));
         }
     }
     Ok(ports)
@@ -130,34 +155,25 @@ pub fn ports(configs: &[(String, Config)], default_port: u16) -> Result<BTreeMap
 
 /// Checks that no two steps take the same publishers, or the same viewers.
 pub fn overlaps(configs: &[(String, Config)], default_port: u16) -> Result<(), ConfigError> {
-    let mut seen: Vec<(&str, Place)> = Vec::new();
-    for (file, config) in configs {
-        for workflow in &config.workflows {
-            for (index, step) in workflow.definition.steps.iter().enumerate() {
-                let name = step.step_type.0.as_str();
-                let place = Parameters(step).place(default_port).ok();
-                let Some(place) = place.filter(|_| matches!(name, "rtmp_receive" | "rtmp_watch")) else {
-                    continue;
-                };
-                let same = |(other, at): &&(&str, Place)| {
-                    *other == name
-                        && at.port == place.port
-                        && at.app == place.app
-                        && at.key.overlaps(&place.key)
-                };
-                if seen.iter().any(|other| same(&other)) {
-                    let Place { port, app, .. } = &place;
-                    let what = format!(
-                        "{name}: port {port}, app '{app}' and this stream key are taken by another step"
-                    );
-                    let line = Some(workflow.lines.get(index).copied().unwrap_or(workflow.line));
-                    return Err(ConfigError { file: file.clone(), line, what });
-                }
-                seen.push((name, place));
-            }
+    let mut seen: Vec<Listening<'_>> = Vec::new();
+    for listening in listening(configs, default_port) {
+        let is_same = |other: &Listening<'_>| {
+            other.step.step_type == listening.step.step_type && are_same(&other.place, &listening.place)
+        };
+        if seen.iter().any(is_same) {
+            let (name, Place { port, app, .. }) = (&listening.step.step_type, &listening.place);
+            let what =
+                format!("{name}: port {port}, app '{app}' and this stream key are taken by another step");
+            return Err(listening.error(what));
         }
+        seen.push(listening);
     }
     Ok(())
+}
+
+/// Whether two steps of a kind cannot have these places both.
+pub(super) fn are_same(one: &Place, other: &Place) -> bool {
+    one.port == other.port && one.app == other.app && one.key.overlaps(&other.key)
 }
 
 /// Whether a step of these configurations runs ffmpeg.
@@ -169,18 +185,30 @@ pub fn needs_ffmpeg(configs: &[(String, Config)]) -> bool {
 /// The ports that other nodes pull from: that of the step that watches at the app for pulls, which may have a port of its
 /// own. `other_way`: where the default port's apps are reached by TLS as well, and pulls are to go there.
 pub fn pulled_at(configs: &[(String, Config)], default_port: u16, other_way: Option<u16>) -> PulledAt {
-    let mut watches = listening(configs, default_port).filter(|(step, ..)| step.step_type.0 == "rtmp_watch");
-    match watches.find(|(_, place, _)| place.app == PULL_APP) {
-        Some((_, place, true)) => PulledAt { rtmp: place.port, rtmps: Some(place.port) },
-        Some((_, place, false)) if place.port != default_port => PulledAt { rtmp: place.port, rtmps: None },
+    let mut watches = listening(configs, default_port).filter(|one| one.step.step_type.0 == "rtmp_watch");
+    match watches.find(|one| one.place.app == PULL_APP).map(|one| one.place) {
+        Some(Place { port, tls: true, .. }) => PulledAt { rtmp: port, rtmps: Some(port) },
+        Some(Place { port, .. }) if port != default_port => PulledAt { rtmp: port, rtmps: None },
         _ => PulledAt { rtmp: default_port, rtmps: other_way },
     }
 }
 
 /// Says whether a text is a workflow definition that mmids-core's own parser takes, as plain mmids nodes would. The
 /// brackets of an IPv6 address are let through: that parser knows none, so plain nodes can have no such origin anyway.
+///
+/// The answers of a bundled reactor open no port: nodes listen where their own configuration says.
 pub fn check_answer(text: &str) -> Result<(), String> {
-    executor::read(text, None)?;
+    let answer = executor::read(text, None)?;
+    let steps = answer.iter().flat_map(|workflow| &workflow.steps);
+    let opens = |step: &&WorkflowStepDefinition| {
+        ["port", "rtmps"].iter().any(|key| step.parameters.contains_key(*key))
+    };
+    if let Some(step) = steps.into_iter().find(opens) {
+        return Err(format!(
+            "{}: port and rtmps are not allowed here, as an answer opens no port",
+            step.step_type
+        ));
+    }
     match mmids_core::config::parse(&text.replace(['[', ']'], "_")) {
         Ok(parsed) if parsed.workflows.is_empty() => Err("it defines no workflow".to_owned()),
         Ok(_) => Ok(()),

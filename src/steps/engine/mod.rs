@@ -19,7 +19,8 @@ pub use steering::Changed;
 
 use super::definition::{Config, ConfigError, ReactorDefinition, Workflow};
 use super::forwarder::Directory;
-use super::reactors::Reactors;
+use super::reactors::{PulledAt, Reactors};
+use crate::net::routes::Routes;
 use keeper::Keeper;
 use mmids_core::event_hub::{SubscriptionRequest, WorkflowStartedOrStoppedEvent, start_event_hub};
 use mmids_core::workflows::manager::{
@@ -27,7 +28,6 @@ use mmids_core::workflows::manager::{
 };
 use mmids_core::workflows::{WorkflowState, WorkflowStatus};
 use serde_json::Value;
-use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -43,6 +43,7 @@ pub struct Engine {
     directory: Arc<Directory>,
     keeper: Arc<Mutex<Keeper>>,
     fixed: Fixed,
+    routes: Arc<Routes>,
     /// One change at a time.
     changing: tokio::sync::Mutex<()>,
     tasks: TaskTracker,
@@ -57,8 +58,8 @@ pub struct Engine {
 #[derive(Debug)]
 struct Fixed {
     reactors: Vec<ReactorDefinition>,
-    /// The ports, and whether peers speak TLS there.
-    ports: BTreeMap<u16, bool>,
+    /// Where other nodes pull from, as the steps say: reactors were told.
+    pulled_at: PulledAt,
     /// The port of steps that name none.
     default_port: u16,
 }
@@ -66,7 +67,7 @@ struct Fixed {
 impl Engine {
     /// Starts the engine and all workflows of a configuration that was checked.
     pub async fn start(parts: Parts, configs: Vec<(String, Config)>) -> Result<Self, ConfigError> {
-        let (tasks, health) = (parts.tasks.clone(), parts.health.clone());
+        let (tasks, health, routes) = (parts.tasks.clone(), parts.health.clone(), parts.routes.clone());
         let [stopping, stopped, failed] = std::array::from_fn(|_| CancellationToken::new());
         let (publisher, subscriber) = start_event_hub();
         let (asked, requests) = unbounded_channel();
@@ -77,7 +78,7 @@ impl Engine {
         let default_port = parts.default_port;
         let fixed = Fixed {
             reactors: configs.iter().flat_map(|(_, config)| config.reactors.clone()).collect(),
-            ports: ports(&configs, default_port)?,
+            pulled_at: pulled_at(&configs, default_port, None),
             default_port,
         };
         let directory = Arc::new(Directory::default());
@@ -105,6 +106,7 @@ impl Engine {
             directory,
             keeper,
             fixed,
+            routes,
             changing: tokio::sync::Mutex::default(),
             tasks,
             stopping,

@@ -1,10 +1,13 @@
-//! Changes of what runs: a configuration that is read again, and single workflows by the API. What stays the same is not touched, and so are
-//! its sessions; a workflow that changes is stopped and started anew.
+//! Changes of what runs: a configuration that is read again, and single workflows by the API. What stays the same is not touched, and neither
+//! are its sessions: of a workflow that changes the steps that are equal go on, and the others are swapped. Only where a step would
+//! take the place of one before it, which must let go of that first, the workflow is stopped and started anew.
 
 use super::super::definition::{Config, ConfigError, ReactorDefinition, Workflow};
-use super::check::{check_step, ports};
+use super::check::{Listening, are_same, check_step, listening, place, ports, pulled_at};
 use super::{Engine, state};
-use mmids_core::workflows::definitions::WorkflowDefinition;
+use crate::net::PortGuard;
+use crate::net::routes::Place;
+use mmids_core::workflows::definitions::{WorkflowDefinition, WorkflowStepDefinition};
 use mmids_core::workflows::manager::WorkflowManagerRequestOperation;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -30,6 +33,8 @@ impl Engine {
     pub async fn reload(&self, configs: &[(String, Config)]) -> Result<Changed, ConfigError> {
         let _one_at_a_time = self.changing.lock().await;
         self.check_fixed(configs)?;
+        // Held until the steps hold them: a port that is used before and after stays open.
+        let _ports = self.hold_ports(configs)?;
         let workflows =
             || configs.iter().flat_map(|(file, config)| config.workflows.iter().map(move |w| (file, w)));
         let names: BTreeSet<String> =
@@ -70,7 +75,7 @@ impl Engine {
             })?;
         }
         let configs = [(FILE.to_owned(), config.clone())];
-        self.check_ports(&configs)?;
+        let _ports = self.hold_ports(&configs)?;
         let name = workflow.definition.name.to_string();
         let started = self.replace(FILE, workflow).await?;
         Ok(Changed { started: if started { vec![name] } else { Vec::new() }, stopped: Vec::new() })
@@ -103,23 +108,22 @@ impl Engine {
                 return Err(ConfigError { file: file.clone(), line: Some(reactor.line), what });
             }
         }
-        self.check_ports(configs)
+        if pulled_at(configs, self.fixed.default_port, None) != self.fixed.pulled_at {
+            let file = configs.first().map(|(file, _)| file.clone()).unwrap_or_default();
+            let what = "other nodes pull from another port than before, which takes a restart".to_owned();
+            return Err(ConfigError { file, line: None, what });
+        }
+        Ok(())
     }
 
-    fn check_ports(&self, configs: &[(String, Config)]) -> Result<(), ConfigError> {
-        let bound = &self.fixed.ports;
-        match ports(configs, self.fixed.default_port)?
-            .into_iter()
-            .find(|(port, tls)| bound.get(port) != Some(tls))
-        {
-            Some((port, tls)) => {
-                let file = configs.first().map(|(file, _)| file.clone()).unwrap_or_default();
-                let how = if tls { "with TLS" } else { "without TLS" };
-                let what = format!("port {port} {how}: another port than before takes a restart");
-                Err(ConfigError { file, line: None, what })
-            }
-            None => Ok(()),
-        }
+    /// Has all ports of these configurations open, so that what cannot be had is known before anything changes.
+    fn hold_ports(&self, configs: &[(String, Config)]) -> Result<Vec<PortGuard>, ConfigError> {
+        ports(configs, self.fixed.default_port)?;
+        let hold = |one: Listening<'_>| {
+            let guard = self.routes.hold(one.place.port, one.place.tls);
+            guard.map_err(|error| one.error(format!("{}: {error}", one.step.step_type)))
+        };
+        listening(configs, self.fixed.default_port).map(hold).collect()
     }
 
     /// Runs a workflow unless it runs already just so. `true`: it was started.
@@ -129,7 +133,9 @@ impl Engine {
         if old.as_ref().is_some_and(|old| is_same(old, new)) {
             return Ok(false);
         }
-        self.end(&new.name).await;
+        if !old.as_ref().is_some_and(|old| can_swap(old, new, self.fixed.default_port)) {
+            self.end(&new.name).await;
+        }
         match self.run(file, workflow).await {
             Ok(()) => {
                 self.keeper().keep(new.clone());
@@ -164,6 +170,22 @@ impl Engine {
     fn keeper(&self) -> std::sync::MutexGuard<'_, super::keeper::Keeper> {
         super::lock(&self.keeper)
     }
+}
+
+/// Whether the steps of a running workflow can be swapped for others while those that are equal go on: none of the new ones listens at a
+/// place that one before it has until it is gone.
+fn can_swap(old: &WorkflowDefinition, new: &WorkflowDefinition, default_port: u16) -> bool {
+    let before: BTreeSet<u64> = old.steps.iter().map(|step| step.get_id()).collect();
+    let added = new.steps.iter().filter(|step| !before.contains(&step.get_id()));
+    let has_place = |step: &WorkflowStepDefinition, at: &Place| {
+        place(step, default_port).is_some_and(|place| are_same(&place, at))
+    };
+    let free = |step: &WorkflowStepDefinition| {
+        let at = place(step, default_port);
+        let rivals = old.steps.iter().filter(|other| other.step_type == step.step_type);
+        at.is_none_or(|at| !rivals.into_iter().any(|other| has_place(other, &at)))
+    };
+    old.routed_by_reactor == new.routed_by_reactor && added.into_iter().all(free)
 }
 
 fn is_same(one: &WorkflowDefinition, other: &WorkflowDefinition) -> bool {
