@@ -179,7 +179,10 @@ fn a_configuration_is_read_again_and_a_wrong_one_changes_nothing() {
     assert!(moved.sent().ended.is_none());
     drop(taken);
     node.signal(libc::SIGHUP);
-    wait_for("the port", SOON, || TcpStream::connect(("127.0.0.1", port)).is_ok());
+    // The port is open a moment before its app is there.
+    wait_for("the second change", SOON, || {
+        node.log().matches("the configuration was read again").count() == 2
+    });
     Viewer::start(([127, 0, 0, 1], port).into(), "b_out", "y").wait_for_keyframe(1, SOON);
     assert!(moved.sent().ended.is_none(), "its step is the same");
     let pulled = text("b", "").replace("rtmp_app=out ", &format!("rtmp_app=pull_source port={port} "));
