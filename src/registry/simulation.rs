@@ -16,8 +16,7 @@
 //! It was seen to find each of these, put in by hand, within a few schedules: a session that has ended is not refused; the epoch
 //! does not rise when another session takes a name; a node is not asked for its list when the store is another generation;
 //! a process takes the place of another one without having heard that it is asked (a late heartbeat then displaces the
-//! process that lives); a push that another session waits for counts as ended although heartbeats name it; while a store that
-//! lost its memory warms up, sessions are let push.
+//! process that lives); what is pushed on a node that is heard counts as ended.
 //!
 //! A failure names its seed: `LB_SIMULATION_SEED=… cargo test --lib simulation` runs that schedule alone.
 //! `LB_SIMULATION_SCHEDULES` is the number of schedules of each of the two tests.
@@ -936,7 +935,9 @@ impl Schedule {
             1 => Policy::SameIdentity,
             _ => Policy::Takeover,
         };
-        let (begun, guards) = (clock.now(), policy == Policy::SameIdentity);
+        // A store that has just begun, or one that has been there for long.
+        let begun = clock.now() - clock.draw(2) * WARM_UP;
+        let guards = policy == Policy::SameIdentity;
         let state = State { begun, generation: 1, faults: true, guards, ..State::default() };
         let store = Arc::new(Servers {
             clock: clock.clone(),

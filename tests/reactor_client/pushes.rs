@@ -114,6 +114,7 @@ async fn the_successor_pushes_once_the_predecessor_has_stopped() {
     let release = async {
         until(|| b.claims("held") > 0).await;
         // Its publisher leaves, and the last of its media is on its way for a while.
+        a.published.changes_missed();
         a.agent.poke();
         assert!(timeout(HANG, evicted).await.unwrap().unwrap().contains("took over"));
         drop(old);
@@ -125,13 +126,13 @@ async fn the_successor_pushes_once_the_predecessor_has_stopped() {
     let granted = async { (b.acquire(new.session()).await.unwrap(), Instant::now()) };
     let (released, (_lease, granted)) = tokio::join!(release, granted);
     let waited = granted.checked_duration_since(released).expect("not before the release");
-    assert!(waited < Duration::from_millis(500), "{waited:?}");
+    assert!(waited < Duration::from_secs(1), "{waited:?}");
     println!("granted {waited:?} after the release");
     assert_eq!(b.claims("granted"), 1);
 }
 
 #[tokio::test]
-async fn a_release_lets_who_has_just_begun_to_wait_push_within_200_ms() {
+async fn a_release_lets_who_has_just_begun_to_wait_push_with_the_next_claim() {
     let service = Service::start();
     let (a, b) = (Node::start(&service.url, "a", HOUR).await, Node::start(&service.url, "b", HOUR).await);
     let (old, _publisher) = a.publish(&service).await;
@@ -140,13 +141,15 @@ async fn a_release_lets_who_has_just_begun_to_wait_push_within_200_ms() {
     let release = async {
         until(|| b.claims("held") > 0).await;
         drop(lease);
-        Instant::now()
+        (Instant::now(), b.claims("held"))
     };
     let granted = async { (b.acquire(new.session()).await.unwrap(), Instant::now()) };
-    let (released, (_lease, granted)) = tokio::join!(release, granted);
+    let ((released, held), (_lease, granted)) = tokio::join!(release, granted);
     let waited = granted.saturating_duration_since(released);
     println!("granted {waited:?} after the release");
-    assert!(waited < Duration::from_millis(200), "{waited:?}");
+    // The first pauses are 50 and 100 ms, so this is some 150 ms. A machine that does other things has more time.
+    assert!(held <= 2 && b.claims("held") <= held + 1, "{held} {}", b.claims("held"));
+    assert!(waited < Duration::from_secs(1), "{waited:?}");
 }
 
 #[tokio::test]
@@ -228,6 +231,7 @@ async fn pushes_of_one_session_share_a_claim_that_the_last_one_releases() {
     let node = Node::start(&server.url, "n1", HOUR).await;
     let (publisher, _evicted) = publish(&node.published, "x");
     let session = publisher.session();
+    assert_eq!(node.published.session_of(&x(), session.tag()), Some(session));
     let first = node.acquire(session).await.unwrap();
     let second = node.acquire(session).await.unwrap();
     assert!(node.published.streams()[0].pushing);
