@@ -1,6 +1,5 @@
 //! What a check has to work with: the server's addresses, names of its own, and connections up to where it begins.
 
-use super::check::Check;
 use super::peer::{Peer, Status, Trouble};
 use crate::net::location::Location;
 use crate::rtmp::amf0::{Properties, Value};
@@ -52,10 +51,11 @@ pub(super) struct Connect {
 pub(super) const CONNECT: f64 = 1.0;
 
 impl Lab {
-    pub(super) fn new(site: &Site, check: &Check, run: u32) -> Lab {
-        let own = format!("-{run:08x}-{}-{}", check.group.name(), check.name);
+    /// For the check of this id, in this run of all, which ends after `time`.
+    pub(super) fn new(site: &Site, id: &str, run: u32, time: Duration) -> Lab {
+        let own = format!("-{run:08x}-{}", id.replace('/', "-"));
         let suffix = if site.exact_key { String::new() } else { own };
-        Lab { site: site.clone(), suffix, deadline: Instant::now() + check.slow.unwrap_or(site.timeout) }
+        Lab { site: site.clone(), suffix, deadline: Instant::now() + time }
     }
 
     /// How long nothing may come before it counts as nothing.

@@ -66,7 +66,7 @@ pub async fn reach(site: &Site) -> Result<(), Trouble> {
 async fn one(site: &Site, check: &Check, run: u32) -> Row {
     let begun = Instant::now();
     let deadline = check.slow.unwrap_or(site.timeout);
-    let lab = Lab::new(site, check, run);
+    let lab = Lab::new(site, &check.id(), run, deadline);
     let finding =
         match tokio::time::timeout(deadline + site.quiet * PATIENCE + GRACE, (check.run)(&lab)).await {
             Ok(finding) => finding,

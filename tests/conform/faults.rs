@@ -66,7 +66,7 @@ const FAULTS: &[(Fault, Meant)] = &[
     (Fault::Wire(Wire::LiteralFfffff), Only(&["timestamps/exactly-0xffffff"])),
     (Fault::Wire(Wire::ExtendedIsPayload), Only(&[
         "timestamps/past-0xffffff", "timestamps/exactly-0xffffff", "timestamps/wrap", "timestamps/extended-repeated",
-        "timestamps/extended-then-delta",
+        "timestamps/extended-once", "timestamps/extended-then-delta",
     ])),
     (Fault::Wire(Wire::ExtendedAlwaysRepeated), Only(&["timestamps/extended-once"])),
     (Fault::Wire(Wire::DeltaForgetsExtended), Only(&["timestamps/extended-then-delta"])),

@@ -198,8 +198,10 @@ impl Faulty {
                 let (shared, mut crashes) = (shared.clone(), shared.crashes.subscribe());
                 connections.spawn(async move {
                     tokio::select! {
-                        ended = serve(&shared, id, socket) => drop(ended),
+                        // A process that has died answers nothing.
+                        biased;
                         _ = crashes.changed() => {}
+                        ended = serve(&shared, id, socket) => drop(ended),
                     }
                     shared.leave(id, true);
                 });
