@@ -9,7 +9,7 @@ mod roster;
 pub use roster::{ENDED_KEPT, Next, Occasion, Report};
 
 use crate::api::{HeartbeatReply, PublishedStream, PublisherRelease};
-use crate::ids::{Identity, SessionId, SessionTag, StreamName};
+use crate::ids::{Identity, SessionId, StreamName};
 use roster::Roster;
 use std::collections::HashMap;
 use std::fmt;
@@ -112,11 +112,6 @@ impl Published {
             Some(Stage::Listed) => roster.set_epoch(session, new),
             None => {}
         }
-    }
-
-    /// The publish of a name that is known elsewhere by its tag; nothing: it has ended.
-    pub fn session_of(&self, name: &StreamName, tag: SessionTag) -> Option<SessionId> {
-        self.lock().names.get(name)?.iter().copied().find(|session| session.tag() == tag)
     }
 
     /// Who decides about a publish; nothing: it has ended.

@@ -1,23 +1,14 @@
 //! Real servers, and what docs/INTEROP.md says of them. `UPDATE_INTEROP=1` has the document say what is seen.
 
 use super::common::lb::{self, Lb};
-use super::common::process::{self, Peer};
-use super::common::{SOON, read, root, wait_for};
+use super::common::nginx::Nginx;
+use super::common::{process, read, root};
 use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::process::Stdio;
 use std::sync::Mutex;
 use std::time::Duration;
 
 /// Rows that lb is known to fail. A row that passes may not stay here.
-const KNOWN: &[&str] = &[
-    "control/short-control",
-    "amf/unknown-marker",
-    "publish/clear-data-frame",
-    "play/before-media",
-    "play/receive-video-false",
-    "play/receive-audio-false",
-];
+const KNOWN: &[&str] = &[];
 
 /// For two busy cores, with a row or two that wait in vain.
 const DEADLINE: Duration = Duration::from_secs(400);
@@ -94,47 +85,9 @@ fn lb_passes_what_it_is_not_known_to_fail() {
     is_documented("### lb\n", &rows);
 }
 
-/// Debian's nginx with its RTMP module, as a process of its own.
-struct Nginx {
-    port: u16,
-    _folder: tempfile::TempDir,
-    _master: Peer,
-}
-
-impl Nginx {
-    fn start() -> Nginx {
-        let folder = tempfile::tempdir().unwrap();
-        // It cannot be given port 0 and asked for what it got.
-        let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let port = free.local_addr().unwrap().port();
-        drop(free);
-        let path = folder.path().display();
-        let config = format!(
-            "load_module /usr/lib/nginx/modules/ngx_rtmp_module.so;\n\
-             daemon off;\nmaster_process off;\npid {path}/pid;\nerror_log {path}/error.log;\nevents {{}}\n\
-             rtmp {{ server {{ listen 127.0.0.1:{port}; access_log off; application live {{ live on; }} }} }}\n"
-        );
-        let file = folder.path().join("nginx.conf");
-        std::fs::write(&file, config).unwrap();
-        // It is in /usr/sbin, which is not on every user's path.
-        let mut command = std::process::Command::new("env");
-        command.args(["PATH=/usr/sbin:/usr/bin:/sbin:/bin", "nginx", "-p"]).arg(folder.path());
-        command.arg("-c").arg(&file).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let mut master = Peer::new(process::spawn_tool(command));
-        wait_for("nginx to listen; `scripts/setup test` installs it", SOON, || {
-            assert!(
-                master.is_running(),
-                "nginx ends; is its RTMP module there? `scripts/setup test` installs it"
-            );
-            TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok()
-        });
-        Nginx { port, _folder: folder, _master: master }
-    }
-}
-
 #[test]
 fn nginx_rtmp_does_what_the_document_says() {
-    let nginx = Nginx::start();
-    let url = format!("rtmp://127.0.0.1:{}/live/conform", nginx.port);
+    let nginx = Nginx::start("");
+    let url = nginx.url("conform");
     is_documented("### nginx-rtmp\n", &table(&url, &url));
 }
