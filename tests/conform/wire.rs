@@ -219,7 +219,7 @@ impl Input {
         if !self.states.contains_key(&id) {
             match format {
                 // By the chunk stream it is told from noise.
-                3 if id == 9 => return Err(ReadError::NoHeader),
+                3 if id == 10 => return Err(ReadError::NoHeader),
                 1..=3 => return Err(ReadError::Noise),
                 _ if self.states.len() >= CHUNK_STREAMS => return Err(ReadError::ManyChunkStreams),
                 _ => {}
