@@ -5,6 +5,7 @@
 
 pub mod acl;
 mod addresses;
+mod audience;
 pub mod certificate;
 mod connection;
 mod dial;

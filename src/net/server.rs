@@ -1,9 +1,9 @@
 //! What all connections of a node share, and the limits that hold for all of them together.
 
 use super::addresses::Addresses;
+use super::audience::Audience;
 use super::elsewhere::Elsewhere;
 use super::hls::HlsOutputs;
-use super::http::hls::Audience;
 use super::peers::Peers;
 use super::routes::Routes;
 use crate::auth::{Gate, PullKey};

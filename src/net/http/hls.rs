@@ -1,26 +1,19 @@
 //! HLS for browsers that take nothing else: playlists and segments that `ffmpeg_hls` writes, over the same port and by the same rules.
 //!
-//! A player comes back for the playlist every few seconds and is connected to nothing in between. So a stream that is played is wanted, as
-//! by one viewer, until nobody has asked for its playlist for a while: then its pull ends, and with it ffmpeg.
+//! A stream that is played is wanted until nobody has asked for its playlist for a while (`net/audience.rs`): then its pull ends, and with it
+//! ffmpeg.
 
 use super::request::{self, File, HlsWanted, Status};
 use super::{Connection, Error};
 use crate::ids::StreamName;
-use crate::net::server::Server;
 use crate::net::viewing::{self, Admitted, NotAdmitted};
 use crate::relay::stream::End;
 use bytes::{Bytes, BytesMut};
-use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::io::AsyncReadExt;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
-
-/// How long a stream is wanted after somebody asked for its playlist. Players ask once a segment; a phone that changes its network is
-/// silent for some seconds.
-const WANTED: Duration = Duration::from_secs(15);
+use tokio::time::{sleep, timeout};
 
 /// How long the first playlist may take: a pull, ffmpeg, and a segment of a few seconds.
 const FIRST: Duration = Duration::from_secs(20);
@@ -36,84 +29,6 @@ const PIECE: usize = 64 << 10;
 
 /// A player that takes nothing for so long is given up.
 const STALL: Duration = Duration::from_secs(10);
-
-/// The streams that are wanted by players of HLS.
-#[derive(Debug, Default)]
-pub(in crate::net) struct Audience {
-    seats: Arc<Mutex<Seats>>,
-}
-
-/// By port, app and name.
-type Seats = HashMap<Key, Arc<Seat>>;
-
-type Key = (u16, String, StreamName);
-
-struct Seat {
-    until: Mutex<Instant>,
-    admitted: Admitted,
-}
-
-impl std::fmt::Debug for Seat {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Seat").field("until", &self.until).finish_non_exhaustive()
-    }
-}
-
-impl Seat {
-    fn until(&self) -> MutexGuard<'_, Instant> {
-        self.until.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn lock(seats: &Mutex<Seats>) -> MutexGuard<'_, Seats> {
-    seats.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Audience {
-    /// Somebody plays a stream: it is wanted for a while from now on.
-    fn want(
-        &self,
-        connection: &Connection<'_>,
-        app: &str,
-        name: &StreamName,
-    ) -> Result<Arc<Seat>, NotAdmitted> {
-        let (server, until) = (connection.server, Instant::now() + WANTED);
-        let key = (connection.port, app.to_owned(), name.clone());
-        let mut seats = lock(&self.seats);
-        if let Some(seat) = seats.get(&key) {
-            *seat.until() = until;
-            return Ok(seat.clone());
-        }
-        let admitted = viewing::admit(server, connection.port, app, name, connection.peer, false)?;
-        let seat = Arc::new(Seat { until: Mutex::new(until), admitted });
-        seats.insert(key.clone(), seat.clone());
-        drop(seats);
-        self.clear_later(server, key, seat.clone());
-        Ok(seat)
-    }
-
-    fn clear_later(&self, server: &Server, key: Key, seat: Arc<Seat>) {
-        let (seats, draining) = (self.seats.clone(), server.drain.draining().clone());
-        server.drain.tasks().spawn(async move {
-            loop {
-                let until = {
-                    // Whoever asks for the playlist at this moment finds the seat before this, or none.
-                    let mut seats = lock(&seats);
-                    let until = *seat.until();
-                    if Instant::now() >= until || draining.is_cancelled() {
-                        seats.remove(&key);
-                        return;
-                    }
-                    until
-                };
-                tokio::select! {
-                    () = sleep_until(until) => {}
-                    () = draining.cancelled() => {}
-                }
-            }
-        });
-    }
-}
 
 impl Connection<'_> {
     /// Answers with a file. `true`: the connection may be used again.
@@ -156,16 +71,18 @@ impl Connection<'_> {
 
     /// The playlist of a stream, which is pulled and cut for this if it is not yet.
     async fn playlist(&mut self, app: &str, name: &StreamName) -> Result<Result<String, NotAdmitted>, Error> {
-        let seat = match self.server.audience.want(self, app, name) {
+        let (server, place) = (self.server, (self.port, app.to_owned(), name.clone()));
+        let admit = || {
+            let admitted = viewing::admit(server, self.port, app, name, self.peer, false)?;
+            let Admitted { interest, _counted, .. } = admitted;
+            Ok((interest, _counted))
+        };
+        let seat = match server.audience.want(place, &server.drain, admit) {
             Ok(seat) => seat,
             Err(no) => return Ok(Err(no)),
         };
         let written = async {
-            if let Err(end) = seat.admitted.interest.ready().await {
-                // The next player asks anew.
-                *seat.until() = Instant::now();
-                return Err(viewing::refusal(&end));
-            }
+            seat.ready().await.map_err(|end| viewing::refusal(&end))?;
             loop {
                 let path = self.server.hls.playlist(name);
                 if let Some(path) = path

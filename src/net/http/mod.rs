@@ -4,7 +4,7 @@
 //! The stream comes from the same ring, on demand and by the same rules as over RTMP, so this knows little of HTTP: after a request for a
 //! stream the socket is the relay's. A connection plays one stream and ends with it, or asks for one file after another.
 
-pub(super) mod hls;
+mod hls;
 pub mod request;
 pub mod websocket;
 
