@@ -135,3 +135,26 @@ fn ten_moves_between_three_nodes_have_one_pusher_each_and_short_gaps() {
     eprintln!("gaps at the target: {gaps:?}");
     assert!(gaps.iter().all(|gap| *gap < GAP), "{gaps:?}");
 }
+
+#[test]
+fn a_node_that_has_not_heard_of_the_move_keeps_the_next_one_waiting() {
+    let (target, hooks) = Target::start();
+    let directives =
+        format!("on_publish http://{0}/p; on_publish_done http://{0}/d; notify_method post;", hooks.addr());
+    let nginx = Nginx::start(&directives);
+    let reactor = Lb::start(&["--role", "reactor"]);
+    let [old, new] = [(); 2].map(|()| ingest(&reactor, &nginx.url("out"), "rtmp_push").0);
+    wait_for("the reactor", SOON, || http::get(reactor.reactor(), "/readyz").status == 200);
+    let viewer = Viewer::start(nginx.rtmp(), "live", "out");
+    let _first = Publisher::start(old.rtmp(), "ingest", "x", Media { session: 1, ..Media::default() });
+    wait_for("the first publish at the target", SOON, || viewer.seen().frames(1) >= 20);
+    // Its connection to the target stays, and it hears nothing.
+    old.signal(libc::SIGSTOP);
+    let second = Publisher::start(new.rtmp(), "ingest", "x", Media { session: 2, ..Media::default() });
+    second.wait_for_keyframe();
+    wait_for("the next one waits", SOON, || new.log().contains("push waits"));
+    assert_eq!(target.publishes(), 1);
+    old.signal(libc::SIGCONT);
+    wait_for("the second publish at the target", SOON, || viewer.seen().frames(2) >= 20);
+    assert_eq!(target.publishes(), 2);
+}

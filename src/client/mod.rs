@@ -13,7 +13,7 @@
 //! | [`Events`] | changes of ownership, as they happen |
 //! | [`Reporter`] | how streams are doing, for people |
 //! | [`Operator`] | what an operator's commands ask |
-//! | [`successors`] | where a node's peers may go on when it drains |
+//! | [`successors()`] | where a node's peers may go on when it drains |
 //!
 //! It deliberately does not know workflows, RTMP or what a node does with an answer.
 
