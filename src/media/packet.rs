@@ -4,7 +4,7 @@
 //! What the relay must know about it (may a viewer start here, must it be remembered for late viewers) is found once,
 //! when the packet is made, by [`crate::media::tag`].
 
-use super::tag::{self, Tag, Track};
+use super::tag::{self, Tag};
 use super::{Codec, Content};
 use bytes::Bytes;
 
@@ -86,24 +86,28 @@ pub struct Packet {
     pub composition_time: i32,
     /// The number of the (first) track that the body belongs to; 0 where it names none.
     pub track_id: u8,
+    /// The codec of the (first) track of the body; nothing for data, and for a body without a track.
+    pub codec: Option<Codec>,
 }
 
 impl Packet {
     /// An audio message (type 8).
     pub fn audio(timestamp: u32, body: Bytes) -> Self {
         let Tag { content, mut tracks, .. } = tag::audio(&body);
-        let track_id = tracks.next().map_or(0, |track| track.id);
-        Packet { kind: PacketKind::Audio { content }, timestamp, body, composition_time: 0, track_id }
+        let first = tracks.next();
+        let (track_id, codec) = (first.map_or(0, |track| track.id), first.map(|track| track.codec));
+        Packet { kind: PacketKind::Audio { content }, timestamp, body, composition_time: 0, track_id, codec }
     }
 
     /// A video message (type 9).
     pub fn video(timestamp: u32, body: Bytes) -> Self {
         let Tag { content, keyframe, mut tracks } = tag::video(&body);
         let first = tracks.next();
-        let track_id = first.map_or(0, |track| track.id);
+        let (track_id, codec) = (first.map_or(0, |track| track.id), first.map(|track| track.codec));
         let composition_time =
             first.into_iter().chain(tracks).map(|track| track.composition_time).max().unwrap_or(0);
-        Packet { kind: PacketKind::Video { content, keyframe }, timestamp, body, composition_time, track_id }
+        let kind = PacketKind::Video { content, keyframe };
+        Packet { kind, timestamp, body, composition_time, track_id, codec }
     }
 
     /// An AMF0 data message (type 18). A leading `@setDataFrame` is taken off.
@@ -112,7 +116,8 @@ impl Packet {
             body = body.slice(SET_DATA_FRAME.len()..);
         }
         let metadata = body.starts_with(ON_META_DATA);
-        Packet { kind: PacketKind::Data { metadata }, timestamp, body, composition_time: 0, track_id: 0 }
+        let kind = PacketKind::Data { metadata };
+        Packet { kind, timestamp, body, composition_time: 0, track_id: 0, codec: None }
     }
 
     /// Whether it is a publisher's word that the `onMetaData` it sent before counts no more: `@clearDataFrame`, which names
@@ -133,20 +138,6 @@ impl Packet {
             18 => Some(Packet::data(timestamp, body)),
             _ => None,
         }
-    }
-
-    /// The codec of the (first) track of the body; nothing for data.
-    pub fn codec(&self) -> Option<Codec> {
-        self.track().map(|track| track.codec)
-    }
-
-    fn track(&self) -> Option<Track<'_>> {
-        let tag = match self.kind {
-            PacketKind::Audio { .. } => tag::audio(&self.body),
-            PacketKind::Video { .. } => tag::video(&self.body),
-            PacketKind::Data { .. } => return None,
-        };
-        tag.tracks.into_iter().next()
     }
 
     /// The RTMP message type id (8 audio, 9 video, 18 AMF0 data), which is also the FLV tag type.

@@ -51,7 +51,7 @@ impl Figures {
             }
         }
         if unknown || packet.kind.is_sequence_header() {
-            let codec = packet.codec();
+            let codec = packet.codec;
             match packet.kind {
                 PacketKind::Audio { .. } => self.audio = codec,
                 _ => self.video = codec,

@@ -34,8 +34,6 @@ pub struct Headers {
 struct Header {
     key: Key,
     source: u64,
-    /// Of the frames that it is for.
-    codec: Option<Codec>,
     packet: Packet,
 }
 
@@ -88,7 +86,7 @@ impl Headers {
             return Seen::Frame;
         }
         let key = Key::of(packet);
-        let new = Header { key, source: self.source, codec: packet.codec(), packet: packet.clone() };
+        let new = Header { key, source: self.source, packet: packet.clone() };
         match self.list.binary_search_by_key(&key, |header| header.key) {
             Ok(at) => match self.list.get_mut(at) {
                 Some(old) if old.packet.body == packet.body => {
@@ -116,8 +114,8 @@ impl Headers {
         if !self.list.iter().any(of_track) {
             return;
         }
-        let codec = packet.codec().filter(|codec| *codec != Codec::Unknown);
-        let wrong = |header: &Header| codec.is_some() && header.codec != codec;
+        let codec = packet.codec.filter(|codec| *codec != Codec::Unknown);
+        let wrong = |header: &Header| codec.is_some() && header.packet.codec != codec;
         if self.list.iter().any(|header| of_track(header) && wrong(header)) {
             self.list.retain(|header| !of_track(header) || !wrong(header));
             self.bytes = self.list.iter().map(|header| header.packet.body.len()).sum();
