@@ -17,7 +17,7 @@ use bytes::BytesMut;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
-use tokio::process::{ChildStdin, ChildStdout};
+use tokio::process::ChildStdin;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 use tracing::Instrument;
@@ -111,14 +111,13 @@ impl Job {
         let Job { settings, output, queue, comes_back, metrics } = self;
         let arguments = output.arguments(settings.stall, settings.ca_file.as_deref());
         let pipes = Pipes { stdin: true, stdout: output.comes_back() };
-        let started = Running::start(settings, arguments, pipes, output.secret()).await;
-        let (mut running, Pipes { stdin, stdout }) = match started {
-            Ok(started) => started,
+        let mut running = match Running::start(settings, arguments, pipes, output.secret()).await {
+            Ok(running) => running,
             Err(reason) => return Run::Failed(reason),
         };
-        let Some(stdin) = stdin else { return Run::Failed(running.end().await) };
+        let Some(stdin) = running.stdin.take() else { return Run::Failed(running.end().await) };
         let outcome = {
-            let hear = hear(&mut running, stdout, comes_back.as_ref(), settings, metrics);
+            let hear = hear(&mut running, comes_back.as_ref(), settings, metrics);
             tokio::pin!(hear);
             tokio::select! {
                 heard = &mut hear => heard,
@@ -144,12 +143,12 @@ impl Job {
 /// Hears what ffmpeg says until it ends, and takes what comes back.
 async fn hear(
     running: &mut Running,
-    stdout: Option<ChildStdout>,
     comes_back: Option<&ComesBack>,
     settings: &Settings,
     metrics: &Metrics,
 ) -> Result<Option<EndReason>, Unwanted> {
-    let (Some(stdout), Some(ComesBack { feeds, events, session })) = (stdout, comes_back) else {
+    let (Some(stdout), Some(ComesBack { feeds, events, session })) = (running.stdout.take(), comes_back)
+    else {
         running.ended().await;
         return Ok(None);
     };

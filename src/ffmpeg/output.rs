@@ -24,8 +24,10 @@ pub enum Output {
 /// An HLS output (RFC 8216): a playlist and MPEG-TS segments in one folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hls {
-    /// The playlist's path, which ends in `.m3u8`. Segments stand beside it, see [`Hls::segment_prefix`].
+    /// The playlist's path, which ends in `.m3u8`.
     pub playlist: PathBuf,
+    /// What the paths of its segments begin with; a number and `.ts` follow.
+    pub segment_prefix: PathBuf,
     /// How long a segment is, at least: it ends at the keyframe after that.
     pub segment: Duration,
     /// Segments in the playlist; older ones are deleted. Zero: all, and none is.
@@ -64,15 +66,6 @@ pub enum AudioCodec {
     Copy,
     /// It is encoded anew as AAC.
     Aac,
-}
-
-impl Hls {
-    /// What the names of segments begin with; a number and `.ts` follow. The dash tells the segments of a stream `x` from the
-    /// playlist of one that is called `x1`.
-    pub fn segment_prefix(playlist: &Path) -> String {
-        let stem = playlist.file_stem().unwrap_or_default().to_string_lossy();
-        format!("{stem}-")
-    }
 }
 
 impl Output {
@@ -126,11 +119,10 @@ fn push(args: &mut Args, target: &Location, io_timeout: Duration, ca_file: Optio
     args.add(["-y", target.as_argument()]);
 }
 
-fn cut(args: &mut Args, Hls { playlist, segment, count }: &Hls) {
+fn cut(args: &mut Args, Hls { playlist, segment_prefix, segment, count }: &Hls) {
     let path = playlist.display().to_string();
-    let folder = playlist.parent().unwrap_or(Path::new("")).display().to_string();
     // A percent sign begins a number in the pattern.
-    let pattern = format!("{folder}/{}", Hls::segment_prefix(playlist)).replace('%', "%%") + "%d.ts";
+    let pattern = segment_prefix.display().to_string().replace('%', "%%") + "%d.ts";
     let seconds = segment.as_secs_f64().to_string();
     args.add(["-c", "copy", "-f", "hls", "-hls_time", &seconds, "-hls_list_size", &count.to_string()]);
     // Numbers go on rising when ffmpeg is started again, as players expect, and a playlist that is there is continued.
@@ -205,7 +197,8 @@ mod tests {
     #[test]
     fn segments_stand_beside_their_playlist_whatever_its_name_is() {
         let playlist = PathBuf::from("/run/hls/a/50%d.m3u8");
-        let hls = Hls { playlist, segment: Duration::from_millis(1500), count: 4 };
+        let segment_prefix = PathBuf::from("/run/hls/a/50%d-");
+        let hls = Hls { playlist, segment_prefix, segment: Duration::from_millis(1500), count: 4 };
         let line = line(&Output::Hls(hls));
         assert!(line.contains("-hls_time 1.5 -hls_list_size 4"), "{line}");
         assert!(line.contains("-hls_segment_filename /run/hls/a/50%%d-%d.ts"), "{line}");

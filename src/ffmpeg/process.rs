@@ -113,17 +113,17 @@ pub(super) enum EndReason {
 pub(super) struct Running {
     process: Process,
     pub said: Said,
+    /// There if it is fed.
+    pub stdin: Option<ChildStdin>,
+    /// There if what it writes is read.
+    pub stdout: Option<ChildStdout>,
 }
 
-/// The pipes to an ffmpeg: which there are to be (`true`), or those that there are.
-pub(super) struct Pipes<I, O> {
-    pub stdin: I,
-    pub stdout: O,
-}
-
-impl Pipes<bool, bool> {
-    /// It writes.
-    pub const OUT: Self = Pipes { stdin: false, stdout: true };
+/// The pipes that an ffmpeg gets beside its standard error.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Pipes {
+    pub stdin: bool,
+    pub stdout: bool,
 }
 
 impl Running {
@@ -131,9 +131,9 @@ impl Running {
     pub async fn start(
         settings: &Settings,
         arguments: Vec<String>,
-        pipes: Pipes<bool, bool>,
+        pipes: Pipes,
         secret: Option<String>,
-    ) -> Result<(Running, Pipes<Option<ChildStdin>, Option<ChildStdout>>), EndReason> {
+    ) -> Result<Running, EndReason> {
         let path = &settings.ffmpeg;
         let mut command = Command::new(path);
         command.args(arguments);
@@ -151,9 +151,9 @@ impl Running {
             }
             Err(error) => return Err(EndReason::Start { path: path.clone(), error }),
         };
-        let pipes = Pipes { stdin: process.0.stdin.take(), stdout: process.0.stdout.take() };
+        let (stdin, stdout) = (process.0.stdin.take(), process.0.stdout.take());
         let said = Said { pipe: process.0.stderr.take(), lines: Lines::default(), last: None, secret };
-        Ok((Running { process, said }, pipes))
+        Ok(Running { process, said, stdin, stdout })
     }
 
     /// Waits until it ends by itself, and hears what it says meanwhile.

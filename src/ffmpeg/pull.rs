@@ -108,12 +108,12 @@ impl Task {
             |(key, node)| self.location.signed(|name| key.sign(name, node, unix_seconds())),
         );
         let arguments = command::arguments(&location, self.settings.stall, self.settings.ca_file.as_deref());
-        let (mut running, Pipes { stdout, .. }) =
-            match Running::start(&self.settings, arguments, Pipes::OUT, None).await {
-                Ok(started) => started,
-                Err(reason) => return Ok(reason),
-            };
-        let outcome = match stdout {
+        let pipes = Pipes { stdout: true, ..Pipes::default() };
+        let mut running = match Running::start(&self.settings, arguments, pipes, None).await {
+            Ok(running) => running,
+            Err(reason) => return Ok(reason),
+        };
+        let outcome = match running.stdout.take() {
             Some(stdout) => {
                 let Task { settings, feeds, metrics, events, .. } = self;
                 let intake = Intake { settings, feeds, metrics, events, session: None };

@@ -5,6 +5,20 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+/// What the paths of a playlist's segments begin with; a number in digits and `.ts` follow. The dash tells the segments of a stream `x` from
+/// the playlist of one that is called `x1`.
+pub fn segment_prefix(playlist: &Path) -> PathBuf {
+    let stem = playlist.file_stem().unwrap_or_default().to_string_lossy();
+    playlist.with_file_name(format!("{stem}-"))
+}
+
+/// Where a segment lies. `number` is digits.
+pub fn segment(playlist: &Path, number: &str) -> PathBuf {
+    let mut path = segment_prefix(playlist).into_os_string();
+    path.push(format!("{number}.ts"));
+    path.into()
+}
+
 /// All of them, by the names under which they are played.
 #[derive(Debug, Default)]
 pub struct HlsOutputs {
@@ -92,6 +106,12 @@ impl Drop for HlsOutput {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_segment_stands_beside_its_playlist() {
+        let playlist = Path::new("/run/hls/team/x.m3u8");
+        assert_eq!(segment(playlist, "17"), Path::new("/run/hls/team/x-17.ts"));
+    }
 
     #[test]
     fn the_newest_output_has_the_name() {

@@ -3,8 +3,9 @@
 use super::outlet::Began;
 use crate::ffmpeg::{self, Hls, Job, Output};
 use crate::ids::StreamName;
-use crate::net::hls::HlsOutputs;
+use crate::net::hls::{HlsOutputs, segment_prefix};
 use crate::telemetry::Metrics;
+use std::ffi::OsStr;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -72,12 +73,12 @@ async fn prepare(hls: &Hls) -> io::Result<()> {
 
 /// Removes a playlist and its segments.
 async fn clear(playlist: &Path) -> io::Result<()> {
-    let prefix = Hls::segment_prefix(playlist);
-    if let Some(folder) = playlist.parent() {
+    let prefix = segment_prefix(playlist);
+    if let Some((folder, prefix)) = playlist.parent().zip(prefix.file_name().and_then(OsStr::to_str)) {
         let mut files = tokio::fs::read_dir(folder).await?;
         while let Some(file) = files.next_entry().await? {
             let name = file.file_name();
-            let number = name.to_str().and_then(|name| name.strip_prefix(&prefix)?.strip_suffix(".ts"));
+            let number = name.to_str().and_then(|name| name.strip_prefix(prefix)?.strip_suffix(".ts"));
             if number.is_some_and(|number| number.bytes().all(|digit| digit.is_ascii_digit())) {
                 tokio::fs::remove_file(file.path()).await?;
             }

@@ -3,6 +3,7 @@
 use super::parameters::{ParameterError, Parameters};
 use crate::ffmpeg::{self, AudioCodec, PRESETS, Transcode, VideoCodec};
 use crate::ids::StreamName;
+use crate::net::hls::segment_prefix;
 use crate::net::location::Location;
 use mmids_core::workflows::definitions::WorkflowStepDefinition;
 use std::path::PathBuf;
@@ -61,7 +62,9 @@ impl Hls {
     /// What is written of a stream.
     pub fn of(&self, stream: &StreamName) -> ffmpeg::Hls {
         let file = format!("{}.m3u8", self.name(stream));
-        ffmpeg::Hls { playlist: self.path.join(file), segment: self.segment, count: self.count }
+        let playlist = self.path.join(file);
+        let segment_prefix = segment_prefix(&playlist);
+        ffmpeg::Hls { playlist, segment_prefix, segment: self.segment, count: self.count }
     }
 }
 

@@ -6,11 +6,12 @@
 use super::request::{self, File, HlsWanted, Status};
 use super::{Connection, Error};
 use crate::ids::StreamName;
+use crate::net::hls::segment;
 use crate::net::viewing::{self, Admitted, NotAdmitted};
 use crate::relay::stream::End;
 use bytes::{Bytes, BytesMut};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::time::{sleep, timeout};
@@ -102,7 +103,7 @@ impl Connection<'_> {
 
     async fn segment(&self, name: &StreamName, number: &str) -> Option<(tokio::fs::File, u64)> {
         let playlist = self.server.hls.playlist(name)?;
-        let file = tokio::fs::File::open(segment_path(&playlist, number)).await.ok()?;
+        let file = tokio::fs::File::open(segment(&playlist, number)).await.ok()?;
         let length = file.metadata().await.ok()?.len();
         Some((file, length))
     }
@@ -141,12 +142,6 @@ async fn read_playlist(path: &Path) -> Option<String> {
     Some(text)
 }
 
-/// Where a segment lies. `number` is digits.
-fn segment_path(playlist: &Path, number: &str) -> PathBuf {
-    let stem = playlist.file_stem().unwrap_or_default().to_string_lossy();
-    playlist.with_file_name(format!("{stem}-{number}.ts"))
-}
-
 /// A playlist as it is served: its segments are URLs, and are asked for with the query that it was asked for with, as that may hold what
 /// lets the player watch.
 fn as_served(playlist: &str, query: Option<&str>) -> String {
@@ -169,11 +164,5 @@ mod tests {
         assert_eq!(as_served(playlist, None), playlist);
         assert_eq!(as_served(playlist, Some("token=a")), "#EXTM3U\n#EXTINF:1.0,\nx-1.ts?token=a\n");
         assert_eq!(as_served("a%41+b-1.ts", None), "a%2541+b-1.ts\n");
-    }
-
-    #[test]
-    fn a_segment_stands_beside_its_playlist() {
-        let playlist = Path::new("/run/hls/team/x.m3u8");
-        assert_eq!(segment_path(playlist, "17"), Path::new("/run/hls/team/x-17.ts"));
     }
 }
