@@ -208,16 +208,12 @@ async fn relay(
     present: &mut Present,
     play: &mut Option<Play>,
 ) -> Result<bool, Error> {
-    let draining = connection.server.drain.draining().clone();
-    let silence = connection.server.limits.publisher_silence;
     let mut heard = Instant::now();
-    let mut ping_at = heard + PING;
+    let mut upkeep = Upkeep { ping_at: heard + PING, offered: None };
     let mut tick = ticks(connection, heard);
     let mut low_water = LowWater::new();
     let (mut packets, mut others) = (Vec::new(), Vec::new());
     let mut reads = 0_u32;
-    // When it was asked to go on elsewhere, as the node drains.
-    let mut offered = None;
     let mut pace = Pace::new(&connection.server.limits, heard);
     loop {
         let handed = hand_on(connection, feed, &mut packets, &mut low_water, &mut others).await;
@@ -265,30 +261,63 @@ async fn relay(
             }
             reason = present.kicked() => return end(connection, play, who, &reason).await,
             now = tick.tick() => {
-                // An encoder comes back only after a disconnect, so that is all that most of them get.
-                if draining.is_cancelled() {
-                    if offered.is_none() && connection.offer_elsewhere(Action::Publish) {
-                        offered = Some(now);
-                    }
-                    if offered.is_none_or(|offered| now >= offered + OFFER) {
-                        return Ok(false);
-                    }
-                }
-                if who.until.is_some_and(|until| until <= now) {
-                    return end(connection, play, who, "the leave to publish has expired").await;
+                match upkeep.tick(connection, who, heard, now) {
+                    Due::Nothing => {}
+                    Due::Disconnect => return Ok(false),
+                    Due::End(reason) => return end(connection, play, who, reason).await,
                 }
                 if low_water.is_set() {
                     low_water.tick();
                 }
-                if now >= ping_at {
-                    if heard.elapsed() > silence {
-                        return end(connection, play, who, "nothing was sent for too long").await;
-                    }
-                    ping_at = now + PING;
-                    connection.session.ping(0);
-                }
             }
         }
+    }
+}
+
+/// What is looked after now and then, while somebody publishes.
+struct Upkeep {
+    ping_at: Instant,
+    /// When it was asked to go on elsewhere, as the node drains.
+    offered: Option<Instant>,
+}
+
+/// What becomes of a publish at such a moment.
+enum Due {
+    Nothing,
+    /// It is disconnected without a word.
+    Disconnect,
+    /// It is told why, and disconnected.
+    End(&'static str),
+}
+
+impl Upkeep {
+    fn tick(
+        &mut self,
+        connection: &mut Connection<'_>,
+        who: &Publisher<'_>,
+        heard: Instant,
+        now: Instant,
+    ) -> Due {
+        // An encoder comes back only after a disconnect, so that is all that most of them get.
+        if connection.server.drain.draining().is_cancelled() {
+            if self.offered.is_none() && connection.offer_elsewhere(Action::Publish) {
+                self.offered = Some(now);
+            }
+            if self.offered.is_none_or(|offered| now >= offered + OFFER) {
+                return Due::Disconnect;
+            }
+        }
+        if who.until.is_some_and(|until| until <= now) {
+            return Due::End("the leave to publish has expired");
+        }
+        if now >= self.ping_at {
+            if heard.elapsed() > connection.server.limits.publisher_silence {
+                return Due::End("nothing was sent for too long");
+            }
+            self.ping_at = now + PING;
+            connection.session.ping(0);
+        }
+        Due::Nothing
     }
 }
 
