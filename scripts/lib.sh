@@ -18,6 +18,10 @@ fi
 # shellcheck disable=SC2034 # used by the scripts that source this
 readonly CARGO_DEB=3.8.0
 
+# What checks licences, sources and known vulnerabilities.
+# shellcheck disable=SC2034 # used by the scripts that source this
+readonly CARGO_DENY=0.20.2
+
 # Bundles the reactor's page for the binary to embed, if something of it is newer than the bundle. In the project's root.
 bundle_page() {
     local page=src/web/page
