@@ -12,55 +12,15 @@ mod web;
 use common::ffmpeg::{self, Clip};
 use common::lb::{Lb, run};
 use common::publisher::{Media, Publisher};
+use common::secrets::Secrets;
 use common::viewer::Viewer;
-use common::{SOON, endpoint, http, poll, wait_for};
+use common::{SOON, endpoint, http, poll, shown, wait_for};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 use tempfile::TempDir;
 use web::{Deed, Server};
-
-const SECRET: &str = "0123456789abcdef0123456789abcdef";
-const OTHER_SECRET: &str = "fedcba9876543210fedcba9876543210";
-
-/// A folder with a file of secrets, and what is signed with it.
-struct Secrets {
-    folder: TempDir,
-}
-
-impl Secrets {
-    fn new() -> Secrets {
-        let secrets = Secrets { folder: TempDir::new().unwrap() };
-        std::fs::write(secrets.file("jwt.keys"), SECRET).unwrap();
-        std::fs::write(secrets.file("other.keys"), OTHER_SECRET).unwrap();
-        secrets
-    }
-
-    fn file(&self, name: &str) -> String {
-        self.folder.path().join(name).display().to_string()
-    }
-
-    /// `lb sign`, and the token in what it prints.
-    fn sign(&self, keys: &str, args: &[&str]) -> String {
-        let signed = run(&[&["sign"], args, &["--auth-jwt-keys", &self.file(keys)]].concat());
-        assert_eq!(signed.code, Some(0), "{}", signed.stderr);
-        signed
-            .stdout
-            .split("?token=")
-            .nth(1)
-            .unwrap()
-            .split_whitespace()
-            .next()
-            .unwrap()
-            .trim_matches('\'')
-            .to_owned()
-    }
-
-    fn publish(&self, name: &str) -> String {
-        self.sign("jwt.keys", &["publish", name])
-    }
-}
 
 fn start(secrets: &Secrets, more: &[&str]) -> Lb {
     Lb::start(&[&["--role", "all", "--auth-jwt-keys", &secrets.file("jwt.keys")], more].concat())
@@ -94,15 +54,12 @@ fn a_token_lets_ffmpeg_and_obs_publish_and_play_what_it_names() {
 fn who_has_no_token_or_a_wrong_one_is_refused_with_a_reason_and_a_close() {
     let secrets = Secrets::new();
     let lb = start(&secrets, &[]);
-    let long_ago = json!({"exp": 1_700_000_000, "publish": "x"});
-    let signing = jsonwebtoken::EncodingKey::from_secret(SECRET.as_bytes());
-    let expired = jsonwebtoken::encode(&jsonwebtoken::Header::default(), &long_ago, &signing).unwrap();
     let with = |token: &str| format!("x?token={token}");
     let viewers = secrets.sign("jwt.keys", &["play", "x"]);
     for (key, reason) in [
         ("x".to_owned(), "a token is needed"),
         (with("nonsense"), "the token is not valid"),
-        (with(&expired), "the token has expired"),
+        (with(&secrets.expired("x")), "the token has expired"),
         (with(&secrets.sign("other.keys", &["publish", "x"])), "the token is not valid"),
         (with(&viewers), "the token is not for publishing this stream"),
         (with(&secrets.publish("y")), "the token is not for publishing this stream"),
@@ -361,18 +318,7 @@ fn no_secret_shows_in_any_log_metric_or_answer() {
         refusal(&Publisher::start(lb.rtmp(), "ingest", key, Media::default()));
         Viewer::start(lb.rtmp(), "live", key).wait_for_end(SOON);
     }
-    let names = http::get(lb.admin(), "/workflows").body;
-    let names: Value = serde_json::from_str(&names).unwrap();
-    let mut seen = String::new();
-    for workflow in names["workflows"].as_array().unwrap() {
-        seen += &http::get(lb.admin(), &format!("/workflows/{}", workflow.as_str().unwrap())).body;
-    }
-    for path in ["/metrics", "/workflows", "/readyz"] {
-        seen += &http::get(lb.admin(), path).body;
-    }
-    for path in ["/streams", "/nodes", "/readyz"] {
-        seen += &http::get(lb.reactor(), path).body;
-    }
+    let mut seen = shown::everything(&lb);
     publisher.leave();
     seen += &lb.log();
     assert!(seen.contains("show"), "the public name is what is seen");

@@ -14,11 +14,18 @@ impl Cluster {
     /// A cluster with so many ingest nodes.
     #[track_caller]
     pub fn start(ingest: usize) -> Cluster {
+        Cluster::start_with(ingest, &[])
+    }
+
+    /// As [`Cluster::start`], with flags for the ingest nodes.
+    #[track_caller]
+    pub fn start_with(ingest: usize, flags: &[&str]) -> Cluster {
         let reactor = Lb::start(&["--role", "reactor"]);
         let url = reactor.reactor_url();
-        let node = |role| Lb::start(&["--role", role, "--reactor-url", &url]);
-        let ingest = (0..ingest).map(|_| node("ingest")).collect();
-        let playback = node("playback");
+        let node =
+            |role, flags: &[&str]| Lb::start(&[&["--role", role, "--reactor-url", &url], flags].concat());
+        let ingest = (0..ingest).map(|_| node("ingest", flags)).collect();
+        let playback = node("playback", &[]);
         Cluster { playback, ingest, reactor }
     }
 

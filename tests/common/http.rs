@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A server that takes longer than this has failed the test.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -46,6 +46,45 @@ pub fn try_call(server: SocketAddr, method: &str, path: &str, body: &str) -> std
     let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(bad)?;
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).ok_or_else(bad)?;
     Ok(Response { status, body: body.to_owned() })
+}
+
+/// A stream of events that somebody follows. What is sent meanwhile waits to be read.
+pub struct Events {
+    stream: TcpStream,
+    read: Vec<u8>,
+}
+
+impl Events {
+    /// Sends a GET, and waits for the head of the answer.
+    #[track_caller]
+    pub fn follow(server: SocketAddr, path: &str) -> Events {
+        let mut stream = TcpStream::connect_timeout(&server, DEADLINE).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        write!(stream, "GET {path} HTTP/1.0\r\nHost: {server}\r\n\r\n").unwrap();
+        let mut events = Events { stream, read: Vec::new() };
+        let head = events.read_until("\r\n\r\n");
+        assert_eq!(head.split(' ').nth(1), Some("200"), "GET http://{server}{path}: {head}");
+        events
+    }
+
+    /// Reads on until `words` have come, and gives back all that came so far.
+    #[track_caller]
+    pub fn read_until(&mut self, words: &str) -> String {
+        // Comments keep the connection alive, so the deadline of a read does not end this.
+        let end = Instant::now() + DEADLINE;
+        let mut buffer = [0; 4096];
+        loop {
+            let so_far = String::from_utf8_lossy(&self.read);
+            if so_far.contains(words) {
+                return so_far.into_owned();
+            }
+            assert!(Instant::now() < end, "no {words:?} in {so_far}");
+            match self.stream.read(&mut buffer) {
+                Ok(n) if n > 0 => self.read.extend_from_slice(&buffer[..n]),
+                over => panic!("{over:?} before {words:?}: {so_far}"),
+            }
+        }
+    }
 }
 
 /// A request as a [`WebServer`] saw it.

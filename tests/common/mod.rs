@@ -17,6 +17,8 @@ pub mod lb;
 pub mod nginx;
 pub mod process;
 pub mod publisher;
+pub mod secrets;
+pub mod shown;
 pub mod viewer;
 pub mod witness;
 

@@ -1,5 +1,5 @@
 //! OBS Studio as people use it, on a display of its own: it publishes, loses its connection and its node, and comes back; its
-//! viewers stay.
+//! viewers stay. Where publishing takes leave ([`authorised`]), it is let in with the right token or key only.
 //!
 //! Between OBS and the ingest nodes stands a forwarder, as a load balancer would. The tests print what they measured, in lines
 //! that begin with `measured`.
@@ -9,6 +9,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod authorised;
 mod forwarder;
 mod studio;
 

@@ -2,7 +2,7 @@
 
 use crate::common::ffmpeg::Clip;
 use crate::common::process::{self, Peer};
-use crate::common::{SOON, wait_for};
+use crate::common::{SOON, poll, wait_for};
 use serde_json::json;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -10,6 +10,15 @@ use tempfile::TempDir;
 
 /// The pace of the scenes.
 pub const FRAMES_A_SECOND: usize = 15;
+
+/// What OBS writes to its terminal, in its home.
+const LOG: &str = "obs.log";
+
+/// It publishes: the server has let it in.
+const STARTED: &str = "==== Streaming Start ====";
+
+/// It does not publish any more, and does not try to either.
+const STOPPED: &str = "==== Streaming Stop ====";
 
 /// What is on the canvas.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,19 +31,36 @@ pub enum Scene {
 
 /// A running OBS. Dropping it ends it and its display.
 pub struct Studio {
-    _obs: Peer,
+    obs: Peer,
     _display: Peer,
-    _home: TempDir,
+    home: TempDir,
 }
 
 impl Studio {
     /// Starts OBS, which begins to publish at once.
     #[track_caller]
     pub fn start(scene: Scene, server: &str, key: &str) -> Studio {
+        let mut studio = Studio::launch(scene, server, key);
+        studio.wait_to_say(&[STARTED, STOPPED]);
+        assert!(studio.said().contains(STARTED), "OBS was not let in: {}", studio.said());
+        studio
+    }
+
+    /// Starts OBS where it must be refused: it gives up without having published.
+    #[track_caller]
+    pub fn start_in_vain(server: &str, key: &str) -> Studio {
+        let mut studio = Studio::launch(Scene::Still, server, key);
+        studio.wait_to_say(&[STARTED, STOPPED]);
+        assert!(!studio.said().contains(STARTED), "OBS was let in: {}", studio.said());
+        studio
+    }
+
+    #[track_caller]
+    fn launch(scene: Scene, server: &str, key: &str) -> Studio {
         let home = tempfile::Builder::new().prefix("lb-obs-").tempdir().unwrap();
         configure(home.path(), scene, server, key);
         let (display, number) = display(home.path());
-        let log = std::fs::File::create(home.path().join("obs.log")).unwrap();
+        let log = std::fs::File::create(home.path().join(LOG)).unwrap();
         let mut obs = Command::new("obs");
         obs.args(["--startstreaming", "--minimize-to-tray", "--multi", "--disable-updater"]);
         obs.args(["--disable-shutdown-check", "--profile", "lb", "--collection", "lb", "--scene", "scene"]);
@@ -43,13 +69,25 @@ impl Studio {
         // No graphics card, and no sound server that might be the user's.
         obs.env("LIBGL_ALWAYS_SOFTWARE", "1").env("QT_QPA_PLATFORM", "xcb").env_remove("PULSE_SERVER");
         obs.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
-        let mut obs = Peer::new(process::spawn_tool(obs));
-        let said = || std::fs::read_to_string(home.path().join("obs.log")).unwrap_or_default();
-        wait_for("OBS to publish", 3 * SOON, || {
-            assert!(obs.is_running(), "OBS ended: {}", said());
-            said().contains("Streaming Start")
+        Studio { obs: Peer::new(process::spawn_tool(obs)), _display: display, home }
+    }
+
+    /// What it said so far.
+    pub fn said(&self) -> String {
+        std::fs::read_to_string(self.home.path().join(LOG)).unwrap_or_default()
+    }
+
+    /// Waits until it has said one of these.
+    #[track_caller]
+    pub fn wait_to_say(&mut self, words: &[&str]) {
+        let said = poll(3 * SOON, || {
+            let running = self.obs.is_running();
+            let log = self.said();
+            let said = words.iter().any(|words| log.contains(words));
+            assert!(said || running, "OBS ended: {log}");
+            said.then_some(())
         });
-        Studio { _obs: obs, _display: display, _home: home }
+        assert!(said.is_some(), "OBS says none of {words:?}: {}", self.said());
     }
 }
 
