@@ -54,6 +54,9 @@ impl fmt::Debug for Keys {
 pub struct Claims {
     /// When it is over, seconds since 1970.
     pub exp: u64,
+    /// When it begins, seconds since 1970. It is checked by the library, for which one that is no number is none: here it is an error.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nbf: Option<f64>,
     /// Who it was given to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sub: Option<String>,
@@ -306,7 +309,8 @@ mod tests {
 
     fn claims(exp: u64) -> Claims {
         let publish = Patterns::Several(vec!["cam-1".to_owned(), "team-a/*".to_owned()]);
-        Claims { exp, sub: Some("alice".to_owned()), publish, play: Patterns::One("show".to_owned()) }
+        let play = Patterns::One("show".to_owned());
+        Claims { exp, nbf: None, sub: Some("alice".to_owned()), publish, play }
     }
 
     fn decide(keys: &Keys, token: &str, action: Action, key: &str) -> String {
@@ -342,6 +346,24 @@ mod tests {
         assert_eq!(decide(&keys, &old, Action::Publish, "cam-1"), "the token has expired");
         assert!(matches!(keys.ask(&request(Action::Publish, "cam-1", None)), Opinion::None));
         assert!(matches!(keys.ask(&request(Action::Publish, "cam-1", Some("token="))), Opinion::None));
+    }
+
+    #[test]
+    fn a_token_is_not_valid_before_its_time_however_that_is_written() {
+        let keys = Keys::parse(SECRET).unwrap();
+        let said = |nbf: serde_json::Value| {
+            let claims = serde_json::json!({ "exp": now() + 1000, "nbf": nbf, "publish": "cam-1" });
+            let key = EncodingKey::from_secret(SECRET.as_bytes());
+            let token = jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &key).unwrap();
+            decide(&keys, &token, Action::Publish, "cam-1")
+        };
+        let later = now() + LEEWAY + 100;
+        assert_eq!(said(now().into()), "cam-1 false");
+        assert_eq!(said(0.5.into()), "cam-1 false");
+        assert_eq!(said(later.into()), "the token is not valid yet");
+        assert_eq!(said((later as f64 + 0.5).into()), "the token is not valid yet");
+        assert_eq!(said(later.to_string().into()), "the token lacks what is needed");
+        assert_eq!(said(vec![later].into()), "the token lacks what is needed");
     }
 
     #[test]

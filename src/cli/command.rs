@@ -159,7 +159,7 @@ impl SignArgs {
             SignFor::Play => (Patterns::None, names, "live"),
         };
         let sub = Some(self.sub.clone().unwrap_or_else(|| self.name.clone()));
-        let claims = Claims { exp: (now + self.ttl).as_secs(), sub, publish, play };
+        let claims = Claims { exp: (now + self.ttl).as_secs(), nbf: None, sub, publish, play };
         let token = keys.sign(&claims).map_err(|error| format!("--auth-jwt-keys: {file}: {error}"))?;
         let server = self.server.clone().unwrap_or_else(|| format!("rtmp://HOST/{app}"));
         let server = server.trim_end_matches('/');
