@@ -133,6 +133,37 @@ fn a_stream_is_pulled_and_cut_while_somebody_plays_it() {
 }
 
 #[test]
+fn a_publisher_that_comes_back_without_audio_goes_on_in_the_playlist_behind_a_discontinuity() {
+    let cluster = Cluster::start(&[]);
+    let first = cluster.publish("x");
+    let mut stream = connect(cluster.playback.http());
+    // What stands in the playlist, of which somebody asks for it all the time.
+    let mut playlist = || String::from_utf8(ask(&mut stream, "/live/x.m3u8").body).unwrap();
+    // The names of segments rise.
+    let segments = |text: &str| -> Vec<String> {
+        let names = text.lines().filter_map(|line| line.strip_prefix("x-")?.strip_suffix(".ts"));
+        names.map(str::to_owned).collect()
+    };
+    wait_for("a segment", SOON, || !segments(&playlist()).is_empty());
+    let before = cluster.playback.metric("lb_pulls_started_total");
+    drop(first);
+    let last: u64 = segments(&playlist()).last().unwrap().parse().unwrap();
+    let url = cluster.ingest.rtmp_url("ingest", "x");
+    let _second = ffmpeg::publish_with(Clip::Alpha, &["-an"], &url);
+    let mut newest = String::new();
+    wait_for("two segments of the second publish", 2 * SOON, || {
+        let text = playlist();
+        let (_, behind) = text.rsplit_once("#EXT-X-DISCONTINUITY\n").unwrap_or_default();
+        let behind = segments(behind);
+        newest = behind.last().cloned().unwrap_or_default();
+        behind.len() > 1 && behind[0].parse::<u64>().unwrap() > last
+    });
+    let seen = probe(&cluster.url(&format!("x-{newest}.ts")));
+    assert!(seen.contains("h264,320") && !seen.contains("aac"), "{seen}");
+    assert_eq!(cluster.playback.metric("lb_pulls_started_total"), before, "the pull went on");
+}
+
+#[test]
 fn what_is_not_there_is_said_to_be_not_there() {
     let cluster = Cluster::start(&[]);
     // Until then it may not know every stream.

@@ -748,6 +748,50 @@ async fn a_pull_says_that_an_lb_node_has_its_stream_before_anything_of_it_comes(
 }
 
 #[tokio::test]
+async fn a_pull_brings_each_publish_as_a_feed_of_its_own_and_nothing_of_one_in_another() {
+    let mut node = Node::start();
+    let hub = node.hub(
+        "src",
+        Admission::Live,
+        Settings { batching: Batching::Window(Duration::ZERO), ..Settings::default() },
+    );
+    let mut source = show(&hub, "x", 1);
+    let mut pull = Pull::start(&node, &format!("rtmp://[::1]:{}/src/x", node.port));
+    pull.begins().await;
+    pull.brings(1).await;
+    // The last frame of each, that another begins, and the first ones of that arrive together.
+    for publish in 1..20 {
+        source.push(&[keyframe(publish * 100, 100)]);
+        drop(source);
+        source = show(&hub, "x", publish as u8 + 1);
+        let before = pull.media.take().unwrap();
+        let (before, feed) = tokio::join!(all(before), pull.events.recv());
+        assert_eq!(before.last().unwrap().body.last(), Some(&100), "{before:?}");
+        let Some(PullEvent::Began(feed)) = feed else { panic!("{feed:?}") };
+        assert!(feed.follows_break() && feed.upstream().is_some());
+        pull.media = Some(Media::of(&feed));
+        let first = pull.media.as_mut().unwrap().next().await.unwrap();
+        assert_eq!(first[0].body, video_header().body, "{first:?}");
+        if first.len() == 1 {
+            pull.brings(publish as u8 + 1).await;
+        }
+    }
+    assert!(pull.events.try_recv().is_err());
+    for loss in [Loss::NoOutlet, Loss::NoKeyframe, Loss::Unusable] {
+        assert_eq!(node.metrics.lost_total(loss), 0, "{loss:?}");
+    }
+}
+
+/// What a feed brings until it ends.
+async fn all(mut media: Media) -> Vec<Packet> {
+    let mut all = Vec::new();
+    while let Some(some) = media.next().await {
+        all.extend(some);
+    }
+    all
+}
+
+#[tokio::test]
 async fn a_pull_that_pauses_begins_at_once_when_its_stream_is_there_again() {
     let mut node = Node::start();
     let hub = node.hub("src", Admission::Live, Settings::default());

@@ -5,15 +5,20 @@
 
 mod common;
 
+use common::cluster::Cluster;
+use common::endpoint::Mark;
 use common::ffmpeg::{self, Clip};
 use common::http::{self, Response, WebServer};
 use common::lb::Lb;
-use common::process::Peer;
+use common::process::{self, Peer};
 use common::publisher::{Media, Publisher};
 use common::viewer::Viewer;
+use common::witness::{Received, Witness};
 use common::{SOON, wait_for};
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::net::SocketAddr;
+use std::process::Command;
 use std::time::Duration;
 use tempfile::NamedTempFile;
 
@@ -203,6 +208,118 @@ fn a_stream_is_pulled_natively_while_somebody_watches() {
 #[test]
 fn a_stream_is_pulled_by_ffmpeg_while_somebody_watches() {
     a_stream_is_pulled_while_somebody_watches("ffmpeg");
+}
+
+/// Waits for the media of a publish behind the one before.
+#[track_caller]
+fn wait_for_session(witness: &Witness, session: u16) {
+    let of_session = |received: &Received| {
+        let head = if received.packet.type_id() == 9 { 5 } else { 2 };
+        !received.packet.kind.is_header()
+            && Mark::read(&received.packet.body, head).is_some_and(|mark| mark.session == session)
+    };
+    witness.wait_for(&format!("publish {session}"), SOON, |kept| {
+        kept.media.iter().find(|r| of_session(r)).map(|_| ())
+    });
+}
+
+#[test]
+fn who_comes_while_a_publisher_is_back_with_fewer_tracks_is_told_of_those_alone() {
+    let reactor = Lb::start(&["--role", "reactor"]);
+    let url = reactor.reactor_url();
+    let (a, edge) = (ingest(&url), playback(&url, "native"));
+    // A pull of a pull.
+    let far = configured(
+        "ingest",
+        &config(&format!(
+            "workflow far {{\n rtmp_pull location={} stream_name=x\n rtmp_watch rtmp_app=far stream_key=*\n}}\n",
+            edge.rtmp_url("live", "x")
+        )),
+    );
+    let all = Media::default();
+    let first = Publisher::start(a.rtmp(), "ingest", "x", all);
+    first.wait_for_keyframe();
+    far.wait_for_metric("lb_streams", 1.0, SOON);
+    let watch = || [(&edge, "live"), (&far, "far")].map(|(node, app)| Witness::start(node.rtmp(), app, "x"));
+    let viewers = watch();
+    viewers.iter().for_each(|viewer| wait_for_session(viewer, 1));
+    let pulls = [&edge, &far].map(|node| node.metric("lb_pulls_started_total"));
+
+    let mut before = first;
+    for (session, media, type_id) in [
+        (2, Media { audio: false, ..all }, 9),
+        (3, all, 0),
+        (4, Media { video: false, ..all }, 8),
+        (5, all, 0),
+    ] {
+        before.leave();
+        before = Publisher::start(a.rtmp(), "ingest", "x", Media { session, ..media });
+        viewers.iter().for_each(|viewer| wait_for_session(viewer, session));
+        for late in watch() {
+            wait_for_session(&late, session);
+            let kept = late.kept();
+            let kinds: BTreeSet<u8> = kept.media.iter().map(|received| received.packet.type_id()).collect();
+            let first = &kept.media[0].packet;
+            assert!(first.kind.is_header(), "{first:?}");
+            let want = if type_id == 0 { BTreeSet::from([8, 9]) } else { BTreeSet::from([type_id]) };
+            assert_eq!(kinds, want, "publish {session}");
+        }
+    }
+    for (viewer, node) in viewers.iter().zip([&edge, &far]) {
+        let kept = viewer.kept();
+        assert_eq!(kept.ended, None);
+        kept.assert_time_rises();
+        // Each begins with its headers, once, and those with video with a keyframe.
+        let headers = |type_id| {
+            kept.media.iter().filter(|r| r.packet.kind.is_header() && r.packet.type_id() == type_id).count()
+        };
+        assert_eq!((headers(8), headers(9)), (4, 4), "{}", node.log());
+        let publishes = kept.publishes();
+        assert!(publishes.iter().filter_map(|p| p.video.first()).all(|r| r.packet.kind.is_keyframe()));
+        assert_eq!(node.metric("lb_lost_messages_total"), 0.0);
+    }
+    let now = [&edge, &far].map(|node| node.metric("lb_pulls_started_total"));
+    assert_eq!(now, pulls, "each pull went on");
+}
+
+/// The kinds of streams that ffprobe finds, in time for somebody who waits for a picture.
+#[track_caller]
+fn probe(url: &str) -> Vec<String> {
+    let mut command = Command::new("ffprobe");
+    command.args(["-v", "error", "-show_entries", "stream=codec_type", "-of", "csv=p=0", url]);
+    let probed = process::run(command, Duration::from_secs(15));
+    assert_eq!(probed.code, Some(0), "{url}: {}", probed.stderr);
+    probed.stdout.lines().map(|line| line.trim().to_owned()).collect()
+}
+
+#[test]
+fn ffmpeg_goes_on_while_a_publisher_comes_back_with_fewer_tracks_and_finds_those_alone_when_it_comes_late() {
+    let cluster = Cluster::start(1);
+    for (name, kind, left_out) in [("picture", "video", "-an"), ("sound", "audio", "-vn")] {
+        let url = cluster.ingest_url(0, name);
+        let first = ffmpeg::publish(Clip::Alpha, &url);
+        cluster.wait_published(name);
+        let live = cluster.live_url(name);
+        let file = tempfile::Builder::new().suffix(".flv").tempfile().unwrap().into_temp_path();
+        let mut player = Command::new("ffmpeg");
+        player.args(["-nostdin", "-v", "error", "-i", &live, "-map", &format!("0:{}", &kind[..1])]);
+        player.args(["-t", "12", "-c", "copy", "-f", "flv", "-y"]).arg(&file);
+        let played = std::thread::spawn(move || process::run(player, Duration::from_secs(60)));
+        let witness = Witness::start(cluster.playback.rtmp(), "live", name);
+        witness.wait_for_frames(0, 60);
+        drop(first);
+        let _second = ffmpeg::publish_with(Clip::Alpha, &[left_out], &url);
+        witness.wait_for("the second publish", SOON, |kept| (kept.publishes().len() > 1).then_some(()));
+        for late in [live, cluster.playback.http_url("live", name)] {
+            assert_eq!(probe(&late), [kind], "{late}");
+        }
+        let played = played.join().unwrap();
+        assert_eq!((played.code, played.stderr.as_str()), (Some(0), ""));
+        assert_eq!(ffmpeg::decoding_errors(&file), "");
+        let frames = ffmpeg::frame_hashes(&file)[kind].len();
+        assert!(frames > 12 * 25, "{frames} frames of {kind}");
+        witness.kept().assert_time_rises();
+    }
 }
 
 /// The ingest configuration of the contract, to the letter but for the address.

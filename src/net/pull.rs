@@ -160,6 +160,16 @@ struct Attempt {
     upstream: Option<RelayId>,
     /// There once media came, or an lb node said that it plays.
     feed: Option<Feed>,
+    /// The feed brought media.
+    brought: bool,
+}
+
+/// What [`Puller::consider`] found.
+enum Heard {
+    /// All that was read.
+    All,
+    /// What comes next is media of another session than what came before.
+    Break,
 }
 
 impl Puller {
@@ -223,7 +233,8 @@ impl Puller {
         pipelined: bool,
     ) -> Result<std::convert::Infallible, Error> {
         let holder = self.feeds.budget().holder();
-        let mut attempt = Attempt { charge: holder.charge(), holder, upstream: None, feed: None };
+        let mut attempt =
+            Attempt { charge: holder.charge(), holder, upstream: None, feed: None, brought: false };
         let mut deadline = Instant::now() + self.settings.start;
         // One timer for the whole attempt: to set it anew for each read would cost more than the read's own bookkeeping. It
         // rings where the deadline once was, and is set to where it is by then.
@@ -254,18 +265,23 @@ impl Puller {
             if attempt.charge.is_evicted() {
                 return Err(Error::Evicted);
             }
-            let end = self.consider(client, &mut attempt, pipelined, &mut packets);
-            if !packets.is_empty() {
-                self.metrics.received_messages_total.inc_by(packets.len() as u64);
-                self.hand_on(&mut attempt, &packets).await?;
-                packets.clear();
-                heard = true;
-                deadline = Instant::now() + self.settings.silence;
-            } else if attempt.upstream.is_some() && end.is_ok() {
-                // An lb node says that it plays once it knows the stream: viewers need not wait for media to hear so, too.
-                self.begin(&mut attempt).await?;
+            loop {
+                let end = self.consider(client, &mut attempt, pipelined, &mut packets);
+                if !packets.is_empty() {
+                    self.metrics.received_messages_total.inc_by(packets.len() as u64);
+                    self.hand_on(&mut attempt, &packets).await?;
+                    packets.clear();
+                    heard = true;
+                    deadline = Instant::now() + self.settings.silence;
+                } else if attempt.upstream.is_some() && end.is_ok() {
+                    // An lb node says that it plays once it knows the stream: viewers need not wait for media to hear so, too.
+                    self.begin(&mut attempt).await?;
+                }
+                match end? {
+                    Heard::All => break,
+                    Heard::Break => self.break_off(&mut attempt).await?,
+                }
             }
-            end?;
             if n == 0 {
                 return Err(Error::Closed);
             }
@@ -278,15 +294,33 @@ impl Puller {
             Some(feed) => Ok(feed),
             none => {
                 let feed = self.feeds.begin_for(attempt.upstream, None, attempt.holder.clone());
-                self.tell(PullEvent::Began(feed.reference())).await?;
-                feed.wait_attached().await;
+                self.announce(&feed).await?;
                 Ok(none.insert(feed))
             }
         }
     }
 
+    /// Ends the attempt's feed and begins another one for the session that follows.
+    async fn break_off(&self, attempt: &mut Attempt) -> Result<(), Error> {
+        // Of what has brought nothing, nobody took anything for a part of another session.
+        if std::mem::take(&mut attempt.brought)
+            && let Some(feed) = attempt.feed.take()
+        {
+            let feed = attempt.feed.insert(feed.break_off());
+            self.announce(feed).await?;
+        }
+        Ok(())
+    }
+
+    async fn announce(&self, feed: &Feed) -> Result<(), Error> {
+        self.tell(PullEvent::Began(feed.reference())).await?;
+        feed.wait_attached().await;
+        Ok(())
+    }
+
     /// Gives what was read to the attempt's feed.
     async fn hand_on(&self, attempt: &mut Attempt, packets: &[Packet]) -> Result<(), Error> {
+        attempt.brought = true;
         let feed = self.begin(attempt).await?;
         for (index, some) in packets.chunks(MESSAGES).enumerate() {
             if index > 0 {
@@ -297,13 +331,14 @@ impl Puller {
         Ok(())
     }
 
+    /// Takes what was read, up to where another session begins.
     fn consider(
         &self,
         client: &mut Client,
         attempt: &mut Attempt,
         pipelined: bool,
         packets: &mut Vec<Packet>,
-    ) -> Result<(), Error> {
+    ) -> Result<Heard, Error> {
         while let Some(event) = client.event() {
             match event {
                 ClientEvent::Media(message) => {
@@ -324,6 +359,7 @@ impl Puller {
                     }
                     client.play_stream(&self.stream_key(is_lb));
                 }
+                ClientEvent::PublishBegins => return Ok(Heard::Break),
                 ClientEvent::Playing { relay } => attempt.upstream = relay.map(RelayId),
                 ClientEvent::Status { level, code, description } if level == "error" => {
                     if description == Unsigned::Expired.to_string() {
@@ -340,7 +376,7 @@ impl Puller {
                 _ => {}
             }
         }
-        Ok(())
+        Ok(Heard::All)
     }
 
     async fn tell(&self, event: PullEvent) -> Result<(), Error> {

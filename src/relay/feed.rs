@@ -1,4 +1,4 @@
-//! Media on its way into this node: one publish, or one attempt of a pull.
+//! Media on its way into this node: one publish, or one attempt of a pull of one.
 //!
 //! ```text
 //! connection or pull ──push──▶ Feed ──▶ outlets: a relay stream, a push, a transcode
@@ -9,6 +9,9 @@
 //! outlets. A step that is told of a stream attaches what it wants the media to go to. Feeds share nothing with each
 //! other. While a feed has no outlet it keeps its headers and the newest group of pictures, both bounded, so that a
 //! workflow that takes a moment to start loses nothing.
+//!
+//! A feed is one publish. Where a pull goes on while the publisher behind it is another one, its feed ends and the next one begins, so
+//! that every outlet does what it does for two publishes.
 //!
 //! A feed knows neither its stream's name nor the workflows: what is routed where is the engine's business.
 
@@ -61,7 +64,8 @@ pub trait Outlet: Send + fmt::Debug {
 /// What is said of a pull, which brings one feed after another until it is dropped.
 #[derive(Debug)]
 pub enum PullEvent {
-    /// An attempt brings the stream: media came, or an lb node said that it plays it.
+    /// An attempt brings the stream: media came, or an lb node said that it plays it. Where it brought a feed before, that one has ended,
+    /// and the attempt goes on: the stream is published anew.
     Began(FeedRef),
     /// The attempt ended, with or without media. Another one follows by itself.
     Ended {
@@ -102,6 +106,7 @@ pub struct Attachment {
 struct Shared {
     id: FeedId,
     upstream: Option<RelayId>,
+    follows_break: bool,
     session: Option<SessionId>,
     holder: Holder,
     feeds: Arc<Feeds>,
@@ -163,10 +168,21 @@ impl Feeds {
         session: Option<SessionId>,
         holder: Holder,
     ) -> Feed {
+        self.add(upstream, false, session, holder)
+    }
+
+    fn add(
+        self: &Arc<Self>,
+        upstream: Option<RelayId>,
+        follows_break: bool,
+        session: Option<SessionId>,
+        holder: Holder,
+    ) -> Feed {
         let id = FeedId(rand::random());
         let (feeds, attached) = (self.clone(), Notify::new());
         let state = Mutex::new(State::of(&holder));
-        let shared = Arc::new(Shared { id, upstream, session, holder, feeds, state, attached });
+        let shared =
+            Arc::new(Shared { id, upstream, follows_break, session, holder, feeds, state, attached });
         self.table().insert(id, Arc::downgrade(&shared));
         Feed { shared }
     }
@@ -189,6 +205,15 @@ impl Feed {
     /// The side that outlets attach to.
     pub fn reference(&self) -> FeedRef {
         FeedRef(self.shared.clone())
+    }
+
+    /// Ends it, and begins another one for the session that follows in the same pull: to whoever takes the media, one publish is over and
+    /// another begins, as where they are published.
+    pub fn break_off(self) -> Feed {
+        let Shared { feeds, upstream, holder, .. } = &*self.shared;
+        let next = feeds.add(*upstream, true, None, holder.clone());
+        drop(self);
+        next
     }
 
     /// Waits until there is an outlet, for a moment at most. A pull's first messages are a whole group of pictures and what
@@ -250,6 +275,11 @@ impl FeedRef {
     /// The relay stream of another server that it plays, if it is a pull that knows it.
     pub fn upstream(&self) -> Option<RelayId> {
         self.0.upstream
+    }
+
+    /// What it brings is another session than what the feed before it of the same pull brought: it does not go on there.
+    pub fn follows_break(&self) -> bool {
+        self.0.follows_break
     }
 
     /// The publish that it is, if it is one on this node.
@@ -414,6 +444,26 @@ mod tests {
         drop(feed);
         assert_eq!(Arc::strong_count(&two.0), 1, "the outlet went with its feed");
         assert_eq!(lost(&metrics), 4);
+    }
+
+    #[test]
+    fn another_session_of_the_same_pull_is_another_feed_with_nothing_of_the_one_before() {
+        let (feeds, metrics) = feeds();
+        let mut feed = feeds.begin(Some(RelayId(3)));
+        let (one, two) = (Collected::default(), Collected::default());
+        let before = feed.reference();
+        let _one = before.attach(Box::new(one.clone()));
+        feed.push(&[header(), audio(0), key(0)]);
+        let mut feed = feed.break_off();
+        assert_eq!(Arc::strong_count(&one.0), 1, "for its outlets the feed before has ended");
+        let after = feed.reference();
+        assert_eq!((before.follows_break(), after.follows_break()), (false, true));
+        assert_eq!(after.upstream(), Some(RelayId(3)));
+        feed.push(&[key(40)]);
+        let _two = after.attach(Box::new(two.clone()));
+        feed.push(&[frame(80)]);
+        assert_eq!((one.got(), two.got()), (vec![header(), audio(0), key(0)], vec![key(40), frame(80)]));
+        assert_eq!(lost(&metrics), 0);
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! are shared by all who do, so that a stream that nobody watches in a form costs nothing for it.
 
 use crate::media::flv;
-use crate::rtmp::message::{AUDIO, VIDEO};
+use crate::rtmp::message::{AUDIO, DATA_AMF0, VIDEO};
 use crate::rtmp::session::{PLAY_STREAM_ID, Receives};
 use crate::rtmp::{chunk, session};
 use bytes::{Bytes, BytesMut};
@@ -76,7 +76,10 @@ impl Format {
             Format::Rtmp => wire.clone(),
             Format::RtmpPart(part) => part.of(wire),
             Format::Flv => tags(wire),
-            Format::WebSocket => framed(OpCode::Data(Data::Binary), &tags(wire)),
+            Format::WebSocket => match tags(wire) {
+                tags if tags.is_empty() => tags,
+                tags => framed(OpCode::Data(Data::Binary), &tags),
+            },
         }
     }
 
@@ -113,9 +116,11 @@ impl Part {
     }
 }
 
+/// Empty where there is no media: FLV has no commands.
 fn tags(wire: &[u8]) -> Bytes {
     let mut out = BytesMut::with_capacity(wire.len() + GROWTH);
-    for message in chunk::written(wire, session::OUT_CHUNK_SIZE) {
+    let messages = chunk::written(wire, session::OUT_CHUNK_SIZE);
+    for message in messages.filter(|message| matches!(message.type_id, AUDIO | VIDEO | DATA_AMF0)) {
         // Its size is within what a message can have, which is what a tag can have.
         let _fits =
             flv::write_tag_of(&mut out, message.type_id, message.timestamp, message.length, message.body);
@@ -192,6 +197,23 @@ mod tests {
         assert_eq!(read(no_audio), [(1, 18, 0, 14), (1, 9, 5, 150_000)]);
         assert_eq!(read(no_audio.receiving(Receives { audio: false, video: false })), [(1, 18, 0, 14)]);
         assert_eq!(no_audio.receiving(Receives::ALL), Format::Rtmp, "the bytes that all others get");
+    }
+
+    #[test]
+    fn that_a_publish_begins_is_said_in_rtmp_only_and_on_the_message_stream_of_the_viewer() {
+        let notify = session::publish_notify();
+        assert_eq!(Format::Flv.of(&notify), Bytes::new());
+        assert_eq!(Format::WebSocket.of(&notify), Bytes::new(), "not even an empty message");
+        let before = Bytes::from([&notify[..], &wire()].concat());
+        assert_eq!(Format::Flv.of(&before), Format::Flv.of(&wire()));
+        let nothing = Receives { audio: false, video: false };
+        let moved = Format::rtmp(7, nothing).of(&notify);
+        let mut reader = chunk::Reader::new(&crate::rtmp::Limits::default());
+        reader.set_chunk_size(session::OUT_CHUNK_SIZE as u32).unwrap();
+        let (same, message) =
+            [&notify, &moved].map(|wire| reader.read(&mut &wire[..]).unwrap().unwrap()).into();
+        assert_eq!((same.stream_id, message.stream_id), (1, 7));
+        assert_eq!(same.body, message.body);
     }
 
     #[test]

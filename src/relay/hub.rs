@@ -431,6 +431,14 @@ impl Source {
         self
     }
 
+    /// Says whether what it brings is another session than what came before, although it is the same pull.
+    pub fn after_break(self, breaks: bool) -> Self {
+        if breaks {
+            self.stream.follows_break(self.number);
+        }
+        self
+    }
+
     /// Says which publish it brings, for logs, and to viewers that wait that the stream is known. Without it they hear so with
     /// the first media.
     pub fn of_session(self, session: Option<SessionTag>) -> Self {

@@ -136,6 +136,8 @@ pub struct Ring {
     frame: Duration,
     /// Messages in all blocks that ever were.
     messages: u64,
+    /// The number of the newest block that says that another session begins.
+    broke: Option<u64>,
 }
 
 /// The messages in `pending`.
@@ -195,6 +197,7 @@ impl Ring {
             video: None,
             frame: FRAME_DEFAULT,
             messages: 0,
+            broke: None,
         }
     }
 
@@ -250,17 +253,35 @@ impl Ring {
         let messages = self.pending.len() as u64;
         let mut wire = BytesMut::with_capacity(batch.bytes);
         self.pending.drain(..).for_each(|(packet, timestamp)| write_wire(&mut wire, &packet, timestamp));
-        let block = Block {
+        self.append(Block {
             wire: wire.freeze(),
             starts: batch.starts,
             timestamp: batch.timestamp,
             at: batch.since,
             index: self.messages,
-        };
+        });
         self.messages += messages;
+    }
+
+    fn append(&mut self, block: Block) {
+        let now = block.at;
         self.bytes += block.cost();
         self.blocks.push_back(Entry { block, derived: Vec::new() });
-        self.evict(batch.since);
+        self.evict(now);
+    }
+
+    /// Says that what follows is another session, in a block of its own: who starts behind it has no need of it.
+    pub fn announce_break(&mut self, timestamp: u32, now: Instant) {
+        self.seal();
+        self.broke = Some(self.end());
+        let wire = rtmp::session::publish_notify();
+        // It is no message of the stream, and no loss to whom it does not reach.
+        self.append(Block { wire, starts: false, timestamp, at: now, index: self.messages });
+    }
+
+    /// Whether another session began at this place or behind it.
+    pub fn broke_since(&self, place: Mark) -> bool {
+        self.broke.is_some_and(|broke| broke >= place.number)
     }
 
     /// When what is pending has to go out; nothing if nothing is pending.

@@ -215,6 +215,14 @@ impl Stream {
         state.headers.source_changed();
     }
 
+    /// What the source that may push now brings is another session than what came before, although it is the same pull.
+    pub(super) fn follows_break(&self, source: u64) {
+        let mut state = self.lock();
+        if state.source == Some(source) {
+            state.timeline.source_changed(false);
+        }
+    }
+
     /// Charges the ring to whoever brings the source that may push now.
     pub(super) fn charge(&self, source: u64, holder: &Holder) {
         let mut state = self.lock();
@@ -364,12 +372,7 @@ impl State {
         // What a pull repeats of what viewers have had is no loss.
         let timestamp = self.timeline.map(packet)?;
         if self.timeline.take_break() {
-            self.wants_keyframe = true;
-            self.ring.source_changed();
-            self.headers.forget_older();
-            if self.headers.has_video() {
-                self.ring.expect_video(timestamp, now);
-            }
+            self.break_off(timestamp, now);
         }
         if self.wants_keyframe && packet.kind.is_video_frame() {
             if !packet.kind.is_keyframe() {
@@ -387,6 +390,20 @@ impl State {
             self.call_back_at_start();
         }
         (seen == Seen::Refused).then_some(Loss::Headers)
+    }
+
+    /// What comes from now on is another session. Nodes that pull the stream are told so, and viewers with them: a pull goes on across the
+    /// break, and would take the headers of the session before for those of this one.
+    fn break_off(&mut self, timestamp: u32, now: Instant) {
+        self.wants_keyframe = true;
+        self.ring.source_changed();
+        self.headers.forget_older();
+        self.ring.announce_break(timestamp, now);
+        // Of a source that might have resumed, they came before it was known that it does not.
+        self.headers.packets().for_each(|header| self.ring.push(header, timestamp, now));
+        if self.headers.has_video() {
+            self.ring.expect_video(timestamp, now);
+        }
     }
 
     /// Hands back the viewers that wait for a place to start.

@@ -48,7 +48,7 @@ pub struct Timeline {
     keyframe: Option<Fingerprint>,
     /// The messages that were relayed since that keyframe came, with it.
     since_keyframe: u64,
-    /// A source began that is not the one before.
+    /// The current source does not continue the one before, and nobody has been told.
     broke: bool,
 }
 
@@ -65,10 +65,14 @@ enum State {
 
 impl Timeline {
     /// The next message comes from another source. `may_resume`: it has the clock of the one before, so that it may repeat
-    /// what that one brought, and go on.
+    /// what that one brought, and go on. Otherwise it is a break, whatever it begins with.
     pub fn source_changed(&mut self, may_resume: bool) {
         self.state = State::Fresh;
         self.may_resume = may_resume;
+        if !may_resume && self.last.is_some() {
+            self.keyframe = None;
+            self.broke = true;
+        }
     }
 
     /// Whether the current source has sent no frame yet.
@@ -76,7 +80,8 @@ impl Timeline {
         self.state == State::Fresh
     }
 
-    /// Whether the last message was the first frame of a source that does not continue the one before. Says so once.
+    /// Whether the last message is from a source that does not continue the one before. Says so once: with the first message of one that
+    /// cannot, with the first frame of one that might have.
     pub fn take_break(&mut self) -> bool {
         std::mem::take(&mut self.broke)
     }
@@ -153,7 +158,8 @@ impl Timeline {
         } else {
             self.shift = self.follow(last, packet).wrapping_sub(packet.timestamp);
             self.keyframe = None;
-            self.broke = true;
+            // Else it was known before.
+            self.broke |= self.may_resume;
         }
     }
 
@@ -285,6 +291,24 @@ mod tests {
             timeline.source_changed(may_resume);
             assert_eq!([&key(0, "the same picture"), &frame(40)].map(|packet| timeline.map(packet)), again);
             assert_eq!(timeline.take_break(), !may_resume);
+        }
+    }
+
+    #[test]
+    fn a_break_is_known_with_the_first_message_unless_the_source_may_resume() {
+        for (may_resume, with) in [(false, "header"), (true, "frame")] {
+            let mut timeline = Timeline::default();
+            assert!(!timeline.take_break());
+            timeline.source_changed(false);
+            timeline.map(&key(0, "1"));
+            assert!(!timeline.take_break(), "there was nothing before");
+            timeline.source_changed(may_resume);
+            timeline.map(&header(0));
+            assert_eq!(timeline.take_break(), with == "header");
+            timeline.map(&key(0, "2"));
+            assert_eq!(timeline.take_break(), with == "frame");
+            timeline.map(&frame(40));
+            assert!(!timeline.take_break());
         }
     }
 

@@ -17,7 +17,7 @@ use super::ring::{Block, Mark};
 use super::seat::{Handover, Member, Seat, Sink};
 use super::stream::{End, Stream};
 use super::unsent::{PIECES, Unsent};
-use crate::rtmp::session::Receives;
+use crate::rtmp::session::{Receives, publish_notify};
 use bytes::{Bytes, BytesMut};
 use smallvec::SmallVec;
 use std::io;
@@ -64,8 +64,8 @@ pub struct Viewer {
 /// The states in the module's head.
 #[derive(Debug)]
 enum State {
-    /// There is no place to start. `fell`: the viewer fell off the ring at this message of the stream.
-    Waiting { unsent: Unsent, fell: Option<u64> },
+    /// There is no place to start. `fell`: the viewer fell off the ring at this place.
+    Waiting { unsent: Unsent, fell: Option<Mark> },
     /// What is before `at` is written, but for what is unsent.
     Behind { unsent: Unsent, at: Mark },
     /// The pump writes. `replies` wait until it hands the viewer back: only one may write at a time.
@@ -319,6 +319,10 @@ impl Viewer {
             self.format = self.wanted;
             self.pump = state.enter(self.format, stream.settings.pump_viewers);
         }
+        if fell.is_some_and(|fell| state.ring.broke_since(fell)) {
+            // It stands in a block that the viewer does not get.
+            unsent.push(self.format.of(&publish_notify()));
+        }
         if std::mem::replace(&mut self.headers, version) != version || changed {
             unsent.push(state.headers.formed(timestamp, self.format));
         }
@@ -333,8 +337,8 @@ impl Viewer {
     }
 
     /// Counts what a viewer that fell off the ring does not get.
-    fn count_skipped(&self, fell: Option<u64>, at: Mark) {
-        let skipped = fell.map_or(0, |fell| at.index.saturating_sub(fell));
+    fn count_skipped(&self, fell: Option<Mark>, at: Mark) {
+        let skipped = fell.map_or(0, |fell| at.index.saturating_sub(fell.index));
         self.stream().metrics.viewer_skipped_messages_total.inc_by(skipped);
     }
 
@@ -355,7 +359,7 @@ impl Viewer {
                 self.stream().metrics.viewer_skips_total.inc();
                 self.stream().skips.fetch_add(1, Relaxed);
                 let unsent = self.state.unsent_mut().map(std::mem::take).unwrap_or_default();
-                self.state = State::Waiting { unsent, fell: Some(from.index) };
+                self.state = State::Waiting { unsent, fell: Some(from) };
             }
             Next::LiveEdge => self.state = State::AtLiveEdge { replies: BytesMut::new() },
             Next::Ended => return Ok(Some(Turn::Ended(self.end()))),

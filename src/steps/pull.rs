@@ -134,16 +134,21 @@ impl PullStep {
     fn take(&mut self, event: PullEvent, outputs: &mut StepOutputs) {
         static BEGAN: Seldom = Seldom::events();
         static ENDED: Seldom = Seldom::events();
+        let goes_on = self.announced.is_some();
         self.end(outputs);
         let tag = self.reactors.session(&self.name);
         let session = tag.map_or_else(|| "unknown".to_owned(), |tag| tag.to_string());
         match event {
             PullEvent::Began(feed) => {
-                let note = Note::of(Happening::PullBrings).session(tag).after(self.since.elapsed());
-                self.reactors.note(&self.name, note);
-                if let Some(held_back) = BEGAN.pass() {
-                    let after = self.since.elapsed();
-                    tracing::info!(stream = %self.name, %session, ?after, held_back, "pull brings media");
+                if goes_on {
+                    tracing::debug!(stream = %self.name, %session, "pull brings another publish");
+                } else {
+                    let note = Note::of(Happening::PullBrings).session(tag).after(self.since.elapsed());
+                    self.reactors.note(&self.name, note);
+                    if let Some(held_back) = BEGAN.pass() {
+                        let after = self.since.elapsed();
+                        tracing::info!(stream = %self.name, %session, ?after, held_back, "pull brings media");
+                    }
                 }
                 let (announced, begin) = Announced::begin(feed, self.name.as_str());
                 outputs.media.push(begin);

@@ -211,7 +211,7 @@ impl WatchStep {
             (Ok(name), Some(feed)) => {
                 // A pull brings whatever publish the reactor named last.
                 let session = feed.session().map(SessionId::tag).or_else(|| self.reactors.session(&name));
-                let source = self.hub.attach(&name, feed.upstream());
+                let source = self.hub.attach(&name, feed.upstream()).after_break(feed.follows_break());
                 let source = source.charged_to(feed.holder()).of_session(session);
                 self.attached.insert(stream.clone(), feed.attach(Box::new(source)));
             }

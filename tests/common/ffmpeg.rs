@@ -64,7 +64,12 @@ fn ffmpeg() -> Command {
 
 /// An ffmpeg that publishes a clip in real time, over and over, until it is dropped.
 pub fn publish(clip: Clip, url: &str) -> Peer {
-    let mut command = publish_command(clip, url);
+    publish_with(clip, &[], url)
+}
+
+/// The same with more words for the output: `-an` leaves the audio out.
+pub fn publish_with(clip: Clip, words: &[&str], url: &str) -> Peer {
+    let mut command = publish_command(clip, words, url);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     Peer::new(process::spawn_tool(command))
 }
@@ -72,14 +77,15 @@ pub fn publish(clip: Clip, url: &str) -> Peer {
 /// Tries to publish where that must be refused, and gives back how ffmpeg ended.
 #[track_caller]
 pub fn publish_in_vain(clip: Clip, url: &str) -> Finished {
-    let finished = process::run(publish_command(clip, url), Duration::from_secs(20));
+    let finished = process::run(publish_command(clip, &[], url), Duration::from_secs(20));
     assert_ne!(finished.code, Some(0), "publishing to {url} was not refused");
     finished
 }
 
-fn publish_command(clip: Clip, url: &str) -> Command {
+fn publish_command(clip: Clip, words: &[&str], url: &str) -> Command {
     let mut command = ffmpeg();
-    command.args(["-re", "-stream_loop", "-1", "-i"]).arg(clip.file()).args(["-c", "copy", "-f", "flv", url]);
+    command.args(["-re", "-stream_loop", "-1", "-i"]).arg(clip.file());
+    command.args(["-c", "copy"]).args(words).args(["-f", "flv", url]);
     command
 }
 

@@ -26,6 +26,8 @@ pub struct Media {
     pub frame_bytes: usize,
     /// An audio message with each frame.
     pub audio: bool,
+    /// Frames of video. Without, the audio messages are sent at their pace.
+    pub video: bool,
     /// The timestamp of the first message.
     pub first_timestamp: u32,
     /// Comes back so long after its connection ended, as encoders do.
@@ -40,6 +42,7 @@ impl Default for Media {
             gop: 25,
             frame_bytes: 1000,
             audio: true,
+            video: true,
             first_timestamp: 0,
             comes_back: None,
         }
@@ -207,13 +210,17 @@ fn send(client: &mut Client, media: Media, number: u32) {
         });
     };
     if number == 0 {
-        message(9, &[0x17, 0, 0, 0, 0], 0);
+        if media.video {
+            message(9, &[0x17, 0, 0, 0, 0], 0);
+        }
         if media.audio {
             message(8, &[0xaf, 0], 0);
         }
     }
     let head = if number.is_multiple_of(media.gop) { 0x17 } else { 0x27 };
-    message(9, &[head, 1, 0, 0, 0], media.frame_bytes);
+    if media.video {
+        message(9, &[head, 1, 0, 0, 0], media.frame_bytes);
+    }
     if media.audio {
         message(8, &[0xaf, 1], 200);
     }

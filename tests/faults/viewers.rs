@@ -15,6 +15,7 @@ const HEAVY: Media = Media {
     gop: 25,
     frame_bytes: 40_000,
     audio: false,
+    video: true,
     first_timestamp: 0,
     comes_back: None,
 };

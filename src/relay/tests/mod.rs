@@ -128,8 +128,15 @@ impl Watcher {
         self.ask.try_send(ask).ok().unwrap();
     }
 
-    /// What arrived, as `type@time:body`; the pings of the pump are left out.
+    /// What arrived, as `type@time:body`; the pings of the pump are left out, and that another publish begins.
     fn got(&self) -> Vec<String> {
+        let mut got = self.told();
+        got.retain(|text| text != "begins");
+        got
+    }
+
+    /// The same, with `begins` where that is said.
+    fn told(&self) -> Vec<String> {
         self.socket.messages().iter().filter(|m| m.type_id != message::USER_CONTROL).map(text).collect()
     }
 
@@ -258,6 +265,11 @@ fn text(message: &Message) -> String {
         (9, 0x17, _) => "key",
         (9, ..) => "v",
         (18, ..) => return format!("meta@{}", message.timestamp),
+        (20, ..) => {
+            let body = String::from_utf8_lossy(&message.body);
+            assert!(body.contains("NetStream.Play.PublishNotify"), "{body}");
+            return "begins".to_owned();
+        }
         (kind, ..) => return format!("{kind}"),
     };
     format!("{kind}@{}:{body}", message.timestamp)

@@ -1,4 +1,5 @@
-//! Whatever happens: every viewer sees messages of the stream, whole, in order, none twice; who keeps up loses none.
+//! Whatever happens: every viewer sees messages of the stream, whole, in order, none twice, and is told between which of them another
+//! publish begins; who keeps up loses none.
 
 use super::*;
 use proptest::prelude::*;
@@ -48,11 +49,13 @@ fn number(message: &Message) -> Option<u32> {
 struct Run {
     world: World,
     source: Source,
-    /// With whether it always took everything at once.
-    watchers: Vec<(Watcher, bool, u32)>,
+    /// With whether it always took everything at once, and whether it was ever paused.
+    watchers: Vec<(Watcher, bool, bool)>,
     pushed: Vec<Packet>,
     /// Where in `pushed` the current encoder began.
     began: usize,
+    /// Where each began.
+    all_began: Vec<usize>,
 }
 
 impl Run {
@@ -78,8 +81,16 @@ impl Run {
         let newest = self.pushed[self.began..].iter().rposition(|packet| packet.body[0] == 0x17);
         match newest {
             Some(newest) if resumes => self.source.push(&self.pushed[self.began + newest..]),
-            _ => self.began = self.pushed.len(),
+            _ => {
+                self.began = self.pushed.len();
+                self.all_began.push(self.began);
+            }
         }
+    }
+
+    /// Which encoder a message is from.
+    fn encoder(&self, number: u32) -> usize {
+        self.all_began.partition_point(|began| *began <= number as usize)
     }
 
     async fn act(&mut self, act: Act) {
@@ -92,7 +103,7 @@ impl Run {
                 let (room, step) =
                     if keeps_up { (usize::MAX, usize::MAX) } else { (room.into(), step.into()) };
                 let watcher = self.world.watch(&Socket::with(room, step));
-                self.watchers.push((watcher, keeps_up, 0));
+                self.watchers.push((watcher, keeps_up, false));
             }
             Act::Room(who, room) => {
                 if let Some((watcher, false, _)) = self.watchers.get(usize::from(who) % count) {
@@ -112,7 +123,8 @@ impl Run {
                 }
             }
             Act::Pause(who, paused) => {
-                if let Some((watcher, false, _)) = self.watchers.get(usize::from(who) % count) {
+                if let Some((watcher, false, ever)) = self.watchers.get_mut(usize::from(who) % count) {
+                    *ever = true;
                     drop(watcher.ask.try_send(Ask::Pause(paused)));
                 }
             }
@@ -121,15 +133,21 @@ impl Run {
     }
 
     fn check(&self) -> Result<(), TestCaseError> {
-        for (watcher, keeps_up, _) in &self.watchers {
+        for (watcher, keeps_up, paused) in &self.watchers {
             let (messages, whole) = watcher.socket.read();
             let numbers: Vec<u32> = messages.iter().filter_map(number).collect();
             prop_assert!(numbers.is_sorted_by(|one, two| one < two), "{:?}", numbers);
             let media = messages.iter().find(|message| number(message).is_some());
             prop_assert!(media.is_none_or(|first| first.body[0] == 0x17), "starts with a keyframe");
+            let (mut told, mut before) = (false, None);
             for message in &messages {
+                told |= message.type_id == message::COMMAND_AMF0;
                 if let Some(n) = number(message) {
                     prop_assert_eq!(&message.body, &self.pushed[n as usize].body);
+                    let begins = before.is_some_and(|before| self.encoder(before) != self.encoder(n));
+                    // Who pauses is not told of what begins meanwhile.
+                    prop_assert!(*paused || told == begins, "at {}, told: {}", n, told);
+                    (told, before) = (false, Some(n));
                 }
             }
             if *keeps_up && !numbers.is_empty() {
@@ -160,7 +178,7 @@ proptest! {
                 settings.lag = Duration::from_millis(500);
             });
             source.push(&opening());
-            let mut run = Run { world, source, watchers: Vec::new(), pushed: Vec::new(), began: 0 };
+            let mut run = Run { world, source, watchers: Vec::new(), pushed: Vec::new(), began: 0, all_began: vec![0] };
             let mut since = 0;
             for act in acts {
                 // Who keeps up is never more than a small part of a ring behind.

@@ -22,7 +22,9 @@ async fn another_source_follows_with_its_headers_and_rising_times() {
     world.settle().await;
     let got = viewer.got();
     assert_eq!(got[6..9], ["meta@90040", "vhead@90040:new", "ahead@90040:h"]);
-    assert_eq!(got[9..], ["key@90073:3", "a@90083:2", "v@90113:4"]);
+    // Once more: until its first keyframe it might have been the source before.
+    assert_eq!(got[9..12], ["meta@90073", "vhead@90073:new", "ahead@90073:h"]);
+    assert_eq!(got[12..], ["key@90073:3", "a@90083:2", "v@90113:4"]);
     assert!(times(&got).is_sorted());
 }
 
@@ -235,4 +237,137 @@ async fn a_source_that_was_replaced_is_not_heard() {
     world.settle().await;
     assert_eq!(viewer.got(), ["key@0:1", "key@33:new"]);
     assert!(world.hub.streams()[0].0.is_live());
+}
+
+fn late(world: &World) -> impl Future<Output = Vec<String>> {
+    let viewer = world.viewer();
+    async move {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        viewer.told()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_plays_is_told_where_another_publish_begins() {
+    let (world, source) = World::live(|_| {});
+    drop(source);
+    let source = world.publish();
+    source.push(&opening());
+    source.push(&[key(0, "1")]);
+    let viewer = world.viewer();
+    world.settle().await;
+    drop(source);
+    // It comes back without audio and without metadata.
+    let source = world.publish();
+    source.push(&[video_header("h")]);
+    source.push(&[key(0, "2"), video(40, "3")]);
+    world.settle().await;
+    let got = ["meta@0", "vhead@0:h", "ahead@0:h", "key@0:1", "begins", "vhead@0:h", "key@33:2", "v@73:3"];
+    assert_eq!(viewer.told(), got);
+    assert_eq!(late(&world).await, ["vhead@33:h", "key@33:2", "v@73:3"]);
+
+    // Without video: sound is a place to start.
+    drop(source);
+    let source = world.publish();
+    source.push(&[audio_header("h"), audio(0, "4")]);
+    world.settle().await;
+    assert_eq!(viewer.told()[got.len()..], ["begins", "ahead@73:h", "a@106:4"]);
+    assert_eq!(late(&world).await, ["ahead@106:h", "a@106:4"]);
+
+    // The first source of all follows nobody.
+    assert_eq!(viewer.told().iter().filter(|text| *text == "begins").count(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pull_that_goes_on_begins_no_publish_and_one_that_does_not_has_its_headers_behind_that() {
+    for resumes in [true, false] {
+        let (world, source) = World::live(|_| {});
+        source.push(&opening());
+        source.push(&[key(0, "1"), video(40, "2")]);
+        let viewer = world.viewer();
+        world.settle().await;
+        drop(source);
+        let source = world.attach();
+        // Whether it goes on is not known before its first keyframe.
+        source.push(&[video_header("h")]);
+        world.settle().await;
+        source.push(&[key(0, if resumes { "1" } else { "3" }), video(40, "2"), video(80, "4")]);
+        world.settle().await;
+        let told = viewer.told();
+        let (want, headers): (&[_], _) = match resumes {
+            true => (&["vhead@40:h", "v@80:4"], vec!["meta@0", "vhead@0:h", "ahead@0:h"]),
+            false => (
+                &["vhead@40:h", "begins", "vhead@73:h", "key@73:3", "v@113:2", "v@153:4"],
+                vec!["vhead@73:h"],
+            ),
+        };
+        assert_eq!(told[5..], *want);
+        assert_eq!(late(&world).await[..headers.len()], headers);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pull_that_brings_another_publish_is_a_break_and_may_still_resume_later() {
+    let (world, source) = World::live(|_| {});
+    source.push(&opening());
+    source.push(&[key(0, "black"), video(40, "1")]);
+    let viewer = world.viewer();
+    world.settle().await;
+    drop(source);
+    let source = world.attach().after_break(true);
+    source.push(&[video_header("h"), key(73, "black"), video(113, "2")]);
+    world.settle().await;
+    let told = viewer.told();
+    assert_eq!(told[5..], ["begins", "vhead@40:h", "key@73:black", "v@113:2"]);
+    drop(source);
+    // The connection of the pull broke.
+    let source = world.attach().after_break(false);
+    source.push(&[video_header("h"), key(73, "black"), video(113, "2"), video(153, "3")]);
+    world.settle().await;
+    assert_eq!(viewer.told()[told.len()..], ["vhead@113:h", "v@153:3"]);
+    assert_eq!(late(&world).await[0], "vhead@73:h");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_fell_off_the_ring_is_told_of_a_publish_that_began_meanwhile_and_of_no_other() {
+    for begins in [true, false] {
+        let (world, source) = World::live(|settings| settings.lag = Duration::from_millis(10));
+        drop(source);
+        let source = world.publish();
+        source.push(&opening());
+        source.push(&[key(0, "1")]);
+        let socket = Socket::open();
+        let slow = world.watch(&socket);
+        world.settle().await;
+        drop(source);
+        let mut source = world.publish();
+        source.push(&[video_header("h"), key(0, "2")]);
+        world.settle().await;
+        assert_eq!(slow.told()[4..], ["begins", "vhead@0:h", "key@33:2"]);
+
+        socket.room(10);
+        world.settle().await;
+        source.push(&[video(40, "does not arrive")]);
+        world.settle().await;
+        if begins {
+            drop(source);
+            source = world.publish();
+            source.push(&[video_header("h")]);
+        }
+        for n in 2..9 {
+            world.pass(100).await;
+            source.push(&[key(n * 100, "new"), video(n * 100 + 40, "new")]);
+        }
+        world.settle().await;
+        socket.room(usize::MAX);
+        world.settle().await;
+        let told = slow.told();
+        let want: &[&str] = if begins { &["begins", "vhead@706:h"] } else { &["vhead@833:h"] };
+        let rest = &told[8..];
+        assert_eq!(rest[..rest.len() - 2], *want, "{told:?}");
+        assert_eq!(world.metrics.viewer_skips_total.get(), 1);
+        // One group of pictures after the other; what is said is no message of the stream.
+        let skipped = world.metrics.viewer_skipped_messages_total.get();
+        assert_eq!(skipped, 6 * 2 + u64::from(begins));
+    }
 }

@@ -2,7 +2,9 @@
 
 use super::event::Redacted;
 use super::link::{Arrival, Link};
-use super::{CAN_FORWARD, CAPS_EX, LB, PLAY_STREAM_ID, RELAY_ID, TIME, WINDOW_ACK_SIZE, names};
+use super::{
+    CAN_FORWARD, CAPS_EX, LB, PLAY_STREAM_ID, PUBLISH_NOTIFY, RELAY_ID, TIME, WINDOW_ACK_SIZE, names,
+};
 use crate::rtmp::amf0::{self, Value};
 use crate::rtmp::handshake::{self, Nonce, Progress};
 use crate::rtmp::message::{self, Command, Control, Message, SET_DATA_FRAME, UserControl};
@@ -66,6 +68,9 @@ pub enum ClientEvent {
     Publishing,
     /// Audio, video or data of the stream that is played, in the form of [`super::Event::Media`].
     Media(Message),
+    /// An lb node says that the media that follows is of another publish than the media before ([`super::publish_notify`]). A command:
+    /// what publishers send cannot say so.
+    PublishBegins,
     /// Any other status, and every error; the owner decides what it means.
     Status {
         /// For example `NetStream.Play.StreamNotFound`.
@@ -493,6 +498,10 @@ impl Client {
                 let relay = info.and_then(|info| info.get(RELAY_ID)?.as_str());
                 let relay = relay.and_then(|digits| u64::from_str_radix(digits, 16).ok());
                 self.events.push_back(ClientEvent::Playing { relay });
+            }
+            // From another server it may say that somebody publishes what was waited for.
+            (PUBLISH_NOTIFY, Purpose::Play) if self.is_lb => {
+                self.events.push_back(ClientEvent::PublishBegins)
             }
             ("NetStream.Publish.Start", Purpose::Publish) if !self.started => {
                 self.started = true;

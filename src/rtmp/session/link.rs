@@ -1,6 +1,6 @@
 //! What both sides of a connection do alike: chunks in, messages out, acknowledgements, pings, pending output.
 
-use super::{COMMAND_CHUNK_STREAM, OUT_CHUNK_SIZE, WINDOW_ACK_SIZE};
+use super::{COMMAND_CHUNK_STREAM, OUT_CHUNK_SIZE, PLAY_STREAM_ID, PUBLISH_NOTIFY, WINDOW_ACK_SIZE};
 use crate::rtmp::amf0::Value;
 use crate::rtmp::chunk::{self, Reader};
 use crate::rtmp::message::{Command, Control, Message, SET_CHUNK_SIZE, UserControl};
@@ -199,6 +199,16 @@ pub(super) fn info(level: &str, code: &str, description: &str) -> Value {
         ("code", Value::string(code)),
         ("description", Value::string(description)),
     ])
+}
+
+/// Says that another publish begins (`NetStream.Play.PublishNotify`), on message stream [`PLAY_STREAM_ID`]: to stand among shared
+/// media bytes.
+pub fn publish_notify() -> Bytes {
+    let mut wire = BytesMut::new();
+    let info = [info("status", PUBLISH_NOTIFY, "Another publish begins.")];
+    let status = Command::new("onStatus", 0.0, Value::Null, info);
+    status.write(&mut wire, COMMAND_CHUNK_STREAM, PLAY_STREAM_ID, OUT_CHUNK_SIZE);
+    wire.freeze()
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ mod server;
 
 pub use client::{Client, ClientEvent, Target};
 pub use event::{Connect, Event, Play, Publish, PublishKind, Receives};
+pub use link::publish_notify;
 pub use server::Server;
 
 /// The chunk size that both kinds of session announce before they send anything longer than the default's 128 bytes. Most
@@ -66,6 +67,10 @@ const LB: &str = "lb";
 /// The property of the answer to connect that says what time it is at the server, in seconds since 1970. What a puller signs
 /// holds until a time on that clock.
 const TIME: &str = "lbTime";
+
+/// The status by which a server tells those who play a live stream that somebody begins to publish it. From an lb node it stands in
+/// the stream, where the media of another publish begins.
+const PUBLISH_NOTIFY: &str = "NetStream.Play.PublishNotify";
 
 /// "Can forward", in the codec maps of Enhanced RTMP v2.
 const CAN_FORWARD: f64 = 4.0;

@@ -1,6 +1,7 @@
 //! The asking side, and both sides together.
 
 use super::*;
+use crate::rtmp::amf0;
 
 #[test]
 fn a_client_publishes_to_a_server_in_pieces_of_any_size() {
@@ -320,4 +321,44 @@ fn a_client_keeps_the_servers_own_data_out_of_the_stream() {
     assert_eq!(client.event(), None);
     client.input(&wire(&media(message::DATA_AMF0, 0, b"\x02\0\x0aonTextData\x05"))).unwrap();
     assert!(matches!(client.event(), Some(ClientEvent::Media(_))));
+}
+
+#[test]
+fn only_an_lb_node_says_that_another_publish_begins_and_no_publisher_does() {
+    for is_lb in [true, false] {
+        let mut client = Client::play(&target("x"), Limits::default(), NONCE);
+        client.input(&[&[3][..], &[0; 2 * 1536]].concat()).unwrap();
+        let name = if is_lb { "lb" } else { "other" };
+        answer(&mut client, 1.0, Value::object([(name, Value::string("1"))]), Value::Null);
+        play_start(&mut client, "status");
+        client_events(&mut client);
+
+        let mut wire = BytesMut::new();
+        Control::SetChunkSize(OUT_CHUNK_SIZE as u32).write(&mut wire);
+        let mut said = BytesMut::new();
+        amf0::write(&mut said, &Value::string("onStatus"));
+        let code = [("code", Value::string("NetStream.Play.PublishNotify"))];
+        amf0::write(&mut said, &Value::object(code));
+        let (frame, data) = (media(message::VIDEO, 0, &[0x17, 1]), media(message::DATA_AMF0, 0, &said));
+        let write = |wire: &mut BytesMut, Message { type_id, body, .. }: &Message| {
+            chunk::write_message(wire, 6, 0, *type_id, PLAY_STREAM_ID, body, OUT_CHUNK_SIZE);
+        };
+        // A data message may be the publisher's.
+        [&frame, &data].into_iter().for_each(|message| write(&mut wire, message));
+        wire.extend_from_slice(&publish_notify());
+        write(&mut wire, &frame);
+        client.input(&wire).unwrap();
+
+        let events = client_events(&mut client);
+        let said = events.iter().map(|event| match event {
+            ClientEvent::Media(_) => "media",
+            ClientEvent::PublishBegins => "begins",
+            ClientEvent::Status { code, .. } => code,
+            _ => "other",
+        });
+        let code = "NetStream.Play.PublishNotify";
+        let of_server = if is_lb { "begins" } else { code };
+        assert_eq!(said.collect::<Vec<_>>(), ["media", code, of_server, "media"]);
+        assert_eq!(client.ignored(), 0);
+    }
 }
