@@ -4,9 +4,10 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// The two words of a stop, and the tasks that have to hear them. Cheap to clone.
+/// The words of a stop, and the tasks that have to hear them. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Drain {
+    closed: CancellationToken,
     draining: CancellationToken,
     ended: CancellationToken,
     tasks: TaskTracker,
@@ -18,7 +19,12 @@ impl Drain {
         Drain::default()
     }
 
-    /// Cancelled when the stop begins: no new work, finish what is there.
+    /// Cancelled when the stop begins: no new work.
+    pub fn closed(&self) -> &CancellationToken {
+        &self.closed
+    }
+
+    /// Cancelled thereafter, once it is known where peers may go: finish what is there.
     pub fn draining(&self) -> &CancellationToken {
         &self.draining
     }
@@ -33,9 +39,15 @@ impl Drain {
         &self.tasks
     }
 
+    /// Takes no new work from now on.
+    pub fn close(&self) {
+        self.closed.cancel();
+    }
+
     /// Begins the stop and waits for all tasks, at most `timeout`; what is left then is told to end and given `last`.
     /// `true`: all tasks ended.
     pub async fn stop(&self, timeout: Duration, last: Duration) -> bool {
+        self.close();
         self.draining.cancel();
         self.tasks.close();
         if tokio::time::timeout(timeout, self.tasks.wait()).await.is_ok() {

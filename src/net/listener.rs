@@ -31,9 +31,9 @@ impl Server {
         let server = self.clone();
         self.drain.tasks().spawn(async move {
             let mut connections = JoinSet::new();
-            let draining = server.drain.draining().clone();
+            let closed = server.drain.closed().clone();
             tokio::select! {
-                () = draining.cancelled() => {}
+                () = closed.cancelled() => {}
                 () = server.accept(&listener, &entrance, &mut connections) => {}
             }
             drop(listener);
@@ -56,7 +56,7 @@ impl Server {
                 true => Some(certificate.clone().ok_or(PortError::NoCertificate(port))?),
                 false => None,
             };
-            let server = server.upgrade().filter(|server| !server.drain.draining().is_cancelled());
+            let server = server.upgrade().filter(|server| !server.drain.closed().is_cancelled());
             let server = server.ok_or(PortError::Stopping(port))?;
             let listener = bind(port).map_err(|error| PortError::Bind { port, error })?;
             server.listen_while_used(listener, Entrance { port, protocol: Protocol::Rtmp, tls }, used);
@@ -70,11 +70,11 @@ impl Server {
         let server = self.clone();
         self.drain.tasks().spawn(async move {
             let mut connections = JoinSet::new();
-            let draining = server.drain.draining().clone();
+            let closed = server.drain.closed().clone();
             let mut open = Some(listener);
             while let Some(listener) = open.take() {
                 tokio::select! {
-                    () = draining.cancelled() => {}
+                    () = closed.cancelled() => {}
                     () = server.accept(&listener, &entrance, &mut connections) => {}
                     () = used.unused() => open = used.close(listener),
                 }

@@ -49,7 +49,7 @@ struct Waiting {
     playing: Playing,
     admitted: Admitted,
     begun: Instant,
-    draining: CancellationToken,
+    closed: CancellationToken,
 }
 
 struct Watched {
@@ -177,7 +177,7 @@ pub(super) async fn step(play: &mut Option<Play>) -> Step {
                     Ok(()) => Step::Known,
                     Err(end) => Step::Refused(viewing::refusal(&end)),
                 },
-                () = waiting.draining.cancelled() => {
+                () = waiting.closed.cancelled() => {
                     Step::Refused(viewing::refusal(&crate::relay::End::Closed))
                 }
             }
@@ -311,8 +311,8 @@ impl Play {
         };
         // If the stream is there, the pending answers go out with its start in one write.
         let known = admitted.interest.known().now_or_never();
-        let draining = server.drain.draining().clone();
-        let waiting = Waiting { playing, admitted, begun, draining };
+        let closed = server.drain.closed().clone();
+        let waiting = Waiting { playing, admitted, begun, closed };
         let stage = match known {
             Some(Ok(())) => Stage::Watching(Box::new(watch(connection, waiting))),
             _ => Stage::Waiting(Box::new(waiting)),

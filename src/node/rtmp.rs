@@ -328,6 +328,7 @@ impl Node {
 
     /// Tells reactors that it drains, which [`Ending`] says by now, waits for its peers, and ends what is left.
     pub async fn stop(self, timeout: Duration) {
+        self.drain.close();
         self.agent.poke();
         let ask = |role| client::successors(&self.http, &self.urls, &self.node, role);
         let (ingest, playback) = tokio::join!(ask("ingest"), ask("playback"));

@@ -46,6 +46,26 @@ fn a_playback_node_sends_its_viewers_away_one_by_one() {
 }
 
 #[test]
+fn nobody_is_let_in_while_a_node_asks_where_its_peers_may_go() {
+    let _machine = shared_machine();
+    let reactor = reactor(&[]);
+    let url = reactor.reactor_url();
+    let (a, playback) = (ingest(&url, &[]), playback(&url, &[]));
+    let _publisher = publish(&a, "x", session(1));
+    let _viewers = watch(&playback, "x", 1, 1);
+    wait_for("readiness", SOON, || readiness(playback.admin()) == 200);
+    // It has no answer for anybody.
+    reactor.signal(libc::SIGSTOP);
+    let (admin, rtmp) = (playback.admin(), playback.rtmp());
+    playback.signal(libc::SIGTERM);
+    wait_for("readiness to fall", Duration::from_secs(1), || readiness(admin) == 503);
+    let late = Viewer::start(rtmp, "live", "x");
+    late.wait_for_end(SOON);
+    assert!(late.seen().arrivals.is_empty(), "a viewer was let in while the node drains");
+    reactor.signal(libc::SIGCONT);
+}
+
+#[test]
 fn an_ingest_node_lets_its_encoders_go_and_their_viewers_follow() {
     let _machine = shared_machine();
     let reactor = reactor(&[]);

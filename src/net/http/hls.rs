@@ -94,10 +94,10 @@ impl Connection<'_> {
                 sleep(LOOK).await;
             }
         };
-        let draining = self.server.drain.draining().clone();
+        let closed = self.server.drain.closed().clone();
         tokio::select! {
             written = timeout(FIRST, written) => Ok(written.unwrap_or_else(|_| Err(NotAdmitted::late()))),
-            () = draining.cancelled() => Ok(Err(viewing::refusal(&End::Closed))),
+            () = closed.cancelled() => Ok(Err(viewing::refusal(&End::Closed))),
         }
     }
 
