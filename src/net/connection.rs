@@ -1,6 +1,6 @@
 //! A connection: its socket and its session, and what every part of its life does with them: read, write, refuse, close.
 
-use super::rate::Rate;
+use super::rate::Idle;
 use super::server::Server;
 use super::transport::Transport;
 use crate::auth::Action;
@@ -56,7 +56,7 @@ pub(super) struct Connection<'a> {
     /// For the session.
     pub charge: Charge,
     /// What it may send while it does not publish.
-    pub idle: Rate,
+    pub idle: Idle,
     /// Publishes and plays that it has asked for.
     pub streams: usize,
     /// The last read was a full one: more is there already. Live media of 20 Mb/s comes in smaller ones.
@@ -150,6 +150,12 @@ impl Connection<'_> {
     pub async fn read(&mut self) -> Result<bool, Error> {
         if self.brings_much {
             self.holder.wait_for_room().await;
+            // A thousand that bring so much would keep all others waiting for the sum of what they have in their sockets.
+            tokio::task::yield_now().await;
+        }
+        let publishes = self.session.publishes();
+        if !publishes && let Some(at) = self.idle.next() {
+            tokio::time::sleep_until(at).await;
         }
         let session = &mut self.session;
         let n = tokio::select! {
@@ -166,7 +172,7 @@ impl Connection<'_> {
         if self.charge.is_evicted() {
             return Err(Error::Evicted);
         }
-        if !publishes && !self.idle.take(n as u64, Instant::now()).is_zero() {
+        if !publishes && !self.idle.take(n, Instant::now()) {
             return Err(Error::Flooded);
         }
         self.server.metrics.received_bytes_total.inc_by(n as u64);

@@ -23,7 +23,7 @@ pub mod proxy;
 mod publish;
 pub mod pull;
 pub mod push;
-mod rate;
+pub mod rate;
 pub mod routes;
 mod serve;
 pub mod server;

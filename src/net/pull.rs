@@ -285,6 +285,10 @@ impl Puller {
             if n == 0 {
                 return Err(Error::Closed);
             }
+            if n >= transport.full_read() {
+                // More is there already: what others have to do comes first.
+                tokio::task::yield_now().await;
+            }
         }
     }
 

@@ -3,7 +3,7 @@
 use super::connection::{Connection, Error};
 use super::play::{Alone, Next, Play, Playing};
 use super::publish::Publishing;
-use super::rate::Rate;
+use super::rate::Idle;
 use super::server::{Entrance, Negotiating, Protocol, Server};
 use super::transport::Transport;
 use super::{http, play, publish};
@@ -76,7 +76,7 @@ async fn rtmp(
         id,
         app: String::new(),
         charge: holder.charge(),
-        idle: Rate::new(server.limits.idle_bytes, Instant::now()),
+        idle: Idle::new(server.limits.idle_bytes, Instant::now()),
         holder,
         streams: 0,
         brings_much: false,
@@ -166,10 +166,10 @@ impl Connection<'_> {
 
     /// Reads until the peer wants to publish or play. Nothing: it left, or the node stops.
     async fn negotiate(&mut self) -> Result<Option<Intent>, Error> {
-        let draining = self.server.drain.draining().clone();
+        let closed = self.server.drain.closed().clone();
         // A peer that has asked for nothing yet is disconnected without an error: encoders take an error on their first
         // connect for final, and reconnect after a mere disconnect.
-        while !draining.is_cancelled() {
+        while !closed.is_cancelled() {
             while let Some(event) = self.session.event() {
                 if let Some(intent) = self.consider(event).await? {
                     return Ok(Some(intent));
@@ -184,7 +184,7 @@ impl Connection<'_> {
                         return Ok(None);
                     }
                 }
-                () = draining.cancelled() => {}
+                () = closed.cancelled() => {}
             }
         }
         Ok(None)

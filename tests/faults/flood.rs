@@ -204,7 +204,8 @@ fn flood(nodes: &[(&str, &Lb)], ingest: &Lb, edge: &Lb, app: &str) {
         assert!(most - before < MEMORY, "the {name} node grew from {before} to {most} bytes");
     }
     assert!(sent > 500_000, "{sent} messages are no flood");
-    assert!(read > 1_000_000, "the flooded stream is served, too: {read} bytes");
+    // 10,000 messages a second, of five bytes each on their way to viewers.
+    assert!(read > 300_000, "the flooded stream is served, too, as far as it may: {read} bytes");
 }
 
 #[test]

@@ -9,7 +9,7 @@ pub mod request;
 pub mod websocket;
 
 use super::connection::{Error, count_refusal};
-use super::rate::Rate;
+use super::rate::Idle;
 use super::server::{Negotiating, Server};
 use super::transport::Transport;
 use super::viewing::{self, Admitted, NotAdmitted, Prospect, Watching, Who};
@@ -48,7 +48,7 @@ struct Connection<'a> {
     id: u64,
     holder: Holder,
     /// What it may send.
-    rate: Rate,
+    idle: Idle,
     input: BytesMut,
 }
 
@@ -60,10 +60,10 @@ pub(super) async fn serve(
     port: u16,
     id: u64,
 ) -> (Result<(), Error>, Transport) {
-    let rate = Rate::new(server.limits.idle_bytes, Instant::now());
+    let idle = Idle::new(server.limits.idle_bytes, Instant::now());
     let holder = server.feeds.budget().holder();
     let mut connection =
-        Connection { server, transport, peer, port, id, holder, rate, input: BytesMut::new() };
+        Connection { server, transport, peer, port, id, holder, idle, input: BytesMut::new() };
     let outcome = connection.run().await;
     (outcome, connection.transport)
 }
@@ -137,7 +137,7 @@ impl Connection<'_> {
 
     /// Reads the request. Nothing: the peer left, or the node stops.
     async fn request(&mut self) -> Result<Option<Request>, Error> {
-        let draining = self.server.drain.draining().clone();
+        let closed = self.server.drain.closed().clone();
         loop {
             if let Some(request) = request::read(&self.input) {
                 self.input = BytesMut::new();
@@ -149,7 +149,7 @@ impl Connection<'_> {
                         return Ok(None);
                     }
                 }
-                () = draining.cancelled() => return Ok(None),
+                () = closed.cancelled() => return Ok(None),
             }
         }
     }
@@ -193,7 +193,7 @@ impl Connection<'_> {
 
     /// Waits until a stream has something to show. `false`: the peer left; inside is why there is nothing to show.
     async fn wait(&mut self, interest: &Interest) -> Result<Result<bool, NotAdmitted>, Error> {
-        let draining = self.server.drain.draining().clone();
+        let closed = self.server.drain.closed().clone();
         let ready = interest.ready();
         tokio::pin!(ready);
         loop {
@@ -202,7 +202,7 @@ impl Connection<'_> {
                 ready = &mut ready => {
                     return Ok(ready.map(|()| true).map_err(|end| viewing::refusal(&end)));
                 }
-                () = draining.cancelled() => return Ok(Err(viewing::refusal(&End::Closed))),
+                () = closed.cancelled() => return Ok(Err(viewing::refusal(&End::Closed))),
                 read = self.read() => {
                     if !read? {
                         return Ok(Ok(false));
@@ -266,6 +266,9 @@ impl Connection<'_> {
 
     /// Reads once. `false`: the peer closed. Safe to drop and call again.
     async fn read(&mut self) -> Result<bool, Error> {
+        if let Some(at) = self.idle.next() {
+            tokio::time::sleep_until(at).await;
+        }
         let input = &mut self.input;
         let n = tokio::select! {
             biased;
@@ -275,7 +278,7 @@ impl Connection<'_> {
             }) => n?,
             () = self.holder.evicted() => return Err(Error::Evicted),
         };
-        if !self.rate.take(n as u64, Instant::now()).is_zero() {
+        if !self.idle.take(n, Instant::now()) {
             return Err(Error::Flooded);
         }
         self.server.metrics.received_bytes_total.inc_by(n as u64);
