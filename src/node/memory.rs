@@ -27,6 +27,13 @@ pub(super) fn register(budget: &Arc<Budget>, metrics: &Metrics) -> Result<(), pr
     })?;
     metrics.look("lb_memory_budget_used_bytes", "What peers make this process hold now", move || {
         used.used() as u64
+    })?;
+    // Beside what is resident it tells memory that is in use from memory that the allocator keeps.
+    if in_use().is_none() {
+        return Ok(());
+    }
+    metrics.look("lb_memory_allocated_bytes", "What the allocator has handed out", || {
+        in_use().unwrap_or_default() as u64
     })
 }
 
@@ -47,34 +54,33 @@ fn group_limit(groups: &str) -> Option<usize> {
 }
 
 /// How often it is looked whether the allocator holds more than it needs.
-const LOOK: Duration = Duration::from_secs(3);
+const LOOK: Duration = Duration::from_secs(2);
 
-/// After a look that was of no use, the next one is twice as far away, up to here.
-const LOOK_MAX: Duration = Duration::from_secs(300);
-
-/// So much may be held and not in use, as it saves the allocator going to the system: bytes, or this part of what is in use.
-const SPARE: usize = 6 << 20;
+/// So much more than what could not be given back last may be held and not in use, as it saves the allocator going to the system: bytes, or
+/// this part of what is in use.
+const SPARE: usize = 1 << 20;
 const SPARE_PART: usize = 8;
 
 /// Gives memory back to the system that was in small pieces: what a crowd or an attack left stays with the allocator
 /// otherwise, for as long as one piece in a thousand is in use.
 pub(super) async fn give_back() {
-    let (mut pause, mut was_much) = (LOOK, false);
+    // What is in pages of which a piece is in use, and of stacks: it cannot be given back.
+    let mut kept = 0;
+    let mut was_much = false;
     loop {
-        tokio::time::sleep(pause).await;
-        let much = Held::now().filter(Held::is_much);
+        tokio::time::sleep(LOOK).await;
+        let Some(before) = Held::now() else { return };
+        kept = kept.min(before.spare);
+        let much = before.is_much_beyond(kept);
         // Twice in a row: what comes and goes this moment had better stay.
-        let was = std::mem::replace(&mut was_much, much.is_some());
-        let Some(before) = much.filter(|_| was) else {
-            pause = LOOK;
+        if !std::mem::replace(&mut was_much, much) || !much {
             continue;
-        };
+        }
         // It takes milliseconds: not on a thread that serves streams.
         drop(tokio::task::spawn_blocking(trim).await);
-        let after = Held::now().unwrap_or(before);
-        let gained = before.spare.saturating_sub(after.spare);
-        pause = if gained > SPARE / 4 { LOOK } else { (pause * 2).min(LOOK_MAX) };
-        tracing::debug!(before = before.spare, after = after.spare, "memory given back to the system");
+        kept = Held::now().unwrap_or(before).spare;
+        was_much = false;
+        tracing::debug!(before = before.spare, after = kept, "memory given back to the system");
     }
 }
 
@@ -99,8 +105,9 @@ impl Held {
         Some(Held { in_use, spare: (resident.saturating_sub(of_files) * page).saturating_sub(in_use) })
     }
 
-    fn is_much(&self) -> bool {
-        self.spare > SPARE.max(self.in_use / SPARE_PART)
+    /// Whether so much is spare that some of it had better go back; this much of it cannot.
+    fn is_much_beyond(&self, kept: usize) -> bool {
+        self.spare > kept + SPARE.max(self.in_use / SPARE_PART)
     }
 }
 
@@ -134,7 +141,7 @@ mod tests {
         // One in a hundred stays, so that the allocator cannot give the rest back by itself.
         let kept: Vec<Vec<u8>> = pieces.into_iter().step_by(100).collect();
         let before = Held::now().unwrap();
-        assert!(before.is_much(), "{before:?}");
+        assert!(before.is_much_beyond(0), "{before:?}");
         trim();
         let after = Held::now().unwrap();
         assert!(after.spare < before.spare / 2, "{before:?} {after:?}");

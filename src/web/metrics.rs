@@ -10,6 +10,8 @@ use std::sync::{Arc, Weak};
 #[derive(Clone, Debug)]
 pub struct ReactorMetrics {
     lookups: IntCounterVec,
+    /// See [`super::unknown_names`].
+    pub(super) delayed: IntCounter,
 }
 
 impl ReactorMetrics {
@@ -28,8 +30,13 @@ impl ReactorMetrics {
             }
         }
         metrics.register(Box::new(lookups.clone()))?;
+        let delayed = IntCounter::new(
+            "lb_reactor_lookups_delayed_total",
+            "Answers that a name is not published, held back as their address asks for too many such names.",
+        )?;
+        metrics.register(Box::new(delayed.clone()))?;
         metrics.register(Box::new(Figures::new(Arc::downgrade(registry))?))?;
-        Ok(ReactorMetrics { lookups })
+        Ok(ReactorMetrics { lookups, delayed })
     }
 
     pub(super) fn lookup(&self, kind: &str, result: &str) {

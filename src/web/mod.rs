@@ -19,6 +19,7 @@ mod request;
 mod secret;
 pub mod server;
 mod template;
+mod unknown_names;
 
 pub use door::{AllowedOrigin, Door};
 pub use metrics::ReactorMetrics;

@@ -6,6 +6,7 @@ use super::metrics::ReactorMetrics;
 use super::query::{self, Page};
 use super::request::{Failure, Request, decoded, empty, request};
 use super::template::Template;
+use super::unknown_names::UnknownNames;
 use super::{Routes, events, openapi, page, probes};
 use crate::api::report::{Happening, REPORT_MAX, REPORT_TEXT_MAX, Report, ReportReply, StreamEvent};
 use crate::api::word;
@@ -78,7 +79,8 @@ pub fn routes(reactor: Reactor) -> Routes {
         .health
         .look("registry", move || registry.upgrade().map_or(Verdict::Ready, |registry| verdict(&registry)));
     let cluster = Cluster::new(reactor.registry.clone(), reactor.observed.clone());
-    let reactor = Arc::new(Handler { reactor, cluster, warned: Mutex::new(None) });
+    let unknown_names = UnknownNames::new();
+    let reactor = Arc::new(Handler { reactor, cluster, unknown_names, warned: Mutex::new(None) });
     request()
         .and_then(move |request: Request| {
             let reactor = reactor.clone();
@@ -90,6 +92,7 @@ pub fn routes(reactor: Reactor) -> Routes {
 struct Handler {
     reactor: Reactor,
     cluster: Arc<Cluster>,
+    unknown_names: UnknownNames,
     /// When an origin was warned about last.
     warned: Mutex<Option<Instant>>,
 }
@@ -284,10 +287,15 @@ impl Handler {
     }
 
     async fn watcher_lookup(&self, mut request: Request) -> Result<Response, Failure> {
-        self.admit_lookup(&request)?;
+        let caller = self.admit_lookup(&request)?;
         let lookup: WatcherLookup = request.lookup(LOOKUP_BODY_MAX).await?;
         let name = lookup.stream_name;
         let Some(lease) = self.reactor.registry.owner(name.clone()).await? else {
+            let wait = self.unknown_names.asked(caller);
+            if !wait.is_zero() {
+                self.reactor.metrics.delayed.inc();
+                tokio::time::sleep(wait).await;
+            }
             return Err(Failure::new(StatusCode::NOT_FOUND, format!("stream '{name}' is not published")));
         };
         // An lb node says more than a name. To a plain one 404 is final, where another status is an outage that it sits out.
