@@ -5,15 +5,15 @@
 //! [`crate::registry`] does.
 
 use crate::api::report::{Happening, HttpPlay, Report, StreamEvent, StreamReport, Timeline, TimelineEntry};
-use crate::ids::{NodeId, StreamName};
+use crate::ids::{NodeId, SessionTag, StreamName};
 use serde::Serialize;
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// The most streams of which something is kept; of more, those of which nothing was heard for longest are forgotten. With what is kept
-/// of each that is some 70 MB at most.
+/// of each that is some 70 MB at most; of streams that came and went at once, some 5 MB.
 const STREAMS: usize = 5_000;
 
 /// The most events that are kept of a stream.
@@ -38,6 +38,9 @@ const KEPT: Duration = Duration::from_secs(3600);
 /// The longest interval of reports that is believed.
 const INTERVAL_MAX: Duration = Duration::from_secs(60);
 
+/// How often the reports that do not hold any more are given up.
+const SWEEP: Duration = Duration::from_secs(5);
+
 /// See the module's head.
 #[derive(Debug, Default)]
 pub struct Observed {
@@ -51,6 +54,8 @@ struct State {
     switches: VecDeque<(Instant, TimelineEntry)>,
     /// Nodes that are to drain and have not heard of it.
     drains: HashSet<NodeId>,
+    /// When reports were given up last.
+    swept: Option<Instant>,
 }
 
 /// What a node says of itself.
@@ -65,15 +70,35 @@ pub struct Place {
     until: Instant,
 }
 
+/// Most streams that a reactor has heard of are gone: what is kept of them is small and in few pieces.
 #[derive(Debug)]
 struct Seen {
-    /// What each node said last, and until when that holds. A node with several roles says two things of a stream: how it is
-    /// published there, and how it is watched.
-    on: BTreeMap<(NodeId, bool), (StreamReport, Instant)>,
-    /// In the order in which they were heard of, with when they happened and where.
-    events: VecDeque<(Instant, TimelineEntry)>,
+    /// What each node said last, by node. One with several roles says two things of a stream: how it is watched, and how it is published
+    /// there.
+    on: Vec<Said>,
+    /// In the order in which they were heard of.
+    events: VecDeque<Event>,
     samples: VecDeque<(Instant, Sample)>,
     heard: Instant,
+}
+
+#[derive(Debug)]
+struct Said {
+    node: NodeId,
+    report: StreamReport,
+    /// Until when it holds.
+    until: Instant,
+}
+
+/// A [`TimelineEntry`] of a stream, when it happened, and nothing that can be said again when somebody asks.
+#[derive(Debug)]
+struct Event {
+    at: Instant,
+    node: Option<NodeId>,
+    event: Happening,
+    session: Option<SessionTag>,
+    number: Option<u64>,
+    detail: Option<Box<str>>,
 }
 
 /// More nodes report than are kept account of.
@@ -100,6 +125,7 @@ impl Observed {
     /// Errors: so many nodes report that there is no room for one more.
     pub fn report(&self, node: &NodeId, source: IpAddr, report: Report, now: Instant) -> Result<bool, Full> {
         let mut state = self.lock();
+        state.sweep(now);
         let until = now + 3 * Duration::from_millis(report.interval_ms).min(INTERVAL_MAX);
         state.nodes.retain(|_, place| place.until > now);
         if state.nodes.len() >= NODES && !state.nodes.contains_key(node) {
@@ -150,9 +176,10 @@ impl Observed {
     /// What happened to a stream, in the order in which it happened.
     pub fn timeline(&self, name: &StreamName, now: Instant) -> Timeline {
         let state = self.lock();
-        let mut events: Vec<_> = state.streams.get(name).into_iter().flat_map(|seen| &seen.events).collect();
-        events.sort_by_key(|(at, _)| *at);
-        Timeline { events: events.into_iter().map(|(at, entry)| aged(*at, entry, now)).collect() }
+        let mut events: Vec<&Event> =
+            state.streams.get(name).into_iter().flat_map(|seen| &seen.events).collect();
+        events.sort_by_key(|event| event.at);
+        Timeline { events: events.into_iter().map(|event| event.told(name, now)).collect() }
     }
 
     /// The last hour of a stream, oldest first.
@@ -184,7 +211,7 @@ impl State {
             }
         }
         let seen = self.streams.entry(name.clone()).or_insert_with(|| Seen {
-            on: BTreeMap::new(),
+            on: Vec::new(),
             events: VecDeque::new(),
             samples: VecDeque::new(),
             heard: now,
@@ -195,28 +222,67 @@ impl State {
 
     fn note(&mut self, node: Option<NodeId>, event: StreamEvent, now: Instant) {
         let at = now.checked_sub(Duration::from_millis(event.ago_ms)).unwrap_or(now);
-        // Its age is told by when it was.
-        let entry = TimelineEntry::of(node, StreamEvent { ago_ms: 0, ..event });
-        if entry.event.event == Happening::Switched {
-            push(&mut self.switches, (at, entry.clone()), SWITCHES);
+        let StreamEvent { stream_name: name, event, session, number, detail, .. } = event;
+        let event = Event { at, node, event, session, number, detail: detail.map(String::into_boxed_str) };
+        if event.event == Happening::Switched {
+            // Its age is told by when it was.
+            push(&mut self.switches, (at, event.told(&name, at)), SWITCHES);
         }
-        let name = entry.event.stream_name.clone();
-        push(&mut self.seen(&name, now).events, (at, entry), EVENTS);
+        push(&mut self.seen(&name, now).events, event, EVENTS);
+    }
+
+    /// Gives up what nodes said and do not say any more, now and then.
+    fn sweep(&mut self, now: Instant) {
+        if self.swept.is_some_and(|swept| now.saturating_duration_since(swept) < SWEEP) {
+            return;
+        }
+        self.swept = Some(now);
+        for seen in self.streams.values_mut().filter(|seen| !seen.on.is_empty()) {
+            seen.on.retain(|said| said.until > now);
+            if seen.on.is_empty() {
+                seen.on = Vec::new();
+                seen.events.shrink_to_fit();
+                seen.samples.shrink_to_fit();
+            }
+        }
+    }
+}
+
+impl Event {
+    /// As it is told at this time.
+    fn told(&self, name: &StreamName, now: Instant) -> TimelineEntry {
+        let age = now.saturating_duration_since(self.at).as_millis();
+        let event = StreamEvent {
+            stream_name: name.clone(),
+            event: self.event,
+            ago_ms: u64::try_from(age).unwrap_or(u64::MAX),
+            session: self.session,
+            number: self.number,
+            detail: self.detail.as_deref().map(str::to_owned),
+        };
+        TimelineEntry::of(self.node.clone(), event)
     }
 }
 
 impl Seen {
     fn now(&self, now: Instant) -> impl Iterator<Item = (NodeId, StreamReport)> {
-        let fresh = self.on.iter().filter(move |(_, (_, until))| *until > now);
-        fresh.map(|((node, _), (report, _))| (node.clone(), report.clone()))
+        let fresh = self.on.iter().filter(move |said| said.until > now);
+        fresh.map(|said| (said.node.clone(), said.report.clone()))
     }
 
     /// Takes what a node says, if there is room for one more.
     fn report(&mut self, node: &NodeId, report: StreamReport, until: Instant, now: Instant) {
-        self.on.retain(|_, (_, until)| *until > now);
-        let key = (node.clone(), report.published);
-        if self.on.len() < PLACES || self.on.contains_key(&key) {
-            self.on.insert(key, (report, until));
+        self.on.retain(|said| said.until > now);
+        let key = (node, report.published);
+        let said = Said { node: node.clone(), until, report };
+        match self.on.binary_search_by(|other| (&other.node, other.report.published).cmp(&key)) {
+            Ok(at) => {
+                if let Some(before) = self.on.get_mut(at) {
+                    *before = said;
+                }
+            }
+            Err(at) if self.on.len() < PLACES => self.on.insert(at, said),
+            Err(_) => {}
         }
     }
 
@@ -226,7 +292,7 @@ impl Seen {
             return;
         }
         let mut sample = Sample::default();
-        for (report, _) in self.on.values() {
+        for Said { report, .. } in &self.on {
             if report.published {
                 sample.bits_per_second = report.bits_per_second;
                 sample.frames_per_second = report.frames_per_second;
@@ -247,13 +313,6 @@ fn push<T>(list: &mut VecDeque<T>, one: T, most: usize) {
         list.pop_front();
     }
     list.push_back(one);
-}
-
-fn aged(at: Instant, entry: &TimelineEntry, now: Instant) -> TimelineEntry {
-    let mut entry = entry.clone();
-    let age = now.saturating_duration_since(at).as_millis();
-    entry.event.ago_ms = u64::try_from(age).unwrap_or(u64::MAX);
-    entry
 }
 
 #[cfg(test)]
@@ -322,6 +381,21 @@ mod tests {
         assert!(
             observed.place(&a, now).is_some() && observed.place(&a, now + Duration::from_secs(3)).is_none()
         );
+    }
+
+    #[test]
+    fn of_a_stream_that_is_gone_only_what_happened_is_kept() {
+        let (observed, now) = (Observed::default(), Instant::now());
+        let (name, a): (StreamName, NodeId) = ("x".parse().unwrap(), "a".parse().unwrap());
+        let both = report(vec![stream(&name, true, 1)], vec![event(&name, Happening::Published, 0)]);
+        observed.report(&a, HERE, both, now).unwrap();
+        let later = now + Duration::from_secs(3).max(SWEEP);
+        observed.report(&a, HERE, report(vec![], vec![]), later).unwrap();
+        let state = observed.lock();
+        let seen = &state.streams[&name];
+        assert_eq!((seen.on.capacity(), seen.events.len(), seen.samples.len()), (0, 1, 1));
+        drop(state);
+        assert_eq!(observed.timeline(&name, later).events[0].what, "published from ?");
     }
 
     #[test]
