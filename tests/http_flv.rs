@@ -15,6 +15,7 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::time::{Duration, Instant};
 use tungstenite::Message;
 
 const TAG_MAX: usize = 8 << 20;
@@ -241,6 +242,27 @@ fn a_websocket_brings_the_same_stream() {
         }
     };
     assert_eq!(end, "closed");
+    node.wait_for_metric("lb_viewers", 0.0, SOON);
+}
+
+#[test]
+fn a_player_that_talks_all_the_time_is_heard_at_a_pace_to_its_last_word() {
+    let node = all(&[]);
+    let _publisher = publish(&node, "x");
+    let socket = TcpStream::connect(node.http()).unwrap();
+    socket.set_nodelay(true).unwrap();
+    socket.set_read_timeout(Some(SOON)).unwrap();
+    let (mut socket, _) = tungstenite::client(format!("ws://{}/live/x.flv", node.http()), socket).unwrap();
+    let begun = Instant::now();
+    // Each waits for the answer to the one before, so that none comes in the same read.
+    for number in 0..60_u8 {
+        socket.send(Message::Ping(vec![number].into())).unwrap();
+        while !matches!(socket.read().unwrap(), Message::Pong(payload) if payload[..] == [number]) {}
+    }
+    // Thirty at once, fifteen a second then.
+    let took = begun.elapsed();
+    assert!(took > Duration::from_millis(1500), "{took:?}");
+    socket.close(None).unwrap();
     node.wait_for_metric("lb_viewers", 0.0, SOON);
 }
 

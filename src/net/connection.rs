@@ -153,10 +153,7 @@ impl Connection<'_> {
             // A thousand that bring so much would keep all others waiting for the sum of what they have in their sockets.
             tokio::task::yield_now().await;
         }
-        let publishes = self.session.publishes();
-        if !publishes && let Some(at) = self.idle.next() {
-            tokio::time::sleep_until(at).await;
-        }
+        self.idle.wait(&self.transport).await;
         let session = &mut self.session;
         let n = tokio::select! {
             biased;

@@ -8,7 +8,7 @@
 use crate::media::{Content, Packet, PacketKind};
 
 /// SO_RCVLOWAT's default: any byte wakes the task.
-const ANY_BYTE: usize = 1;
+pub(super) const ANY_BYTE: usize = 1;
 
 /// The frames over which sizes are measured before a mark is chosen: about two seconds, which usually contain a keyframe.
 const FRAMES: u32 = 60;

@@ -1,6 +1,8 @@
 //! How much of something a peer may send a second: a token bucket, and what a peer may send that does not publish.
-//! Pure: time comes in as a value.
+//! Time comes in as a value.
 
+use super::low_water::ANY_BYTE;
+use super::transport::Transport;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -37,6 +39,9 @@ impl Rate {
 /// comes in one read: it costs a few bytes to have the node wake up for it, and players have next to nothing to say.
 const IDLE_READS: u64 = 15;
 
+/// The low-water mark of a socket that is not read at the moment (SO_RCVLOWAT): more than a player says in that time.
+const PAUSED: usize = 16 << 10;
+
 /// What a peer may send that does not publish, and how often it is read.
 #[derive(Debug)]
 pub(super) struct Idle {
@@ -59,9 +64,14 @@ impl Idle {
         self.bytes.take(bytes as u64, now).is_zero()
     }
 
-    /// When it may be read again, if not at once.
-    pub fn next(&self) -> Option<Instant> {
-        self.next
+    /// Waits until it may be read again. Safe to drop and call again; nobody reads it otherwise after a call that was dropped.
+    pub async fn wait(&mut self, transport: &Transport) {
+        let Some(at) = self.next else { return };
+        // What comes meanwhile would wake this process up, a packet at a time.
+        transport.set_low_water(PAUSED);
+        tokio::time::sleep_until(at).await;
+        transport.set_low_water(ANY_BYTE);
+        self.next = None;
     }
 }
 
@@ -75,12 +85,12 @@ mod tests {
         let mut idle = Idle::new(1000, begun);
         for _ in 0..2 * IDLE_READS {
             assert!(idle.take(6, begun));
-            assert_eq!(idle.next(), None, "a burst is read as it comes");
+            assert_eq!(idle.next, None, "a burst is read as it comes");
         }
         let mut now = begun;
         for _ in 0..1000 {
             assert!(idle.take(6, now));
-            now = idle.next().unwrap_or(now);
+            now = idle.next.unwrap_or(now);
         }
         let paced = now - begun;
         assert!(paced.abs_diff(Duration::from_secs(1000 / IDLE_READS)) < Duration::from_secs(1), "{paced:?}");

@@ -266,9 +266,7 @@ impl Connection<'_> {
 
     /// Reads once. `false`: the peer closed. Safe to drop and call again.
     async fn read(&mut self) -> Result<bool, Error> {
-        if let Some(at) = self.idle.next() {
-            tokio::time::sleep_until(at).await;
-        }
+        self.idle.wait(&self.transport).await;
         let input = &mut self.input;
         let n = tokio::select! {
             biased;
