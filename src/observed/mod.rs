@@ -13,7 +13,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// The most streams of which something is kept; of more, those of which nothing was heard for longest are forgotten. With what is kept
-/// of each that is some 70 MB at most; of streams that came and went at once, some 5 MB.
+/// of each that is some 70 MB at most.
 const STREAMS: usize = 5_000;
 
 /// The most events that are kept of a stream.
