@@ -1,6 +1,6 @@
 //! A connection: its socket and its session, and what every part of its life does with them: read, write, refuse, close.
 
-use super::rate::Idle;
+use super::idle::Idle;
 use super::server::Server;
 use super::transport::Transport;
 use crate::auth::Action;

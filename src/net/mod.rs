@@ -12,6 +12,7 @@ mod dial;
 mod elsewhere;
 pub mod hls;
 pub mod http;
+mod idle;
 mod listener;
 pub mod location;
 mod low_water;

@@ -1,9 +1,9 @@
 //! The life of a connection: negotiate, then publish or play, or both on message streams of their own, until it ends.
 
 use super::connection::{Connection, Error};
+use super::idle::Idle;
 use super::play::{Alone, Next, Play, Playing};
 use super::publish::Publishing;
-use super::rate::Idle;
 use super::server::{Entrance, Negotiating, Protocol, Server};
 use super::transport::Transport;
 use super::{http, play, publish};

@@ -9,7 +9,7 @@ pub mod request;
 pub mod websocket;
 
 use super::connection::{Error, count_refusal};
-use super::rate::Idle;
+use super::idle::Idle;
 use super::server::{Negotiating, Server};
 use super::transport::Transport;
 use super::viewing::{self, Admitted, NotAdmitted, Prospect, Watching, Who};
