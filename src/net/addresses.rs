@@ -75,7 +75,7 @@ impl Drop for Slot {
 }
 
 /// The network that one customer of a provider has: an IPv4 address, or an IPv6 network of 64 bits.
-fn customer(address: IpAddr) -> IpAddr {
+pub fn customer(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => address,
         IpAddr::V6(v6) => IpAddr::V6((v6.to_bits() >> 64 << 64).into()),

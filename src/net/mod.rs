@@ -33,6 +33,7 @@ mod tls;
 mod transport;
 mod viewing;
 
+pub use addresses::customer;
 pub use elsewhere::Elsewhere;
 pub use peers::Peers;
 pub use ports::{PortGuard, Ports};

@@ -5,6 +5,7 @@
 //! are answered at once, whoever asks.
 
 use super::door::Caller;
+use crate::net::customer;
 use crate::net::rate::Rate;
 use moka::sync::Cache;
 use std::net::IpAddr;
@@ -12,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Answers a second for an address, after a burst of two seconds of them.
+/// Answers a second for an address (IPv6: for one /64), after a burst of two seconds of them.
 const A_SECOND: u64 = 1_000;
 
 /// The longest that an answer is held back: nodes give up after 2 s.
@@ -37,7 +38,8 @@ impl UnknownNames {
             return Duration::ZERO;
         }
         let now = Instant::now();
-        let rate = self.0.get_with(caller.source, || Arc::new(Mutex::new(Rate::new(A_SECOND, now))));
+        let rate =
+            self.0.get_with(customer(caller.source), || Arc::new(Mutex::new(Rate::new(A_SECOND, now))));
         let wait = rate.lock().unwrap_or_else(PoisonError::into_inner).take(1, now);
         // Not all at once: they would all be back at once.
         if wait > LONGEST { LONGEST.mul_f64(rand::random_range(0.5..=1.0)) } else { wait }
@@ -63,6 +65,11 @@ mod tests {
         (0..10 * A_SECOND).for_each(|_| assert!(names.asked(stranger) <= LONGEST));
         assert!((LONGEST / 2..=LONGEST).contains(&names.asked(stranger)));
         assert_eq!(names.asked(caller("192.0.2.2", false)), Duration::ZERO);
+        // Whoever has a network of IPv6 addresses is one of them.
+        for number in 0..3 * A_SECOND {
+            assert!(names.asked(caller(&format!("2001:db8::{number:x}"), false)) <= LONGEST);
+        }
+        assert!(names.asked(caller("2001:db8::ffff:1", false)) > Duration::ZERO);
         assert_eq!(names.asked(caller("192.0.2.1", true)), Duration::ZERO);
     }
 }
