@@ -460,3 +460,47 @@ impl From<Error> for Failure {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::server::Peer;
+    use super::*;
+    use crate::registry::{Memory, Settings};
+    use std::net::Ipv4Addr;
+
+    /// The clock is paused, so that what took time was held back.
+    #[tokio::test(start_paused = true)]
+    async fn that_a_name_is_unknown_is_said_at_a_pace_and_where_one_is_at_once() {
+        let settings = Settings { warm_up: Duration::ZERO, ..Settings::default() };
+        let registry = Registry::start(Arc::new(Memory::new()), settings);
+        let prometheus = prometheus::Registry::new();
+        let metrics = ReactorMetrics::register(&prometheus, &registry).unwrap();
+        let routes = routes(Reactor {
+            registry,
+            template: Template::default(),
+            door: Door::default(),
+            observed: Arc::default(),
+            metrics: metrics.clone(),
+            health: Health::new(),
+            stop: CancellationToken::new(),
+        });
+        let call = async |path: &str, name: &str| {
+            let peer = Peer { address: Ipv4Addr::LOCALHOST.into(), known: Arc::default() };
+            let begun = tokio::time::Instant::now();
+            let request = warp::test::request().method("POST").path(path).header("host", "localhost");
+            let body = format!("{{\"stream_name\":\"{name}\"}}");
+            let request = request.header("content-type", "application/json").extension(peer).body(body);
+            (request.reply(&routes).await.status().as_u16(), begun.elapsed())
+        };
+        assert_eq!(call("/publisher_lookup", "known").await.0, 200);
+        let mut held_back = 0;
+        for number in 0..2_500 {
+            let (status, took) = call("/watcher_lookup", &format!("none{number}")).await;
+            assert_eq!(status, 404);
+            held_back += u64::from(!took.is_zero());
+        }
+        assert!((400..=500).contains(&held_back), "{held_back}");
+        assert_eq!(metrics.delayed.get(), held_back);
+        assert_eq!(call("/watcher_lookup", "known").await, (200, Duration::ZERO));
+    }
+}
