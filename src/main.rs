@@ -5,6 +5,17 @@ use lb::config::Plan;
 use lb::node;
 use std::process::ExitCode;
 
+/// It gives what a crowd or an attack left back to the system by itself, in small steps, and counts what is in use without a walk through
+/// all that is free. glibc's does neither: both take a lock that whoever allocates waits for.
+#[cfg(target_env = "gnu")]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+/// jemalloc(3), TUNING: a thread of its own gives back what has not been used again for a second, also where nobody allocates.
+#[cfg(target_env = "gnu")]
+#[unsafe(export_name = "_rjem_malloc_conf")]
+static ALLOCATOR_SETTINGS: &[u8; 60] = b"background_thread:true,dirty_decay_ms:1000,muzzy_decay_ms:0\0";
+
 /// Where the C library's allocator has one lock for all threads and keeps what was freed in pieces.
 #[cfg(target_env = "musl")]
 #[global_allocator]
@@ -89,7 +100,6 @@ fn run<F: Future<Output = Result<(), node::Error>>>(
     for line in &plan.notes {
         tracing::warn!("{line}");
     }
-    give_back_memory();
     lb::client::install_crypto_provider();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -103,19 +113,5 @@ fn say(text: &str) {
     use std::io::Write;
     if let Err(error) = std::io::stdout().write_all(text.as_bytes()) {
         tracing::debug!(%error, "standard output");
-    }
-}
-
-/// Large pieces of memory go back to the system as soon as they are free. By default glibc raises its threshold
-/// (mallopt(3), M_MMAP_THRESHOLD) with each large piece that is freed, and from then on keeps what is below it: rings of
-/// streams that are gone, say.
-fn give_back_memory() {
-    #[cfg(target_env = "gnu")]
-    {
-        const THRESHOLD: libc::c_int = 128 << 10;
-        // SAFETY: it takes two numbers and touches nothing of ours; no other thread runs yet.
-        if unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, THRESHOLD) } == 0 {
-            tracing::debug!("the allocator's threshold could not be set");
-        }
     }
 }

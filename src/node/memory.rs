@@ -1,10 +1,10 @@
-//! How much memory this process may use, and what it gives back.
+//! How much memory this process may use, and how much it does. That free memory goes back to the system is the allocator's work
+//! (`main.rs`).
 
 use crate::budget::Budget;
 use crate::telemetry::Metrics;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 /// What is assumed where the system does not say.
 const UNKNOWN: usize = 1 << 30;
@@ -53,100 +53,33 @@ fn group_limit(groups: &str) -> Option<usize> {
     Path::new(group).ancestors().filter_map(limit).min()
 }
 
-/// How often it is looked whether the allocator holds more than it needs.
-const LOOK: Duration = Duration::from_secs(2);
-
-/// So much more than what could not be given back last may be held and not in use, as it saves the allocator going to the system: bytes, or
-/// this part of what is in use.
-const SPARE: usize = 1 << 20;
-const SPARE_PART: usize = 8;
-
-/// Gives memory back to the system that was in small pieces: what a crowd or an attack left stays with the allocator
-/// otherwise, for as long as one piece in a thousand is in use.
-pub(super) async fn give_back() {
-    // What is in pages of which a piece is in use, and of stacks: it cannot be given back.
-    let mut kept = 0;
-    let mut was_much = false;
-    loop {
-        tokio::time::sleep(LOOK).await;
-        let Some(before) = Held::now() else { return };
-        kept = kept.min(before.spare);
-        let much = before.is_much_beyond(kept);
-        // Twice in a row: what comes and goes this moment had better stay.
-        if !std::mem::replace(&mut was_much, much) || !much {
-            continue;
-        }
-        // It takes milliseconds: not on a thread that serves streams.
-        drop(tokio::task::spawn_blocking(trim).await);
-        kept = Held::now().unwrap_or(before).spare;
-        was_much = false;
-        tracing::debug!(before = before.spare, after = kept, "memory given back to the system");
-    }
-}
-
-/// What the allocator holds, in bytes.
-#[derive(Clone, Copy, Debug)]
-struct Held {
-    in_use: usize,
-    /// What is resident beyond that: free pieces, and the stacks of threads.
-    spare: usize,
-}
-
-impl Held {
-    /// Nothing where neither the system nor the allocator says.
-    fn now() -> Option<Self> {
-        let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
-        // proc(5): resident pages, then those of them that are of files: code, which nobody has allocated.
-        let mut pages = statm.split_whitespace().skip(1).map(str::parse::<usize>);
-        let (resident, of_files) = (pages.next()?.ok()?, pages.next()?.ok()?);
-        // SAFETY: it takes a number and touches nothing.
-        let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).ok()?;
-        let in_use = in_use()?;
-        Some(Held { in_use, spare: (resident.saturating_sub(of_files) * page).saturating_sub(in_use) })
-    }
-
-    /// Whether so much is spare that some of it had better go back; this much of it cannot.
-    fn is_much_beyond(&self, kept: usize) -> bool {
-        self.spare > kept + SPARE.max(self.in_use / SPARE_PART)
-    }
-}
-
-/// What the allocator has handed out, in bytes.
+/// What the allocator has handed out, in bytes. Nothing where it does not count.
 fn in_use() -> Option<usize> {
     #[cfg(target_env = "gnu")]
     {
-        // SAFETY: it takes nothing, and only counts.
-        let counted = unsafe { libc::mallinfo2() };
-        Some(counted.uordblks + counted.hblkhd)
+        use tikv_jemalloc_sys::mallctl;
+        // Any number that is written to it brings the counts up to date (jemalloc(3), MALLCTL NAMESPACE).
+        let mut epoch = 1_u64;
+        let mut bytes = 0_usize;
+        let mut len = size_of::<usize>();
+        let nowhere = std::ptr::null_mut;
+        // SAFETY: it copies as many bytes as it is told from the number that the pointer is to, and keeps neither.
+        let refused = unsafe {
+            mallctl(c"epoch".as_ptr(), nowhere(), std::ptr::null_mut(), (&raw mut epoch).cast(), size_of::<u64>())
+        };
+        // SAFETY: it writes as many bytes as `len` says, which is what the number has.
+        let failed = unsafe {
+            mallctl(c"stats.allocated".as_ptr(), (&raw mut bytes).cast(), &raw mut len, nowhere(), 0)
+        };
+        (refused == 0 && failed == 0).then_some(bytes)
     }
     #[cfg(not(target_env = "gnu"))]
     None
 }
 
-fn trim() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: it takes a number, and gives back only what is free.
-    unsafe {
-        libc::malloc_trim(0);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_was_free_in_small_pieces_goes_back() {
-        let pieces: Vec<Vec<u8>> = (0..4096).map(|_| vec![1; 60 << 10]).collect();
-        // One in a hundred stays, so that the allocator cannot give the rest back by itself.
-        let kept: Vec<Vec<u8>> = pieces.into_iter().step_by(100).collect();
-        let before = Held::now().unwrap();
-        assert!(before.is_much_beyond(0), "{before:?}");
-        trim();
-        let after = Held::now().unwrap();
-        assert!(after.spare < before.spare / 2, "{before:?} {after:?}");
-        drop(kept);
-    }
 
     #[test]
     fn what_the_system_says_is_read() {

@@ -42,7 +42,6 @@ pub(super) struct Node {
     agent: Agent,
     _events: (Events, AbortOnDropHandle<()>),
     _contact: AbortOnDropHandle<()>,
-    _trimming: AbortOnDropHandle<()>,
     _reporter: Option<Reporter>,
     pub stream_metrics: Arc<StreamMetrics>,
     pub routes: Arc<Routes>,
@@ -297,7 +296,6 @@ impl Node {
         entrances.listeners.into_iter().try_for_each(listen).map_err(start_error)?;
         let contact = tokio::spawn(watch_contact(agent.contact(), health.register("reactor")));
         let contact = AbortOnDropHandle::new(contact);
-        let trimming = AbortOnDropHandle::new(tokio::spawn(memory::give_back()));
         let http = http.map(|address| shared.http_play(address)).transpose()?;
         let reporter = shared.reporter(http);
         let most = shared.args.limits.stream_metrics;
@@ -322,7 +320,6 @@ impl Node {
             agent,
             _events: events,
             _contact: contact,
-            _trimming: trimming,
         })
     }
 
