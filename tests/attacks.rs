@@ -38,9 +38,9 @@ const BASE: u64 = 112 << 20;
 const SETTLES: Duration = Duration::from_secs(10);
 
 /// What it may have more than a tenth of what it had: what node and reactor remember of a thousand names for some minutes, and pages
-/// of which the allocator has one piece in use (`node/memory.rs`); and the same of the ten thousand that a flood of publishes brings.
-const REMEMBERED: u64 = 12 << 20;
-const REMEMBERED_OF_FLOOD: u64 = 36 << 20;
+/// of which one piece is in use; and the same of the ten thousand that a flood of publishes brings.
+const REMEMBERED: u64 = 8 << 20;
+const REMEMBERED_OF_FLOOD: u64 = 24 << 20;
 
 static MACHINE: Mutex<()> = Mutex::new(());
 
@@ -110,12 +110,15 @@ impl Target {
         let (peak, delay) = self.bear(address, what, attack);
         let (after, settled) = self.settle(what);
         let before = self.before;
+        let in_use = self.lb.metric("lb_memory_allocated_bytes") as u64;
+        assert!((1 << 20..after).contains(&in_use), "{what}: {in_use} of {after} bytes are in use");
         println!(
-            "{what}: {:.1} MiB before, {:.1} at most, {:.1} {}; 99 of 100 frames within {delay:?}, longest gap {:?}",
+            "{what}: {:.1} MiB before, {:.1} at most, {:.1} {}, {:.1} of them in use; 99 of 100 frames within {delay:?}, longest gap {:?}",
             mib(before),
             mib(peak),
             mib(after),
             if settled { "within 10 s" } else { "after 10 s" },
+            mib(in_use),
             self.viewers[0].seen().longest_gap()
         );
         assert!(peak <= before + BUDGET + BASE, "{what}: {:.1} MiB", mib(peak));

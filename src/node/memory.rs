@@ -65,7 +65,13 @@ fn in_use() -> Option<usize> {
         let nowhere = std::ptr::null_mut;
         // SAFETY: it copies as many bytes as it is told from the number that the pointer is to, and keeps neither.
         let refused = unsafe {
-            mallctl(c"epoch".as_ptr(), nowhere(), std::ptr::null_mut(), (&raw mut epoch).cast(), size_of::<u64>())
+            mallctl(
+                c"epoch".as_ptr(),
+                nowhere(),
+                std::ptr::null_mut(),
+                (&raw mut epoch).cast(),
+                size_of::<u64>(),
+            )
         };
         // SAFETY: it writes as many bytes as `len` says, which is what the number has.
         let failed = unsafe {
