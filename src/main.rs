@@ -23,14 +23,14 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     for name in environment::empty(std::env::vars_os()) {
-        // SAFETY: no other thread runs yet.
+        // SAFETY: no thread of ours runs yet, and the one of the allocator reads no environment.
         unsafe { std::env::remove_var(name) };
     }
     let args = Args::read(std::env::args_os()).unwrap_or_else(|error| error.exit());
     if let Some(Command::Demo(demo)) = &args.command {
         // What a node's environment says is not meant for it.
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("LB_")) {
-            // SAFETY: no other thread runs yet.
+            // SAFETY: no thread of ours runs yet, and the one of the allocator reads no environment.
             unsafe { std::env::remove_var(name) };
         }
         let plan = lb::demo::plan(&demo.log).map_err(node::Error::from);
