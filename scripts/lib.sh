@@ -70,5 +70,5 @@ cargo_tool() {
     PATH=$folder/bin:$PATH
     [[ -x $folder/bin/$1 ]] && return
     echo "building $1 $2"
-    cargo install --quiet --locked --debug --root "$folder" --version "$2" "$1"
+    CARGO_PROFILE_DEV_DEBUG=false cargo install --quiet --locked --debug --root "$folder" --version "$2" "$1"
 }
