@@ -5,22 +5,6 @@ use lb::config::Plan;
 use lb::node;
 use std::process::ExitCode;
 
-/// It gives what a crowd or an attack left back to the system by itself, in small steps, and counts what is in use without a walk through
-/// all that is free. glibc's does neither: both take a lock that whoever allocates waits for.
-#[cfg(target_env = "gnu")]
-#[global_allocator]
-static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
-
-/// jemalloc(3), TUNING: a thread of its own gives back what has not been used again for a second, also where nobody allocates.
-#[cfg(target_env = "gnu")]
-#[unsafe(export_name = "_rjem_malloc_conf")]
-static ALLOCATOR_SETTINGS: &[u8; 60] = b"background_thread:true,dirty_decay_ms:1000,muzzy_decay_ms:0\0";
-
-/// Where the C library's allocator has one lock for all threads and keeps what was freed in pieces.
-#[cfg(target_env = "musl")]
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
     for name in environment::empty(std::env::vars_os()) {
         // SAFETY: no thread of ours runs yet, and the one of the allocator reads no environment.

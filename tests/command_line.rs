@@ -59,6 +59,15 @@ fn version_is_printed() {
     assert!(said.starts_with(begin) && said.ends_with("-linux-gnu)"), "{said}");
 }
 
+/// The settings are a symbol that the allocator looks for: a wrong name would go unnoticed.
+#[test]
+fn the_allocator_is_told_to_give_memory_back_soon() {
+    let told = lb::run_with(&["--version"], &[("_RJEM_MALLOC_CONF", "stats_print:true")]).stderr;
+    for setting in ["opt.background_thread: true", "opt.dirty_decay_ms: 1000", "opt.muzzy_decay_ms: 0"] {
+        assert!(told.contains(setting), "no {setting} in {told}");
+    }
+}
+
 /// Runs `lb` with something wrong, and checks that it says so in one line, does not start and exits with 2.
 #[track_caller]
 fn assert_usage_error(args: &[&str], says: &[&str]) {
