@@ -76,6 +76,10 @@ fn obs_without_a_good_token_is_refused_and_told_why() {
         let ended = format!("connection closed: {reason} ");
         assert_eq!(lb.log().matches(&ended).count(), 1, "{reason}");
     }
+    let log = lb.log();
+    let refused: Vec<&str> = log.lines().filter(|line| line.contains(" refused: ")).collect();
+    assert!(refused[0].contains("refused: the token has expired "), "{refused:?}");
+    assert!(refused.iter().all(|line| line.contains("reason=\"unauthorized\"")), "{refused:?}");
     let shown = shown::everything(&lb);
     assert!(shown.contains("\"streams\":[]"), "nothing was published: {shown}");
     for (token, _) in &tokens {
