@@ -12,7 +12,7 @@ const IDLE_READS: u64 = 15;
 /// The low-water mark of a socket that is not read at the moment (SO_RCVLOWAT): more than a player says in that time.
 const PAUSED: usize = 16 << 10;
 
-/// What a peer may send that does not publish, and how often it is read.
+/// See the module's head.
 #[derive(Debug)]
 pub(super) struct Idle {
     bytes: Rate,

@@ -25,7 +25,7 @@ const FRAMES: u64 = 200;
 /// What a flooded stream may cost a node, beyond what it used before:
 /// - 32 MiB: the flooded stream's ring with all that it counts (`relay::Settings::ring_bytes`);
 /// - 32 MiB: as much again. Blocks are allocated by whichever worker thread reads the publisher, and the allocator does not
-///   give what one thread's arena has free to another's: 74 MiB in all were seen with two threads, and 40 with one arena;
+///   give what one thread's arena has free to another's: with glibc's 74 MiB in all were seen with two threads, and 40 with one arena;
 /// - 16 MiB: one read of 64 KiB, which holds 22,000 messages of three bytes, in each of its forms (messages, events and
 ///   packets of some hundred bytes each), and what is gathered for the next block, in either arena;
 /// - 16 MiB: the rings of ten streams of 35 kB/s, and all else that grows while a node runs.
