@@ -34,6 +34,7 @@ use rtmp::{Node, Shared};
 use service::{Signals, hangups, keep_watchdog, notify, outlive_harmless_signals};
 use sockets::{Entrances, Sockets};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::signal::unix::Signal;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
@@ -113,10 +114,23 @@ pub async fn run_and_tell(plan: Plan, ready: impl FnOnce(&Addresses)) -> Result<
     tracing::info!("stopping");
     notify(sd_notify::NotifyState::Stopping);
     serving.set_unready("draining");
+    stop(node, plan.args.limits.drain_timeout, &ending, &servers, &mut signals).await;
+    drop(watchdog);
+    outcome
+}
+
+/// The node drains, then the servers end; at a second signal everything does at once.
+async fn stop(
+    node: Option<Node>,
+    drain_timeout: Duration,
+    ending: &Ending,
+    servers: &TaskTracker,
+    signals: &mut Signals,
+) {
     ending.draining.cancel();
     let ended = async {
         if let Some(node) = node {
-            node.stop(plan.args.limits.drain_timeout).await;
+            node.stop(drain_timeout).await;
         }
         ending.servers.cancel();
         servers.close();
@@ -126,8 +140,6 @@ pub async fn run_and_tell(plan: Plan, ready: impl FnOnce(&Addresses)) -> Result<
         () = ended => {}
         () = signals.next() => tracing::warn!("stopped at once by a second signal"),
     }
-    drop(watchdog);
-    outcome
 }
 
 /// Readiness as a metric.
