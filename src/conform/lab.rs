@@ -170,15 +170,19 @@ impl Lab {
         Ok(peer)
     }
 
-    /// Plays this check's stream: the server has said that it starts.
+    /// Plays this check's stream, as [`Lab::watch`] does.
     pub(super) async fn viewer(&self) -> Result<Peer, Trouble> {
-        self.viewer_of(&self.key(Side::Play)).await
+        let mut peer = self.ready(Side::Play).await?;
+        self.watch(&mut peer).await?;
+        Ok(peer)
     }
 
-    pub(super) async fn viewer_of(&self, key: &str) -> Result<Peer, Trouble> {
-        let mut peer = self.ready(Side::Play).await?;
-        play(&mut peer, key).await?;
-        Ok(peer)
+    /// Plays this check's stream, and waits until it begins. A server may say Play.Start while it still fetches the stream from another
+    /// one: what is published before it has joined there is not for this viewer. Servers that have nothing for a viewer
+    /// who joins are not waited for in vain for long.
+    pub(super) async fn watch(&self, peer: &mut Peer) -> Result<(), Trouble> {
+        play(peer, &self.key(Side::Play)).await?;
+        peer.begins(self.quiet() * PATIENCE).await
     }
 
     /// A connection that does nothing: it is there to see whether the server lives on.
@@ -193,7 +197,7 @@ pub(super) struct Witness {
     patience: Duration,
 }
 
-/// How many quiet times a connection that nothing was done to may take for its answer.
+/// How many quiet times a connection may take for what it is to bring: an answer where nothing was done to it, or the first media.
 pub(super) const PATIENCE: u32 = 4;
 
 impl Witness {

@@ -11,6 +11,7 @@ use crate::rtmp::session::{COMMAND_CHUNK_STREAM, chunk_stream};
 use crate::rtmp::{self, Limits};
 use crate::telemetry::shown;
 use bytes::{Buf, Bytes, BytesMut};
+use std::collections::VecDeque;
 use std::io;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -85,6 +86,8 @@ pub(super) struct Peer {
     socket: TcpStream,
     reader: Reader,
     unread: BytesMut,
+    /// Read, and to be read again: see [`Peer::begins`].
+    kept: VecDeque<Message>,
     deadline: Instant,
     /// The message stream that `createStream` gave.
     pub stream_id: u32,
@@ -104,6 +107,7 @@ impl Peer {
             socket,
             reader: Reader::new(&Limits::default()),
             unread: BytesMut::new(),
+            kept: VecDeque::new(),
             deadline,
             stream_id: 1,
             chunk_size: chunk::DEFAULT_CHUNK_SIZE,
@@ -148,6 +152,13 @@ impl Peer {
 
     /// The next message; nothing if none is complete in time.
     pub async fn message_until(&mut self, until: Instant, what: &str) -> Result<Option<Message>, Trouble> {
+        match self.kept.pop_front() {
+            Some(message) => Ok(Some(message)),
+            None => self.next_until(until, what).await,
+        }
+    }
+
+    async fn next_until(&mut self, until: Instant, what: &str) -> Result<Option<Message>, Trouble> {
         loop {
             let mut input = &*self.unread;
             let message = self.reader.read(&mut input)?;
@@ -162,6 +173,19 @@ impl Peer {
                 None => {}
             }
         }
+    }
+
+    /// Waits for the first audio or video, at most this long, and leaves everything to be read.
+    pub async fn begins(&mut self, time: Duration) -> Result<(), Trouble> {
+        let until = Instant::now() + time;
+        while let Some(message) = self.next_until(until, "media").await? {
+            let begun = matches!(message.type_id, message::AUDIO | message::VIDEO);
+            self.kept.push_back(message);
+            if begun {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// What no connection can live without.

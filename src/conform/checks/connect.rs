@@ -2,7 +2,7 @@
 
 use crate::conform::bodies::{self, Media};
 use crate::conform::check::{Check, Finding, Group, fail, info, pass};
-use crate::conform::lab::{CONNECT, Connect, Lab, PUBLISH_START, Side, create_stream, play, publish};
+use crate::conform::lab::{CONNECT, Connect, Lab, PUBLISH_START, Side, create_stream, publish};
 use crate::conform::peer::{Peer, Status, Trouble};
 use crate::conform::scene::{arrive, opening, send};
 use crate::rtmp::amf0::{Properties, Value};
@@ -72,7 +72,7 @@ async fn app(lab: &Lab, spell: fn(&str) -> String) -> Finding {
     send(&mut publisher, &opening(1000)).await?;
     let (mut viewer, _) = lab.connected_by(Side::Play, connect(Side::Play)).await?;
     create_stream(&mut viewer).await?;
-    play(&mut viewer, &lab.key(Side::Play)).await?;
+    lab.watch(&mut viewer).await?;
     let media = [Media::video(1040, bodies::avc_key(1))];
     send(&mut publisher, &media).await?;
     arrive(&mut viewer, &media).await?;

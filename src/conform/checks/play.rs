@@ -288,7 +288,7 @@ async fn again(lab: &Lab) -> Finding {
     let mut scene = Scene::start(lab, 1000).await?;
     stop(&mut scene.viewer, "deleteStream").await?;
     create_stream(&mut scene.viewer).await?;
-    play(&mut scene.viewer, &lab.key(Side::Play)).await?;
+    lab.watch(&mut scene.viewer).await?;
     scene.relays(&[Media::video(1080, bodies::avc_key(2))]).await?;
     pass("media comes")
 }
