@@ -33,6 +33,7 @@ const HANDSHAKE: &[&str] = &[
 #[rustfmt::skip]
 const FAULTS: &[(Fault, Meant)] = &[
     (Fault::None, Only(&[])),
+    (Fault::FetchesAfterStart, Only(&[])),
     // Handshake.
     (Fault::S2Random, Only(&["handshake/simple"])),
     (Fault::S2Unsigned(0), Only(&["handshake/digest-schema-0"])),

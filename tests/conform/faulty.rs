@@ -19,6 +19,7 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::task::AbortOnDropHandle;
 
 /// What the server does wrong.
@@ -27,6 +28,8 @@ pub enum Fault {
     None,
     /// No fault: it lets one key in and no other.
     OnlyKey(&'static str),
+    /// No fault: it joins a stream some time after Play.Start, as a server does that fetches it from another one.
+    FetchesAfterStart,
     // Handshake.
     S2Random,
     S2Unsigned(usize),
@@ -159,6 +162,9 @@ struct Message {
     body: Bytes,
 }
 
+/// See [`Fault::FetchesAfterStart`].
+const FETCH: Duration = Duration::from_millis(150);
+
 type Sender = mpsc::UnboundedSender<Message>;
 
 #[derive(Default)]
@@ -258,6 +264,8 @@ struct Connection<'a> {
     publishes: Option<String>,
     published_once: bool,
     plays: Option<String>,
+    /// What is to be joined, and when.
+    fetches: Option<(Instant, String)>,
     played_once: bool,
     waits_for_media: bool,
     paused: bool,
@@ -286,6 +294,7 @@ async fn serve(shared: &Shared, id: u64, socket: TcpStream) -> io::Result<()> {
         publishes: None,
         published_once: false,
         plays: None,
+        fetches: None,
         played_once: false,
         waits_for_media: false,
         paused: false,
@@ -351,6 +360,7 @@ fn in_schema_0(c1: &[u8]) -> bool {
 impl Connection<'_> {
     async fn run(&mut self) -> io::Result<()> {
         loop {
+            let fetched = self.fetches.as_ref().map(|(at, _)| *at);
             tokio::select! {
                 // What comes in first: a viewer that has stopped is not sent what was queued for it.
                 biased;
@@ -359,6 +369,10 @@ impl Connection<'_> {
                     Err(error) => return self.unreadable(error).await,
                 },
                 Some(message) = self.media.recv() => self.pass_on(message).await?,
+                () = sleep_until(fetched.unwrap_or_else(Instant::now)), if fetched.is_some() => {
+                    let (_, name) = self.fetches.take().unwrap();
+                    self.join(name).await?;
+                }
             }
         }
     }
@@ -720,6 +734,15 @@ impl Connection<'_> {
         if command.argument(3).and_then(Value::as_bool) == Some(true) && !self.has(Fault::NoReset) {
             self.status(1, "status", "NetStream.Play.Reset").await?;
         }
+        if self.has(Fault::FetchesAfterStart) {
+            self.fetches = Some((Instant::now() + FETCH, name));
+            return self.status(1, "status", "NetStream.Play.Start").await;
+        }
+        self.join(name).await
+    }
+
+    /// The viewer gets a stream from here on.
+    async fn join(&mut self, name: String) -> io::Result<()> {
         let (start, waits) = {
             let mut streams = self.shared.streams.lock().unwrap();
             let stream = streams.entry(name.clone()).or_default();
@@ -733,7 +756,7 @@ impl Connection<'_> {
         };
         self.plays = Some(name);
         self.waits_for_media = waits;
-        if !waits {
+        if !waits && !self.has(Fault::FetchesAfterStart) {
             let stream_id = if self.has(Fault::PlayOnStream0) { 0 } else { 1 };
             self.status(stream_id, "status", "NetStream.Play.Start").await?;
         }
@@ -748,6 +771,7 @@ impl Connection<'_> {
         if named.is_some_and(|id| id != 1.0) {
             return if self.has(Fault::DeleteUnknownCloses) { over() } else { Ok(()) };
         }
+        self.fetches = None;
         if let Some(name) = &self.plays {
             if matches!(self.shared.fault, Fault::IgnoresStop(call) if call == command.name) {
                 return Ok(());
