@@ -13,7 +13,7 @@ use common::http::{self, Response};
 use common::lb::{self, Lb};
 use common::publisher::{Media, Publisher};
 use common::viewer::Viewer;
-use common::{SOON, wait_for};
+use common::{SOON, poll, wait_for};
 use serde_json::{Value, json};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -70,7 +70,9 @@ fn peers_are_seen_and_sent_away_one_by_one() {
     wait_for("one viewer to go", SOON, || ids(&node, "/viewers").len() == 2);
     assert!(node.log().contains("viewer sent away: too loud"));
     assert_eq!(call(node.admin(), "DELETE", &path, "").status, 404);
-    assert_eq!([&first, &second].iter().filter(|viewer| viewer.is_connected()).count(), 1);
+    let connected = || [&first, &second].iter().filter(|viewer| viewer.is_connected()).count();
+    wait_for("one viewer to be disconnected", SOON, || connected() < 2);
+    assert_eq!(connected(), 1);
 
     let publishers = ids(&node, "/publishers");
     assert_eq!(publishers.len(), 1);
@@ -390,7 +392,6 @@ fn explain_tells_a_streams_life_over_all_nodes() {
     };
     let words = [
         "reactor registered, epoch 1",
-        "in-1 published from",
         "out-1 the first viewer came",
         "found at",
         "the pull brings media after",
@@ -411,9 +412,14 @@ fn explain_tells_a_streams_life_over_all_nodes() {
         };
         let lines: Vec<String> = told.lines().map(line).collect();
         let mut rest = lines.iter();
-        words.into_iter().find(|word| !rest.any(|line| line.contains(word)))
+        let missing = words.into_iter().find(|word| !rest.any(|line| line.contains(word)));
+        // Either of node and reactor may be first to note the time of what they do together.
+        let published = "in-1 published from";
+        missing.or((!lines.iter().any(|line| line.contains(published))).then_some(published))
     };
-    wait_for("everything that happened, in its order", SOON, || missing().is_none());
+    if poll(SOON, || missing().is_none().then_some(())).is_none() {
+        panic!("{:?} is missing, or not in its place:\n{}", missing(), explain(&[]));
+    }
     let events: Value = serde_json::from_str(&explain(&["--json"])).unwrap();
     assert!(events["events"].as_array().unwrap().len() >= words.len());
     let nothing = lb::run(&["explain", "nobody", "--reactor-url", &url]);
