@@ -158,6 +158,7 @@ impl Peer {
         }
     }
 
+    /// The same of what was not read yet.
     async fn next_until(&mut self, until: Instant, what: &str) -> Result<Option<Message>, Trouble> {
         loop {
             let mut input = &*self.unread;
