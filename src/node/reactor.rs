@@ -84,6 +84,8 @@ async fn note_changes(registry: Arc<Registry>, observed: Arc<Observed>, stop: Ca
             Some(Notice::Resync) => continue,
             Some(Notice::Change(change)) => change,
         };
+        // The store may take its time to say whose it is.
+        let seen = Instant::now();
         let event = if change.origin.is_some() { Happening::Registered } else { Happening::Unregistered };
         let owner = registry.owner(change.stream_name.clone()).await.ok().flatten();
         let owner = owner.filter(|lease| lease.epoch == change.epoch);
@@ -95,7 +97,7 @@ async fn note_changes(registry: Arc<Registry>, observed: Arc<Observed>, stop: Ca
             detail: change.origin.map(|origin| origin.to_string()),
             stream_name: change.stream_name,
         };
-        observed.note(event, Instant::now());
+        observed.note(event, seen);
     }
 }
 
