@@ -1,6 +1,7 @@
 //! Both sides against each other, and each against commands written by hand.
 
 mod client;
+mod message_streams;
 mod server;
 
 use super::*;
