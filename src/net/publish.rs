@@ -211,25 +211,11 @@ async fn relay(
     let mut heard = Instant::now();
     let mut upkeep = Upkeep { ping_at: heard + PING, offered: None };
     let mut tick = ticks(connection, heard);
-    let mut low_water = LowWater::new();
-    let (mut packets, mut others) = (Vec::new(), Vec::new());
+    let mut intake = Intake { packets: Vec::new(), others: Vec::new(), low_water: LowWater::new() };
     let mut reads = 0_u32;
     let mut pace = Pace::new(&connection.server.limits, heard);
     loop {
-        let handed = hand_on(connection, feed, &mut packets, &mut low_water, &mut others).await;
-        for event in others.drain(..) {
-            if !aside(connection, play, event).await? {
-                return Ok(false);
-            }
-        }
-        play::say(connection, play).await?;
-        if handed.over {
-            // Another conversation may begin on this connection.
-            low_water.reset();
-        }
-        if let Some(mark) = low_water.news(connection.session.missing()) {
-            connection.transport.set_low_water(mark);
-        }
+        let Some(handed) = intake.take(connection, feed, play).await? else { return Ok(false) };
         if handed.over {
             return Ok(true);
         }
@@ -266,8 +252,8 @@ async fn relay(
                     Due::Disconnect => return Ok(false),
                     Due::End(reason) => return end(connection, play, who, reason).await,
                 }
-                if low_water.is_set() {
-                    low_water.tick();
+                if intake.low_water.is_set() {
+                    intake.low_water.tick();
                 }
             }
         }
@@ -367,48 +353,78 @@ struct Handed {
     bytes: u64,
 }
 
-/// Gives what was read to the feed, and what is said of other message streams to `others`. `packets` is empty before and
-/// after, and keeps its memory.
-async fn hand_on(
-    connection: &mut Connection<'_>,
-    feed: &mut Feed,
-    packets: &mut Vec<Packet>,
-    low_water: &mut LowWater,
-    others: &mut Vec<Event>,
-) -> Handed {
-    let (mut messages, mut bytes) = (0, 0);
-    let (server, session) = (connection.server, &mut connection.session);
-    loop {
-        let (mut over, mut more) = (false, false);
-        while let Some(event) = session.event() {
-            match event {
-                Event::Media(message) => {
-                    let packet = Packet::from_message(message.type_id, message.timestamp, message.body);
-                    server.metrics.lost(Loss::Unusable, u64::from(packet.is_none()));
-                    packets.extend(packet);
+/// Takes in what was read of a publish. Both lists are empty in between, and keep their memory.
+struct Intake {
+    packets: Vec<Packet>,
+    /// What was said of other message streams.
+    others: Vec<Event>,
+    low_water: LowWater,
+}
+
+impl Intake {
+    /// Everything that was read, and what the socket is to wait for next. Nothing: the connection is to be closed.
+    async fn take(
+        &mut self,
+        connection: &mut Connection<'_>,
+        feed: &mut Feed,
+        play: &mut Option<Play>,
+    ) -> Result<Option<Handed>, Error> {
+        let handed = self.hand_on(connection, feed).await;
+        for event in self.others.drain(..) {
+            if !aside(connection, play, event).await? {
+                return Ok(None);
+            }
+        }
+        play::say(connection, play).await?;
+        if handed.over {
+            // Another conversation may begin on this connection.
+            self.low_water.reset();
+        }
+        if let Some(mark) = self.low_water.news(connection.session.missing()) {
+            connection.transport.set_low_water(mark);
+        }
+        Ok(Some(handed))
+    }
+
+    /// Gives media to the feed, and sets aside what is said of other message streams.
+    async fn hand_on(&mut self, connection: &mut Connection<'_>, feed: &mut Feed) -> Handed {
+        let Intake { packets, others, low_water } = self;
+        let (mut messages, mut bytes) = (0, 0);
+        let (server, session) = (connection.server, &mut connection.session);
+        loop {
+            let (mut over, mut more) = (false, false);
+            while let Some(event) = session.event() {
+                match event {
+                    Event::Media(message) => {
+                        let packet = Packet::from_message(message.type_id, message.timestamp, message.body);
+                        server.metrics.lost(Loss::Unusable, u64::from(packet.is_none()));
+                        packets.extend(packet);
+                    }
+                    // One at a time: the media before belongs to it.
+                    Event::Unpublish(_) => over = true,
+                    Event::Pong(_) => {}
+                    event => others.push(event),
                 }
-                // One at a time: the media before belongs to it.
-                Event::Unpublish(_) => over = true,
-                Event::Pong(_) => {}
-                event => others.push(event),
+                more = packets.len() >= MESSAGES;
+                if over || more {
+                    break;
+                }
             }
-            more = packets.len() >= MESSAGES;
-            if over || more {
-                break;
+            if !packets.is_empty() {
+                packets
+                    .iter()
+                    .for_each(|packet| low_water.see(packet, || server.routes.audio_waits_for_video()));
+                server.metrics.received_messages_total.inc_by(packets.len() as u64);
+                messages += packets.len() as u64;
+                bytes += packets.iter().map(|packet| packet.body.len() as u64).sum::<u64>();
+                feed.push(packets);
+                packets.clear();
             }
+            if over || !more {
+                return Handed { over, messages, bytes };
+            }
+            tokio::task::yield_now().await;
         }
-        if !packets.is_empty() {
-            packets.iter().for_each(|packet| low_water.see(packet, || server.routes.audio_waits_for_video()));
-            server.metrics.received_messages_total.inc_by(packets.len() as u64);
-            messages += packets.len() as u64;
-            bytes += packets.iter().map(|packet| packet.body.len() as u64).sum::<u64>();
-            feed.push(packets);
-            packets.clear();
-        }
-        if over || !more {
-            return Handed { over, messages, bytes };
-        }
-        tokio::task::yield_now().await;
     }
 }
 
